@@ -1,0 +1,177 @@
+"""Graph, plan and one sample go in; what an FP16 engine would answer comes out, on any CPU.
+
+Every float tensor that an FP16 layer reads or writes, weights included, is rounded to the nearest
+half (ties to even, overflow to inf, subnormals kept); inside a layer arithmetic runs in FP32, as
+tensor cores accumulate. ONNX Runtime's CPU provider does not do that by itself: it runs FP16 nodes
+in FP32 and drops the roundings between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from trt_helper.graph import Graph, captured
+from trt_helper.kernels import Array, Kernel, Kernels, Rounding
+from trt_helper.precision import Precisions, assign
+from trt_helper.values import Layer, Plan, Role, TensorName
+
+Values = dict[TensorName, Array]
+FP32 = Precisions(frozenset(), frozenset())
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Step:
+    """One layer on one sample: its outputs in FP32, in the trial, and fed with the reference's inputs."""
+
+    layer: Layer
+    reference: Mapping[TensorName, Array]
+    accumulated: Mapping[TensorName, Array]
+    isolated: Mapping[TensorName, Array]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Prepared:
+    """What does not change with the plan: how a layer is computed and what can be forgotten after it."""
+
+    layer: Layer
+    kernel: Kernel
+    reads: tuple[tuple[TensorName, bool, bool], ...]  # name, follows the layer's precision, is initializer
+    writes: tuple[tuple[TensorName, bool], ...]  # name, to be rounded when the layer is half
+    last_read: tuple[TensorName, ...]
+
+
+class Emulator:
+    """Evaluates plans of one graph. Changing the plan or the sample needs no set-up. Thread-safe."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._round = Rounding()
+        self._weights: Values = {}
+        self._half_weights: Values = {}
+        kernels = Kernels(graph.ir)
+        last = _last_readers(graph)
+        self._steps = tuple(self._prepare(layer, kernels, last.get(layer.name, ())) for layer in graph.layers)
+        self._constant_outputs = {
+            value.name: value.const_value.numpy()
+            for value in graph.ir.graph.outputs
+            if value.name and value.const_value is not None
+        }
+
+    def run(self, plan: Plan, feed: Mapping[TensorName, Array]) -> Values:
+        """The model's outputs under `plan`, as FP32 arrays by name."""
+        precisions = assign(self.graph, plan)
+        values: Values = {**feed}
+        rounded: Values = {}
+        for step in self._steps:
+            values.update(self._compute(step, values, rounded, precisions))
+            _forget(step.last_read, values, rounded)
+        return self._outputs(values)
+
+    def walk(self, plan: Plan, feed: Mapping[TensorName, Array]) -> Iterator[Step]:
+        """Trial and FP32 reference side by side, layer by layer; holds only what is still to be read."""
+        precisions = assign(self.graph, plan)
+        reference: Values = {**feed}
+        trial: Values = {**feed}
+        rounded: Values = {}
+        for step in self._steps:
+            name = step.layer.name
+            expected = self._compute(step, reference, {}, FP32)
+            in_half = name in precisions.layers
+            same = all(trial.get(read) is reference.get(read) for read, _, weight in step.reads if not weight)
+            if same and not in_half:
+                found = isolated = expected
+            else:
+                found = self._compute(step, trial, rounded, precisions)
+                isolated = found if same else expected
+                if in_half and not same:
+                    alone = Precisions(frozenset((name,)), frozenset())
+                    isolated = self._compute(step, reference, {}, alone)
+            yield Step(step.layer, expected, found, isolated)
+            reference.update(expected)
+            trial.update(found)
+            _forget(step.last_read, reference, {})
+            _forget(step.last_read, trial, rounded)
+
+    def reference(self, feed: Mapping[TensorName, Array]) -> Values:
+        """The model's outputs in FP32, through the same kernels and without any rounding."""
+        values: Values = {**feed}
+        for step in self._steps:
+            values.update(self._compute(step, values, {}, FP32))
+            _forget(step.last_read, values, {})
+        return self._outputs(values)
+
+    def _prepare(self, layer: Layer, kernels: Kernels, last_read: tuple[TensorName, ...]) -> _Prepared:
+        node, ports = self.graph.nodes[layer.name], self.graph.ports[layer.name]
+        reads = [
+            (value.name or "", index in ports.inputs, self._is_weight(value))
+            for index, value in enumerate(node.inputs)
+            if value is not None
+        ]
+        if outer := captured(node):
+            reads += [(value.name or "", False, self._is_weight(value)) for value in outer]
+            reads = list({read[0]: read for read in reads}.values())
+        rounds = layer.role is Role.COMPUTE or layer.op == "ConstantOfShape"
+        writes = [
+            (value.name, rounds and index in ports.outputs) for index, value in enumerate(node.outputs) if value.name
+        ]
+        return _Prepared(layer, kernels.of(node), tuple(reads), tuple(writes), last_read)
+
+    def _is_weight(self, value: ir.Value) -> bool:
+        if not value.is_initializer() or value.const_value is None:
+            return False
+        if value.name and value.name not in self._weights:
+            self._weights[value.name] = value.const_value.numpy()
+        return True
+
+    def _compute(self, step: _Prepared, values: Values, rounded: Values, precisions: Precisions) -> Values:
+        in_half = step.layer.name in precisions.layers
+        feeds = [
+            self._read(name, in_half and follows, weight, values, rounded, precisions)
+            for name, follows, weight in step.reads
+        ]
+        results = step.kernel.run(feeds)
+        return {
+            name: self._round(result) if in_half and rounds else result
+            for (name, rounds), result in zip(step.writes, results, strict=True)
+        }
+
+    def _read(
+        self, name: TensorName, in_half: bool, weight: bool, values: Values, rounded: Values, precisions: Precisions
+    ) -> Array:
+        if weight:
+            return self._half_weight(name) if in_half else self._weights[name]
+        if not in_half or name in precisions.tensors:
+            return values[name]
+        if name not in rounded:
+            rounded[name] = self._round(values[name])
+        return rounded[name]
+
+    def _half_weight(self, name: TensorName) -> Array:
+        if name not in self._half_weights:
+            self._half_weights[name] = self._round(self._weights[name])
+        return self._half_weights[name]
+
+    def _outputs(self, values: Values) -> Values:
+        return {name: self._constant_outputs.get(name, values.get(name)) for name in self.graph.outputs}  # type: ignore[misc]
+
+
+def _forget(names: tuple[TensorName, ...], values: Values, rounded: Values) -> None:
+    for name in names:
+        values.pop(name, None)
+        rounded.pop(name, None)
+
+
+def _last_readers(graph: Graph) -> dict[str, tuple[TensorName, ...]]:
+    """For each layer the tensors that nobody reads after it; what nobody reads at all goes with its maker."""
+    last: dict[TensorName, str] = {}
+    for layer in graph.layers:
+        last.update(dict.fromkeys((*layer.inputs, *layer.outputs), layer.name))
+    kept = set(graph.outputs)
+    forgotten: dict[str, list[TensorName]] = {}
+    for tensor, name in last.items():
+        if tensor and tensor not in kept:
+            forgotten.setdefault(name, []).append(tensor)
+    return {name: tuple(tensors) for name, tensors in forgotten.items()}

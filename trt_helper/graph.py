@@ -1,0 +1,150 @@
+"""A checked model goes in, its layers come out: names, order, parents and children, roles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from trt_helper.errors import ConfigError, nearest
+from trt_helper.model import Model
+from trt_helper.normalise import Normalised, normalise
+from trt_helper.roles import Ports, picks, role_and_ports, shape_only_values
+from trt_helper.values import Layer, LayerName, Plan, Role, TensorName
+
+MODULE_PATH_KEYS = ("pkg.torch.onnx.name_scopes", "trt_helper.module")
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """The normalised model and its layers. `nodes[name]` and `ports[name]` belong to layer `name`."""
+
+    source: Model
+    ir: ir.Model  # normalised, all FP32; never edited after this
+    layers: tuple[Layer, ...]
+    nodes: Mapping[LayerName, ir.Node]
+    ports: Mapping[LayerName, Ports]
+    aliases: Mapping[LayerName, LayerName]
+    half_io: Mapping[TensorName, ir.DataType]  # graph inputs and outputs that are half for the user
+    picking: frozenset[LayerName]
+
+    @property
+    def candidates(self) -> tuple[LayerName, ...]:
+        """The layers that a plan may pin, in topological order."""
+        return tuple(layer.name for layer in self.layers if layer.role is Role.COMPUTE)
+
+    @property
+    def inputs(self) -> tuple[ir.Value, ...]:
+        return tuple(self.ir.graph.inputs)
+
+    @property
+    def outputs(self) -> tuple[TensorName, ...]:
+        return tuple(value.name or "" for value in self.ir.graph.outputs)
+
+    def all_pinned(self) -> Plan:
+        """The control: every layer that can be FP32 is."""
+        return Plan.of(self.candidates)
+
+    def plan(self, names: Iterable[LayerName]) -> Plan:
+        """The plan that pins `names`; folded names stand for the layer they went into.
+
+        Raises ConfigError for a name that the model does not have. Movement and fixed layers are
+        accepted and change nothing: they follow their neighbours, or are FP32 already.
+        """
+        pins = set()
+        roles = {layer.name: layer.role for layer in self.layers}
+        for name in names:
+            actual = self.aliases.get(name, name)
+            if actual not in roles:
+                near = nearest(name, [*roles, *self.aliases])
+                hint = f"did you mean {near!r}?" if near else f"list them: trt-helper inspect {self.source.path}"
+                raise ConfigError(f"the model has no layer named {name!r}", fix=hint)
+            if roles[actual] is Role.COMPUTE:
+                pins.add(actual)
+        return Plan(frozenset(pins))
+
+
+def read_graph(model: Model) -> Graph:
+    """Normalise a copy of `model` and describe its layers."""
+    normal = normalise(model.ir.clone())
+    graph = normal.model.graph
+    shapes = shape_only_values(graph)
+    opset = normal.model.opset_imports.get("", 1)
+    nodes: dict[LayerName, ir.Node] = {}
+    ports: dict[LayerName, Ports] = {}
+    layers: list[Layer] = []
+    children = _children(graph)
+    for node in graph:
+        name = node.name or ""
+        shape_only = all(out.name in shapes for out in node.outputs if out.uses() or out.is_graph_output())
+        role, ports[name] = role_and_ports(node, opset, shape_only=shape_only)
+        if name in normal.author_fp32:
+            role, ports[name] = Role.FIXED, Ports((), ())
+        nodes[name] = node
+        layers.append(_layer(node, role, tuple(children[name])))
+    return Graph(
+        source=model,
+        ir=normal.model,
+        layers=tuple(layers),
+        nodes=nodes,
+        ports=ports,
+        aliases=normal.aliases,
+        half_io=normal.half_io,
+        picking=frozenset(name for name, node in nodes.items() if picks(node)),
+    )
+
+
+def _children(graph: ir.Graph) -> dict[LayerName, list[LayerName]]:
+    children: dict[LayerName, list[LayerName]] = {node.name or "": [] for node in graph}
+    for node in graph:
+        for parent in _parents(node):
+            children[parent].append(node.name or "")
+    return children
+
+
+def _parents(node: ir.Node) -> tuple[LayerName, ...]:
+    read = (value for value in (*node.inputs, *captured(node)) if value is not None)
+    return tuple(dict.fromkeys(p.name or "" for value in read if (p := value.producer()) is not None))
+
+
+def _layer(node: ir.Node, role: Role, children: tuple[LayerName, ...]) -> Layer:
+    read = (value for value in (*node.inputs, *captured(node)) if value is not None)
+    return Layer(
+        name=node.name or "",
+        op=node.op_type,
+        role=role,
+        inputs=tuple(value.name or "" for value in read),
+        outputs=tuple(value.name or "" for value in node.outputs),
+        parents=_parents(node),
+        children=children,
+        module=next((node.metadata_props[key] for key in MODULE_PATH_KEYS if key in node.metadata_props), ""),
+    )
+
+
+def captured(node: ir.Node) -> tuple[ir.Value, ...]:
+    """Tensors of the main graph that the node's subgraphs read, each once."""
+    found: dict[str, ir.Value] = {}
+    main = node.graph
+    for subgraph in subgraphs(node):
+        read = [v for inner in ir.traversal.RecursiveGraphIterator(subgraph) for v in inner.inputs]
+        for value in (*read, *subgraph.outputs):
+            if value is not None and _belongs_to(value, main):
+                found[value.name or ""] = value
+    return tuple(found.values())
+
+
+def subgraphs(node: ir.Node) -> tuple[ir.Graph, ...]:
+    """The bodies of an If, Loop or Scan; none for any other node."""
+    found: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.type is ir.AttributeType.GRAPH:
+            found.append(attribute.as_graph())
+        elif attribute.type is ir.AttributeType.GRAPHS:
+            found.extend(attribute.as_graphs())
+    return tuple(found)
+
+
+def _belongs_to(value: ir.Value, graph: ir.Graph | ir.Function | None) -> bool:
+    producer = value.producer()
+    return (producer.graph if producer is not None else value.graph) is graph

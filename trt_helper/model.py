@@ -1,0 +1,149 @@
+"""A path goes in, a checked and still untouched model comes out.
+
+Weights stay on disk (memory-mapped) until somebody needs their values, so a model of several GB
+loads in no time. `onnx_ir` refuses external data outside the model's folder when it is opened;
+here it is refused before anything else happens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+from onnx_ir.passes.common import TopologicalSortPass
+
+from trt_helper.errors import ModelError
+
+EXPORT_AGAIN = "export the model again, or give the path of a valid .onnx file"
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A model as the user gave it, parsed and checked."""
+
+    path: Path
+    sha256: str  # of the file and of its external data, in the order of their names
+    ir: ir.Model
+
+
+def load(path: Path) -> Model:
+    """Read and check `path`. Raises ModelError for anything that is not a sound ONNX model."""
+    proto = _parse(path)
+    model = _deserialize(proto, path)
+    external = _external_files(model, path)
+    _require_outputs(model, path)
+    _require_producers(model, path)
+    try:
+        TopologicalSortPass()(model)
+    except Exception as error:
+        raise ModelError(f"{path}: the graph has a cycle", fix=EXPORT_AGAIN) from error
+    _check(path)
+    return Model(path, _sha256([path, *external]), model)
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    if not path.is_file():
+        what = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise ModelError(f"{path} {what}", fix="give the path of an .onnx file")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}", fix="check its permissions") from error
+    if not data:
+        raise ModelError(f"{path} is empty", fix=EXPORT_AGAIN)
+    try:
+        proto = onnx.ModelProto.FromString(data)
+    except DecodeError as error:
+        raise ModelError(
+            f"{path} is not an ONNX model, or it is truncated ({len(data)} bytes)", fix=EXPORT_AGAIN
+        ) from error
+    if not proto.opset_import or not proto.graph.node:
+        raise ModelError(f"{path} holds no ONNX graph ({len(data)} bytes)", fix=EXPORT_AGAIN)
+    return proto
+
+
+def _deserialize(proto: onnx.ModelProto, path: Path) -> ir.Model:
+    try:
+        model = ir.from_proto(proto)
+    except Exception as error:  # onnx_ir raises whatever the first inconsistency makes it raise
+        raise ModelError(f"{path} is not a sound ONNX graph: {_first_line(error)}", fix=EXPORT_AGAIN) from error
+    ir.external_data.set_base_dir(model.graph, path.resolve().parent)
+    return model
+
+
+def _external_files(model: ir.Model, path: Path) -> list[Path]:
+    folder = path.resolve().parent
+    found: dict[str, Path] = {}
+    for tensor in _tensors(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            target = (folder / tensor.location).resolve()
+            if not target.is_relative_to(folder):
+                raise ModelError(
+                    f"{path}: the weights of {tensor.name!r} point outside the model's folder: {tensor.location!r}",
+                    fix="keep external data beside the model; do not trust this file",
+                )
+            if not target.is_file():
+                raise ModelError(
+                    f"{path}: its external data {tensor.location!r} is missing", fix=f"put it into {folder}"
+                )
+            if (tensor.offset or 0) + (tensor.length or tensor.nbytes) > target.stat().st_size:
+                raise ModelError(
+                    f"{path}: its external data {tensor.location!r} is truncated", fix=EXPORT_AGAIN
+                )
+            found[str(tensor.location)] = target
+    return [found[name] for name in sorted(found)]
+
+
+def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol | None]:
+    for graph in model.graphs():
+        yield from (value.const_value for value in graph.initializers.values())
+        for node in graph:
+            yield from (a.as_tensor() for a in node.attributes.values() if a.type is ir.AttributeType.TENSOR)
+
+
+def _require_outputs(model: ir.Model, path: Path) -> None:
+    if not model.graph.outputs:
+        raise ModelError(f"{path}: the graph has no outputs", fix=EXPORT_AGAIN)
+
+
+def _require_producers(model: ir.Model, path: Path) -> None:
+    """Every tensor that is read comes from a node, an input or an initializer."""
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        for value in node.inputs:
+            if value is None or value.producer() or value.is_graph_input() or value.is_initializer():
+                continue
+            raise ModelError(
+                f"{path}: node {node.name or node.op_type!r} reads {value.name!r}, which nothing produces",
+                fix=EXPORT_AGAIN,
+            )
+    for value in model.graph.outputs:
+        if not (value.producer() or value.is_graph_input() or value.is_initializer()):
+            raise ModelError(f"{path}: nothing produces the output {value.name!r}", fix=EXPORT_AGAIN)
+
+
+def _check(path: Path) -> None:
+    try:
+        onnx.checker.check_model(str(path))
+    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+        text = _first_line(error)
+        if "topologically sorted" in text:  # sound, only written in another order; sorted above
+            return
+        raise ModelError(f"{path}: {text}", fix=EXPORT_AGAIN) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _sha256(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,255 @@
+"""An untouched ONNX graph goes in, the graph that precision is decided on comes out.
+
+Functions are inlined, every node has a name of its own, half-precision parts are raised to FP32 (and
+remembered), constants and BatchNorm are folded in FP32 as TensorRT folds them, types are inferred.
+Nothing is rounded here: in FP32 the result computes what the user's model computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+from onnxscript.optimizer import fold_constants
+from onnxscript.rewriter import rewrite
+from onnxscript.rewriter.rules.common import (
+    fuse_batchnorm_into_conv_rule,
+    fuse_batchnorm_into_conv_transpose_rule,
+    fuse_batchnorm_into_gemm_rule,
+)
+
+from trt_helper.errors import ModelError
+
+BATCHNORM_RULES = (
+    fuse_batchnorm_into_conv_rule,
+    fuse_batchnorm_into_conv_transpose_rule,
+    fuse_batchnorm_into_gemm_rule,
+)
+HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+FOLD_LIMIT = 1 << 30  # elements: weights may be folded whatever their size
+GROWTH_LIMIT = 1 << 24  # elements of a folded result, so that an Expand does not fill the memory
+DOMAINS = ("", "ai.onnx")
+QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """`model` in FP32, and what its author had decided."""
+
+    model: ir.Model
+    aliases: dict[str, str]  # name of a folded or removed node -> the layer that it went into
+    author_fp32: frozenset[str]  # layers that the author of a mixed model had left in FP32
+    half_io: dict[str, ir.DataType] = field(default_factory=dict)  # graph inputs and outputs in half
+
+
+def normalise(model: ir.Model) -> Normalised:
+    """Normalise `model` in place. Raises ModelError for what trt-helper cannot judge."""
+    passes.InlinePass()(model)
+    refuse(model)
+    name_nodes(model.graph)
+    passes.RemoveInitializersFromInputsPass()(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    passes.LiftSubgraphInitializersToMainGraphPass()(model)
+    infer_types(model)
+    half_io = {
+        value.name: value.dtype
+        for value in (*model.graph.inputs, *model.graph.outputs)
+        if value.name and value.dtype in HALVES
+    }
+    model.ir_version = max(model.ir_version, 4)  # from there on an initializer need not be an input
+    author_fp32 = raise_to_fp32(model)
+    before = {node.name or "": _consumers(node) for node in model.graph}
+    producers = {out.name: node.name for node in model.graph for out in node.outputs}
+    fold_constants(model, input_size_limit=FOLD_LIMIT, output_size_limit=GROWTH_LIMIT)
+    folded = fold_batchnorm(model)
+    passes.RemoveUnusedNodesPass()(model)
+    _restore_names(model.graph, before, producers)
+    name_nodes(model.graph)
+    infer_types(model)
+    alive = {node.name or "" for node in model.graph}
+    if not alive:
+        raise ModelError("every output is a constant", fix="there is nothing to decide in this model")
+    aliases = {name: heir for name in before if name not in alive and (heir := _heir(name, before, alive))}
+    return Normalised(
+        model,
+        {**aliases, **folded},
+        frozenset({aliases.get(name, name) for name in author_fp32} & alive),
+        half_io,
+    )
+
+
+def refuse(model: ir.Model) -> None:
+    """Say no to what has no FP32 reference here, before any work is done."""
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        where = f"node {node.name or node.op_type!r}"
+        if node.domain not in DOMAINS:
+            raise ModelError(
+                f"{where} is {node.domain}::{node.op_type}, a custom operator: it has no reference to judge by",
+                fix="export the model with standard ONNX operators, or cut the custom part off",
+            )
+        if node.op_type in QUANTISED or node.op_type.startswith("QLinear"):
+            raise ModelError(
+                f"{where} is {node.op_type}: the model is quantised already",
+                fix="give the FP32 model from before quantisation; trt-helper chooses between FP32 and FP16",
+            )
+
+
+def name_nodes(graph: ir.Graph) -> None:
+    """Give every node, also in subgraphs, a name of its own; names that are unique stay.
+
+    An unnamed node is called `node_of_<first output>`, as TensorRT's parser calls it.
+    """
+    taken: set[str] = set()
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        name = node.name or f"node_of_{node.outputs[0].name}"
+        unique, number = name, 0
+        while unique in taken:
+            number += 1
+            unique = f"{name}_{number}"
+        taken.add(unique)
+        node.name = unique
+
+
+def infer_types(model: ir.Model) -> None:
+    """Infer shapes and types; every tensor has a type afterwards."""
+    passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        for value in node.outputs:
+            if value.name and value.type is None and (value.uses() or value.is_graph_output()):
+                raise ModelError(
+                    f"the type of {value.name!r}, an output of {node.op_type} {node.name!r}, cannot be inferred",
+                    fix="run onnx.shape_inference on the model, or export it again with type information",
+                )
+
+
+def raise_to_fp32(model: ir.Model) -> frozenset[str]:
+    """Turn every half-precision tensor of a mixed model into FP32, without changing a value.
+
+    Returns the names of the main graph's layers that compute in FP32 already, in a model that also
+    has half-precision ones: its author meant them to. In a pure FP32 model nobody decided anything.
+    """
+    values = list(_values(model))
+    if not any(value.dtype in HALVES for value in values):
+        return frozenset()
+    kept = frozenset(
+        node.name or ""
+        for node in model.graph
+        if node.op_type != "Cast" and any(out.dtype is ir.DataType.FLOAT for out in node.outputs)
+    )
+    for value in values:
+        if value.dtype in HALVES:
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+            if value.const_value is not None:
+                value.const_value = _as_float32(value.const_value)
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        _raise_attributes(node)
+    _drop_idle_casts(model)
+    return kept
+
+
+def _values(model: ir.Model) -> Iterable[ir.Value]:
+    for graph in model.graphs():
+        yield from graph.inputs
+        yield from graph.initializers.values()
+        for node in graph:
+            yield from node.outputs
+
+
+def _as_float32(tensor: ir.TensorProtocol) -> ir.Tensor:
+    return ir.Tensor(tensor.numpy().astype(np.float32), name=tensor.name)
+
+
+def _raise_attributes(node: ir.Node) -> None:
+    for name in ("to", "dtype"):
+        attribute = node.attributes.get(name)
+        if attribute is not None and attribute.as_int() in HALVES:
+            node.attributes[name] = ir.AttrInt64(name, ir.DataType.FLOAT)
+    value = node.attributes.get("value")
+    if value is not None and value.type is ir.AttributeType.TENSOR and value.as_tensor().dtype in HALVES:
+        node.attributes["value"] = ir.AttrTensor("value", _as_float32(value.as_tensor()))
+
+
+def _drop_idle_casts(model: ir.Model) -> None:
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        source = node.inputs[0] if node.op_type == "Cast" else None
+        if source is not None and source.dtype is ir.DataType.FLOAT is node.outputs[0].dtype:
+            node.op_type = "Identity"
+            node.attributes.clear()
+
+
+def fold_batchnorm(model: ir.Model) -> dict[str, str]:
+    """Fold each BatchNorm into the convolution or product before it; returns BatchNorm -> its heir.
+
+    A BatchNorm that stands alone becomes the scale and shift that TensorRT computes: its running
+    mean and variance are worked into scale and bias, in FP32, before anything is rounded.
+    """
+    norms = {
+        node.outputs[0].name: (node.name or "", getattr(node.inputs[0].producer(), "name", None))  # type: ignore[union-attr]
+        for node in model.graph
+        if node.op_type == "BatchNormalization"
+    }
+    rewrite(model, BATCHNORM_RULES)
+    heirs: dict[str, str] = {}
+    for node in model.graph:
+        norm, parent = norms.get(node.outputs[0].name, ("", None))
+        if node.op_type == "BatchNormalization":
+            _absorb_statistics(node)
+        elif norm and parent:
+            node.name = parent
+            node.metadata_props.clear()
+            heirs[norm] = parent
+    return heirs
+
+
+def _absorb_statistics(node: ir.Node) -> None:
+    tensors = [value.const_value if value is not None else None for value in node.inputs[1:5]]
+    epsilon = node.attributes.get_float("epsilon", 1e-5)
+    if any(tensor is None for tensor in tensors):
+        return
+    scale, bias, mean, variance = (tensor.numpy() for tensor in tensors if tensor is not None)
+    factor = scale / np.sqrt(variance + np.float32(epsilon))
+    folded = (factor, bias - mean * factor, np.zeros_like(mean), np.ones_like(variance))
+    for index, (role, array) in enumerate(zip(("scale", "bias", "mean", "var"), folded, strict=True), start=1):
+        value = ir.Value(
+            name=f"{node.name}_folded_{role}",
+            const_value=ir.Tensor(array.astype(np.float32)),
+            type=ir.TensorType(ir.DataType.FLOAT),
+            shape=ir.Shape(array.shape),
+        )
+        node.graph.register_initializer(value)  # type: ignore[union-attr]
+        node.replace_input_with(index, value)
+    node.attributes["epsilon"] = ir.AttrFloat32("epsilon", 0.0)
+
+
+def _consumers(node: ir.Node) -> tuple[str, ...]:
+    return tuple(user.name or "" for out in node.outputs for user, _ in out.uses())
+
+
+def _restore_names(
+    graph: ir.Graph, before: dict[str, tuple[str, ...]], producers: dict[str | None, str | None]
+) -> None:
+    """A node that a rewrite replaced gets back the name of the one that made the same tensor."""
+    taken = {node.name for node in graph}
+    for node in graph:
+        if node.name in before:
+            continue
+        name = next((producers[out.name] for out in node.outputs if out.name in producers), None)
+        if name and name not in taken:
+            node.name = name
+            taken.add(name)
+
+
+def _heir(name: str, before: dict[str, tuple[str, ...]], alive: set[str]) -> str | None:
+    """The first surviving layer downstream of a vanished one."""
+    queue, seen = list(before[name]), {name}
+    while queue:
+        candidate = queue.pop(0)
+        if candidate in alive:
+            return candidate
+        if candidate not in seen:
+            seen.add(candidate)
+            queue.extend(before.get(candidate, ()))
+    return None

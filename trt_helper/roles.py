@@ -1,0 +1,120 @@
+"""What a layer may do in FP16, read from the operators' own schemas.
+
+The ONNX schema of an operator says which of its inputs and outputs may be half precision. On top of
+that stands what no schema says: which operators only move values, and which inputs are shapes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import onnx
+import onnx_ir as ir
+
+from trt_helper.values import Role
+
+MOVEMENT = frozenset(
+    "Compress Concat ConstantOfShape DepthToSpace Dropout Expand Flatten Gather GatherElements GatherND "
+    "Identity Pad Reshape ReverseSequence ScatterElements ScatterND Slice SpaceToDepth Split Squeeze Tile "
+    "Transpose Unsqueeze".split()
+)
+# These read floats and pick by comparing them: they must see what they are given, not a rounding of it.
+PICKING = frozenset("ArgMax ArgMin TopK NonZero".split())
+
+# Inputs that are shapes, counts or positions. A float that ends only there is TensorRT's shape
+# arithmetic, done on the host; it is never half precision.
+SHAPE_INPUTS = {
+    "ConstantOfShape": (0,),
+    "Expand": (1,),
+    "Loop": (0,),
+    "OneHot": (1,),
+    "Pad": (1, 3),
+    "Range": (0, 1, 2),
+    "Reshape": (1,),
+    "Resize": (1, 2, 3),
+    "Slice": (1, 2, 3, 4),
+    "Split": (1,),
+    "Squeeze": (1,),
+    "Tile": (1,),
+    "TopK": (1,),
+    "Unsqueeze": (1,),
+    "Upsample": (1,),
+}
+ALWAYS_FLOAT = {"Resize": (1, 2), "Upsample": (1,)}  # region of interest and scales
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Which inputs and outputs of a node follow its precision, by index; other floats stay FP32."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+def role_and_ports(node: ir.Node, opset: int, *, shape_only: bool) -> tuple[Role, Ports]:
+    """Classify a node. `shape_only` says that its results end in shapes and nowhere else."""
+    half_in, half_out = _half_parameters(node.op_type, opset, len(node.inputs), len(node.outputs))
+    always = ALWAYS_FLOAT.get(node.op_type, ())
+    floats_in = [i for i, value in enumerate(node.inputs) if _is_float(value)]
+    floats_out = [i for i, value in enumerate(node.outputs) if _is_float(value)]
+    inputs = tuple(i for i in floats_in if half_in[i] and i not in always)
+    outputs = tuple(i for i in floats_out if half_out[i])
+    ports = Ports(inputs, outputs)
+    has_subgraph = any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
+    if shape_only or has_subgraph or "dtype" in node.attributes or not (inputs or outputs):
+        return Role.FIXED, Ports((), ())
+    if floats_out and not half_out[floats_out[0]]:
+        return Role.FIXED, Ports((), ())
+    if node.op_type in MOVEMENT or node.op_type in PICKING:
+        return Role.MOVEMENT, ports
+    if node.op_type == "Cast" and not floats_out:
+        return Role.MOVEMENT, ports
+    return Role.COMPUTE, ports
+
+
+def picks(node: ir.Node) -> bool:
+    """Whether the node decides something non-float by the floats it reads."""
+    return node.op_type in PICKING or (node.op_type == "Cast" and not any(map(_is_float, node.outputs)))
+
+
+def shape_only_values(graph: ir.Graph) -> frozenset[str]:
+    """Names of the tensors that end in shape inputs and nowhere else."""
+    found: set[str] = set()
+    for node in reversed(list(graph)):
+        for value in node.outputs:
+            uses = value.uses()
+            if not value.name or not uses or value.is_graph_output():
+                continue
+            if all(_is_shape_use(user, index, found) for user, index in uses):
+                found.add(value.name)
+    return frozenset(found)
+
+
+def _is_shape_use(user: ir.Node, index: int, found: set[str]) -> bool:
+    if index in SHAPE_INPUTS.get(user.op_type, ()):
+        return True
+    return all(out.name in found or not (out.uses() or out.is_graph_output()) for out in user.outputs)
+
+
+def _is_float(value: ir.Value | None) -> bool:
+    return value is not None and value.type == ir.TensorType(ir.DataType.FLOAT)
+
+
+@lru_cache(maxsize=4096)
+def _half_parameters(
+    op: str, opset: int, inputs: int, outputs: int
+) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
+    try:
+        schema = onnx.defs.get_schema(op, max_inclusive_version=opset)
+    except onnx.defs.SchemaError:
+        return (False,) * inputs, (False,) * outputs
+    return _allowed(schema.inputs, inputs), _allowed(schema.outputs, outputs)
+
+
+def _allowed(parameters: list[onnx.defs.OpSchema.FormalParameter], count: int) -> tuple[bool, ...]:
+    """The last parameter of a schema may be variadic and then stands for all that follow."""
+    if not parameters:
+        return (False,) * count
+    half = ["tensor(float16)" in parameter.types for parameter in parameters]
+    return tuple(half[min(index, len(half) - 1)] for index in range(count))

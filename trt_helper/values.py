@@ -1,0 +1,157 @@
+"""The frozen values that cross a module border, in the order in which data flows.
+
+No third-party import here: the search sees these and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+LayerName = str
+TensorName = str
+
+
+class Role(Enum):
+    """What a plan may do with a layer."""
+
+    COMPUTE = "compute"  # has an FP16 and an FP32 form: may be pinned
+    MOVEMENT = "movement"  # moves or picks values: follows the precision of what it moves
+    FIXED = "fixed"  # integers, shapes, no FP16 form, or FP32 by the author's decision: never changed
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One ONNX node of the normalised main graph, in topological order."""
+
+    name: LayerName
+    op: str
+    role: Role
+    inputs: tuple[TensorName, ...]  # floats and others, initializers and tensors read by subgraphs included
+    outputs: tuple[TensorName, ...]
+    parents: tuple[LayerName, ...]
+    children: tuple[LayerName, ...]
+    module: str = ""  # path of the PyTorch module it came from, where the exporter wrote it
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The layers that stay in FP32. Everything else is FP16."""
+
+    fp32: frozenset[LayerName] = frozenset()
+
+    @classmethod
+    def of(cls, names: Iterable[LayerName]) -> Plan:
+        return cls(frozenset(names))
+
+    def __len__(self) -> int:
+        return len(self.fp32)
+
+
+class Statistic(str, Enum):
+    """Which figure of a tensor's errors is held against the tolerance (Polygraphy's meaning)."""
+
+    MAX = "max"
+    MEAN = "mean"
+    MEDIAN = "median"
+    ELEMWISE = "elemwise"
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """An output passes if stat(abs) <= atol or stat(rel) <= rtol; with elemwise, every element must.
+
+    `atol` is in the output's own unit, `rtol` is relative to the reference. `per_output` maps an
+    output's name to its own (atol, rtol).
+    """
+
+    atol: float = 1e-3
+    rtol: float = 1e-3
+    stat: Statistic = Statistic.MAX
+    per_output: Mapping[TensorName, tuple[float, float]] = field(default_factory=dict)
+
+    def of(self, output: TensorName) -> tuple[float, float]:
+        """(atol, rtol) for this output."""
+        return self.per_output.get(output, (self.atol, self.rtol))
+
+
+@dataclass(frozen=True, slots=True)
+class TensorError:
+    """How far one tensor is from its reference.
+
+    The statistics are over the elements that are finite on both sides. `non_finite` counts the others
+    that differ: NaN or Inf where the reference has something else, or the reverse.
+    """
+
+    name: TensorName
+    max: float
+    mean: float
+    median: float
+    max_rel: float
+    mean_rel: float
+    median_rel: float
+    worst: tuple[int, ...]  # index of the worst element; of the first non-finite one where there is one
+    outside: int  # elements beyond both atol and rtol
+    non_finite: int
+    total: int
+    spread: float = 0.0  # largest finite magnitude of the reference
+
+    def passes(self, tolerance: Tolerance) -> bool:
+        """Whether this tensor is within `tolerance`; `outside` must have been counted with it."""
+        if self.non_finite:
+            return False
+        if tolerance.stat is Statistic.ELEMWISE:
+            return self.outside == 0
+        atol, rtol = tolerance.of(self.name)
+        absolute = getattr(self, tolerance.stat.value)
+        relative = getattr(self, f"{tolerance.stat.value}_rel")
+        return bool(absolute <= atol or relative <= rtol)
+
+    def excess(self, tolerance: Tolerance) -> float:
+        """Error over tolerance: at most 1 for a tensor that passes, inf for a non-finite one."""
+        if self.non_finite:
+            return float("inf")
+        if tolerance.stat is Statistic.ELEMWISE:
+            return 2.0 * self.outside / max(self.total, 1) + (1.0 if self.outside else 0.0)
+        atol, rtol = tolerance.of(self.name)
+        absolute = getattr(self, tolerance.stat.value)
+        relative = getattr(self, f"{tolerance.stat.value}_rel")
+        return min(_over(absolute, atol), _over(relative, rtol))
+
+
+def _over(error: float, allowed: float) -> float:
+    if error == 0:
+        return 0.0
+    return error / allowed if allowed > 0 else float("inf")
+
+
+class Verdict(Enum):
+    """What one trial says about its own plan, and about no other."""
+
+    PASS = "pass"  # noqa: S105 - a verdict, not a password
+    FAIL = "fail"
+    UNRESOLVED = "unresolved"  # could not build, crashed, timed out, repeats disagree
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One plan evaluated on samples: the worst error of each output decides."""
+
+    plan: Plan
+    verdict: Verdict
+    outputs: tuple[TensorError, ...] = ()  # worst over the samples, one per output
+    excess: float = float("inf")  # worst error over tolerance: at most 1 passes
+    sample: int = 0  # index of the sample that decided
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """What FP16 does to one layer, worst sample: the evidence."""
+
+    layer: Layer
+    accumulated: TensorError  # in the trial, against the FP32 reference: what arrives
+    isolated: TensorError  # fed with reference inputs: what this layer itself adds
+    overflow: int  # finite in FP32, infinite in FP16, by this layer itself
+    underflow: int  # not zero in FP32, zero in FP16, by this layer itself
