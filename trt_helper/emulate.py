@@ -8,9 +8,10 @@ in FP32 and drops the roundings between them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from trt_helper.graph import Graph, captured
@@ -54,6 +55,8 @@ class Emulator:
         kernels = Kernels(graph.ir)
         last = _last_readers(graph)
         self._steps = tuple(self._prepare(layer, kernels, last.get(layer.name, ())) for layer in graph.layers)
+        self._index = {layer.name: index for index, layer in enumerate(graph.layers)}
+        self._makers = {name: step for step in self._steps for name, _ in step.writes}
         self._constant_outputs = {
             value.name: value.const_value.numpy()
             for value in graph.ir.graph.outputs
@@ -102,6 +105,73 @@ class Emulator:
             values.update(self._compute(step, values, {}, FP32))
             _forget(step.last_read, values, {})
         return self._outputs(values)
+
+    def has_rounded_weights(self, name: str) -> bool:
+        """Whether rounding changes any weight of this layer."""
+        reads = self._steps[self._index[name]].reads
+        return any(
+            weight and follows and not np.array_equal(self._weights[read], self._half_weight(read), equal_nan=True)
+            for read, follows, weight in reads
+        )
+
+    def all_values(self, feed: Mapping[TensorName, Array]) -> Values:
+        """Every tensor of the FP32 model at once."""
+        values: Values = {**feed}
+        for step in self._steps:
+            values.update(self._compute(step, values, {}, FP32))
+        return values
+
+    def inject(self, roundings: Iterable[tuple[TensorName, str]], reference: Values) -> Values:
+        """The outputs that change when single roundings are put into the FP32 model.
+
+        Each rounding is (tensor, consumer): only `consumer` reads that tensor rounded, be it through
+        movement layers. No tensor means the consumer's weights, no consumer the graph's outputs.
+        `reference` is `all_values` of the sample.
+        """
+        by_consumer: dict[str, set[TensorName]] = {}
+        for tensor, consumer in roundings:
+            by_consumer.setdefault(consumer, set()).add(tensor)
+        changed: Values = {}
+        first = min((self._index[name] for name in by_consumer if name), default=len(self._steps))
+        for step in self._steps[first:]:
+            rounded = by_consumer.get(step.layer.name, frozenset())
+            if not rounded and not any(read in changed for read, _, _ in step.reads):
+                continue
+            results = step.kernel.run(
+                [
+                    self._read(name, "" in rounded and follows, True, {}, {}, FP32)
+                    if weight
+                    else self._travelled(name, rounded, reference, changed)
+                    for name, follows, weight in step.reads
+                ]
+            )
+            for (name, _), result in zip(step.writes, results, strict=True):
+                if not np.array_equal(result, reference[name], equal_nan=result.dtype.kind == "f"):
+                    changed[name] = result
+        rounded = by_consumer.get("", frozenset())
+        arrived = {name: self._travelled(name, rounded, reference, changed) for name in self.graph.outputs}
+        return {name: array for name, array in arrived.items() if array is not reference.get(name)}
+
+    def _travelled(
+        self, name: TensorName, rounded: Collection[TensorName], reference: Values, changed: Values
+    ) -> Array:
+        """What arrives under `name` when the tensors in `rounded` are rounded on this way alone."""
+        current = changed.get(name, reference.get(name))
+        if current is None:
+            return self._constant_outputs[name]
+        if name in rounded:
+            return self._round(current)
+        maker = self._makers.get(name)
+        if not rounded or maker is None or maker.layer.role is not Role.MOVEMENT:
+            return current
+        arrived = [
+            self._weights[read] if weight else self._travelled(read, rounded, reference, changed)
+            for read, _, weight in maker.reads
+        ]
+        before = [changed.get(read, reference.get(read)) for read, _, weight in maker.reads if not weight]
+        if all(a is b for a, b in zip((a for a, r in zip(arrived, maker.reads, strict=True) if not r[2]), before, strict=True)):
+            return current
+        return dict(zip((write for write, _ in maker.writes), maker.kernel.run(arrived), strict=True))[name]
 
     def _prepare(self, layer: Layer, kernels: Kernels, last_read: tuple[TensorName, ...]) -> _Prepared:
         node, ports = self.graph.nodes[layer.name], self.graph.ports[layer.name]

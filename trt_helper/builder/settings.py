@@ -1,0 +1,167 @@
+"""What a user may choose about an engine build, checked before TensorRT sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+
+from trt_helper.errors import ConfigError, InputError, nearest
+
+Shape = tuple[int, ...]
+Profile = Mapping[str, tuple[Shape, Shape, Shape]]
+"""Input name -> (min, opt, max). For an input whose *values* are a shape, the triple holds the values."""
+
+# tensorrt_rtx.ComputeCapability of TensorRT-RTX 1.7.1; there is no 9.0 and no 10.0.
+COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+CURRENT = "current"
+HIGHEST_OPTIMIZATION_LEVEL = 5  # trtexec's documented range is 0-5; TensorRT-RTX 1.7.1 takes 9 in silence
+
+# IBuilderConfig names that belong to a setting of their own, or to trt-helper.
+OWNED = {
+    "TF32": "use the setting tf32",
+    "builder_optimization_level": "use the setting optimization_level",
+    "num_compute_capabilities": "use the setting compute_capabilities",
+    "flags": "name each BuilderFlag, for example STRICT_NANS=on",
+    "profiling_verbosity": "leave it out: the proof of the pins needs DETAILED",
+    "progress_monitor": "leave it out: trt-helper reports the progress",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSettings:
+    """How an engine is built. Raises `ConfigError` for a value that no build can use.
+
+    `compute_capabilities` are written "8.6", "sm86" or "current"; empty means every GPU TensorRT-RTX
+    supports. `workspace` and `memory_limit` are bytes, `time_limit` is seconds. `memory_limit` is held
+    against the resident memory of the building process. `extra` sets attributes of IBuilderConfig and
+    BuilderFlags by name, as in {"avg_timing_iterations": "4", "STRICT_NANS": "on"}.
+    """
+
+    compute_capabilities: tuple[str, ...] = ()
+    workspace: int | None = None
+    optimization_level: int | None = None
+    tf32: bool = False
+    timing_cache: Path | None = None
+    time_limit: float | None = None
+    memory_limit: int | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for text in self.compute_capabilities:
+            capability_member(text)
+        for what, value in (
+            ("workspace", self.workspace),
+            ("time limit", self.time_limit),
+            ("memory limit", self.memory_limit),
+        ):
+            if value is not None and not value > 0:
+                raise ConfigError(f"the {what} is {value}", fix="give a number above 0, or leave it out")
+        level = self.optimization_level
+        if level is not None and level not in range(HIGHEST_OPTIMIZATION_LEVEL + 1):
+            raise ConfigError(
+                f"the optimization level is {level}", fix=f"give 0 to {HIGHEST_OPTIMIZATION_LEVEL}"
+            )
+        for name in self.extra:
+            if name in OWNED:
+                raise ConfigError(f"the builder argument {name!r} is not free", fix=OWNED[name])
+
+
+def capability_member(text: str) -> str:
+    """Return the ComputeCapability member that `text` means: "8.6", "86" and "sm_86" are SM86."""
+    bare = text.strip().lower()
+    if bare == CURRENT:
+        return "CURRENT"
+    digits = bare.removeprefix("sm").removeprefix("_").replace(".", "")
+    if digits not in {known.replace(".", "") for known in COMPUTE_CAPABILITIES}:
+        raise ConfigError(
+            f"TensorRT-RTX has no compute capability {text!r}",
+            fix=f"known are {', '.join(COMPUTE_CAPABILITIES)} and {CURRENT}",
+        )
+    return f"SM{digits}"
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkInput:
+    """One input as TensorRT parsed it: -1 is a dynamic dimension; `values` marks a shape tensor."""
+
+    name: str
+    shape: Shape
+    values: bool = False
+
+    @property
+    def needs_profile(self) -> bool:
+        return self.values or any(size < 0 for size in self.shape)
+
+
+def check_profiles(profiles: Sequence[Profile], inputs: Sequence[NetworkInput]) -> None:
+    """Raise `InputError` for the first profile that TensorRT would refuse for these inputs."""
+    dynamic = [one for one in inputs if one.needs_profile]
+    if dynamic and not profiles:
+        first = dynamic[0]
+        raise InputError(
+            f"{_free(first)} and it has no shape profile",
+            fix=f"give its smallest, usual and largest shape: --shapes {_example(first)}",
+        )
+    known = {one.name: one for one in inputs}
+    for profile in profiles:
+        for name, triple in profile.items():
+            if name not in known:
+                near = nearest(name, known)
+                raise InputError(
+                    f"the shape profile names {name!r}, which is no input of the model",
+                    fix=f"did you mean {near!r}?" if near else f"the inputs are {', '.join(known)}",
+                )
+            _check_triple(known[name], triple)
+        for one in dynamic:
+            if one.name not in profile:
+                raise InputError(
+                    f"{_free(one)} and the shape profile lacks it",
+                    fix=f"add it: --shapes {_example(one)}",
+                )
+
+
+def _check_triple(one: NetworkInput, triple: tuple[Shape, Shape, Shape]) -> None:
+    """Raise `InputError` unless min <= opt <= max and each fits the input."""
+    wanted = f"{one.name!r} is {_times(one.shape)}"
+    rank = prod(one.shape) if one.values else len(one.shape)
+    for shape in triple:
+        if len(shape) != rank:
+            what = "values" if one.values else "dimensions"
+            raise InputError(
+                f"the shape profile gives {one.name!r} {len(shape)} {what} ({_times(shape)}), "
+                f"the model has {rank}",
+                fix=f"{wanted}; '?' is free",
+            )
+        if not one.values and any(
+            size < 0 or fixed not in (-1, size) for size, fixed in zip(shape, one.shape, strict=True)
+        ):
+            raise InputError(
+                f"the shape profile gives {one.name!r} the shape {_times(shape)}",
+                fix=f"{wanted}; only '?' is free",
+            )
+    low, usual, high = triple
+    if any(not a <= b <= c for a, b, c in zip(low, usual, high, strict=True)):
+        raise InputError(
+            f"the shape profile of {one.name!r} is not min <= opt <= max: "
+            f"{_times(low)}, {_times(usual)}, {_times(high)}",
+            fix="order the three shapes so that no dimension falls",
+        )
+
+
+def _times(shape: Shape) -> str:
+    return "x".join("?" if size < 0 else str(size) for size in shape) or "scalar"
+
+
+def _free(one: NetworkInput) -> str:
+    if one.values:
+        return f"the values of input {one.name!r} set shapes,"
+    return f"input {one.name!r} is dynamic ({_times(one.shape)})"
+
+
+def _example(one: NetworkInput) -> str:
+    """Write a profile that could be typed as it stands: 1, 4 and 8 for each free dimension."""
+    given = (-1,) * prod(one.shape) if one.values else one.shape
+    shapes = (tuple(free if size < 0 else size for size in given) for free in (1, 4, 8))
+    return f"{one.name}:" + ",".join(_times(shape) for shape in shapes)

@@ -1,0 +1,61 @@
+"""The user's own file and samples go in, its FP32 outputs come out: what everything is held against.
+
+This runs the model as it was given, as a whole, on ONNX Runtime's CPU provider without optimisation.
+It shares nothing with the emulator but ONNX Runtime, so a mistake in normalising shows as a difference.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import onnxruntime as ort
+
+from trt_helper.emulate import Values
+from trt_helper.errors import InputError, ModelError
+from trt_helper.graph import Graph
+from trt_helper.kernels import Array, session_options
+from trt_helper.samples import Sample
+
+
+def references(graph: Graph, samples: Sequence[Sample]) -> list[Values]:
+    """FP32 outputs of the original file, one dictionary a sample; half outputs as FP32."""
+    path = graph.source.path
+    try:
+        session = ort.InferenceSession(
+            str(path), session_options(threads=os.cpu_count() or 1), providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # onnxruntime raises its own types, which it does not export
+        raise ModelError(
+            f"ONNX Runtime cannot load {path}: {_first_line(error)}",
+            fix="the FP32 reference runs there; export the model with operators that it implements",
+        ) from error
+    types = {value.name: value.type for value in session.get_inputs()}
+    return [_run(session, types, sample, graph.outputs) for sample in samples]
+
+
+def _run(
+    session: ort.InferenceSession, types: dict[str, str], sample: Sample, names: Sequence[str]
+) -> Values:
+    feed = {
+        name: array.astype(np.float16) if types.get(name) == "tensor(float16)" else array
+        for name, array in sample.feed.items()
+    }
+    try:
+        outputs = session.run(list(names), feed)
+    except Exception as error:  # onnxruntime raises its own types, which it does not export
+        raise InputError(
+            f"the model does not run on {sample.source}: {_first_line(error)}",
+            fix="check the inputs' shapes and values; try the model in ONNX Runtime by itself",
+        ) from error
+    return {name: _as_fp32(array) for name, array in zip(names, outputs, strict=True)}
+
+
+def _as_fp32(array: Array) -> Array:
+    array = np.asarray(array)
+    return array.astype(np.float32) if array.dtype == np.float16 else array
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:300]

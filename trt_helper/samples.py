@@ -1,0 +1,230 @@
+"""Paths go in, samples come out: named arrays that fit the model's inputs.
+
+`.npz` files or folders of them (keys = input names), Polygraphy's saved inputs, or a Polygraphy data
+loader script. Without any, seeded random values, and a warning that says what that is worth.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import runpy
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from trt_helper.errors import InputError, nearest
+from trt_helper.graph import Graph
+from trt_helper.kernels import Array
+
+DEFAULT_DIMENSION = 1  # for a dynamic dimension that nobody gives
+SEED = 0
+RANDOM_WARNING = (
+    "no --inputs given: judging by seeded random values. Random data blames the wrong layers; "
+    "give real inputs before you trust this answer"
+)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Sample:
+    """One set of arrays for the model's inputs, and where it came from."""
+
+    source: str
+    feed: Mapping[str, Array]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(array.shape) for name, array in self.feed.items()}
+
+
+def load_samples(
+    graph: Graph, paths: Sequence[Path], *, script: str | None = None, shapes: Mapping[str, Sequence[int]] | None = None
+) -> list[Sample]:
+    """Real samples from `paths` and `script`, else one random one. Raises InputError for what does not fit."""
+    found: list[tuple[str, Mapping[str, Array]]] = []
+    for path in paths:
+        found.extend(_read_path(path))
+    if script:
+        found.extend(_run_script(script))
+    if not found:
+        return [random_sample(graph, shapes or {})]
+    samples = [Sample(source, _fit(graph, feed, source)) for source, feed in found]
+    for sample in samples:
+        _require_one_size_per_symbol(graph, sample)
+    return samples
+
+
+def random_sample(graph: Graph, shapes: Mapping[str, Sequence[int]], seed: int = SEED) -> Sample:
+    """Standard normal floats, small non-negative integers; dynamic dimensions are 1 unless `shapes` says."""
+    generator = np.random.default_rng(seed)
+    feed = {}
+    for value in graph.inputs:
+        name = value.name or ""
+        shape = tuple(shapes[name]) if name in shapes else _default_shape(value)
+        dtype = _numpy_type(value)
+        if dtype.kind == "f":
+            feed[name] = generator.standard_normal(shape).astype(np.float32)
+        elif dtype.kind == "b":
+            feed[name] = generator.integers(0, 2, shape).astype(dtype)
+        elif dtype.kind in "iu":
+            feed[name] = generator.integers(0, 2, shape).astype(dtype)
+        else:
+            raise InputError(
+                f"input {name!r} holds {dtype}: it cannot be made up", fix="give real inputs with --inputs FILE.npz"
+            )
+    return Sample(f"random (seed {seed})", feed)
+
+
+def _default_shape(value: ir.Value) -> tuple[int, ...]:
+    return tuple(d if isinstance(d, int) else DEFAULT_DIMENSION for d in value.shape or ())
+
+
+def _numpy_type(value: ir.Value) -> np.dtype:  # type: ignore[type-arg]
+    if value.dtype is None:
+        raise InputError(
+            f"input {value.name!r} is no tensor", fix="only tensor inputs can be fed; export the model with them"
+        )
+    return np.dtype(value.dtype.numpy())
+
+
+def _read_path(path: Path) -> Iterator[tuple[str, Mapping[str, Array]]]:
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in (".npz", ".json"))
+        if not files:
+            raise InputError(f"{path} holds no .npz file", fix="one sample per file; its keys are the input names")
+        for file in files:
+            yield from _read_path(file)
+    elif not path.is_file():
+        raise InputError(f"{path} does not exist", fix="--inputs takes .npz files, or folders of them")
+    elif path.suffix == ".json":
+        yield from _read_polygraphy(path)
+    else:
+        yield str(path), _read_npz(path)
+
+
+def _read_npz(path: Path) -> Mapping[str, Array]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if isinstance(archive, np.ndarray):
+                raise InputError(f"{path} is a single array", fix="save it with numpy.savez(path, INPUT_NAME=array)")
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "unreadable"
+        raise InputError(
+            f"{path} is not a sound .npz file: {reason}", fix="save it again with numpy.savez(path, INPUT_NAME=array)"
+        ) from error
+
+
+def _read_polygraphy(path: Path) -> Iterator[tuple[str, Mapping[str, Array]]]:
+    """`polygraphy run --save-inputs`: a JSON list of dictionaries of arrays."""
+    try:
+        from polygraphy.json import load_json  # noqa: PLC0415 - optional and slow to import
+
+        feeds = load_json(str(path))
+    except ImportError as error:
+        raise InputError(
+            f"{path} is in Polygraphy's format", fix="pip install polygraphy, or save the inputs as .npz"
+        ) from error
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise InputError(f"{path} does not hold Polygraphy inputs", fix="save them with --save-inputs") from error
+    if not isinstance(feeds, list) or not all(isinstance(feed, Mapping) for feed in feeds):
+        raise InputError(f"{path} does not hold Polygraphy inputs", fix="save them with --save-inputs")
+    for index, feed in enumerate(feeds):
+        yield f"{path}[{index}]", {name: np.asarray(array) for name, array in feed.items()}
+
+
+def _run_script(script: str) -> Iterator[tuple[str, Mapping[str, Array]]]:
+    """`FILE.py[:function]` as Polygraphy has it: the function yields one dictionary of arrays a sample."""
+    file, _, function = script.partition(":") if not script.endswith(".py") else (script, "", "")
+    function = function or "load_data"
+    if not Path(file).is_file():
+        raise InputError(f"{file} does not exist", fix="--data-loader-script takes FILE.py or FILE.py:function")
+    loader = runpy.run_path(file).get(function)
+    if not callable(loader):
+        raise InputError(f"{file} has no function {function!r}", fix="name it: --data-loader-script FILE.py:function")
+    feeds: Iterable[Mapping[str, Array]] = loader()
+    count = 0
+    for count, feed in enumerate(feeds, start=1):  # noqa: B007 - counted for the check below
+        yield f"{file}[{count - 1}]", {name: np.asarray(array) for name, array in feed.items()}
+    if not count:
+        raise InputError(f"{function!r} of {file} yields no sample", fix="yield a dictionary of arrays by input name")
+
+
+def _fit(graph: Graph, feed: Mapping[str, Array], source: str) -> Mapping[str, Array]:
+    """The arrays in the model's order, as the emulator wants them: contiguous, floats in FP32."""
+    wanted = {value.name or "": value for value in graph.inputs}
+    for name in feed:
+        if name not in wanted:
+            near = nearest(name, wanted)
+            hint = f"did you mean {near!r}? " if near else ""
+            raise InputError(
+                f"{source} has {name!r}, which is no input of the model", fix=f"{hint}its inputs: {', '.join(wanted)}"
+            )
+    missing = [name for name in wanted if name not in feed]
+    if missing:
+        raise InputError(f"{source} lacks the input {missing[0]!r}", fix=f"its keys must be: {', '.join(wanted)}")
+    return {name: _fit_array(value, np.asarray(feed[name]), source) for name, value in wanted.items()}
+
+
+def _fit_array(value: ir.Value, array: Array, source: str) -> Array:
+    wanted = _numpy_type(value)
+    if array.dtype != wanted and not (array.dtype.kind == wanted.kind == "f"):
+        raise InputError(
+            f"{source}: input {value.name!r} is {array.dtype}, the model wants {wanted}", fix="convert it before saving"
+        )
+    shape = value.shape
+    if shape is not None and (
+        len(shape) != array.ndim
+        or any(isinstance(d, int) and d != n for d, n in zip(shape, array.shape, strict=True))
+    ):
+        raise InputError(
+            f"{source}: input {value.name!r} has shape {list(array.shape)}, the model wants {_shape_text(shape)}",
+            fix="reshape it before saving; one file is one sample, batch dimension included",
+        )
+    if array.size == 0:
+        raise InputError(f"{source}: input {value.name!r} is empty", fix="give at least one element per dimension")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise InputError(
+            f"{source}: input {value.name!r} holds {array[index]} at {list(index)}",
+            fix="remove the NaN or infinity: no precision can be judged by it",
+        )
+    return np.ascontiguousarray(array, dtype=wanted).reshape(array.shape)
+
+
+def _require_one_size_per_symbol(graph: Graph, sample: Sample) -> None:
+    """A dynamic dimension that several inputs name the same has one size in one sample."""
+    sizes: dict[str, tuple[int, str]] = {}
+    for value in graph.inputs:
+        array = sample.feed[value.name or ""]
+        for dimension, size in zip(value.shape or (), array.shape, strict=False):
+            symbol = None if isinstance(dimension, int) else dimension.value
+            if not symbol:
+                continue
+            known, owner = sizes.setdefault(symbol, (size, value.name or ""))
+            if known != size:
+                raise InputError(
+                    f"{sample.source}: {symbol!r} is {known} in {owner!r} and {size} in {value.name!r}",
+                    fix="give arrays whose dynamic dimensions agree",
+                )
+
+
+def _shape_text(shape: ir.Shape) -> str:
+    return "[" + ", ".join(str(d if isinstance(d, int) else (d.value or "?")) for d in shape) + "]"
+
+
+def hold_out(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """Search samples and held-out ones: with four or more, every fourth is kept out of the search."""
+    if len(samples) < 4:  # noqa: PLR2004 - DESIGN.md section 5
+        return list(samples), []
+    held = {index for index in range(len(samples)) if index % 4 == 3}  # noqa: PLR2004
+    return [s for i, s in enumerate(samples) if i not in held], [samples[i] for i in sorted(held)]
+
+
+def element_count(sample: Sample) -> int:
+    """Elements of all inputs: the size by which samples are ordered."""
+    return sum(math.prod(shape) for shape in sample.shapes.values())
