@@ -52,14 +52,14 @@ class Emulator:
         self._round = Rounding()
         self._weights: Values = {}
         self._half_weights: Values = {}
-        kernels = Kernels(graph.ir)
+        kernels = Kernels(graph.model)
         last = _last_readers(graph)
         self._steps = tuple(self._prepare(layer, kernels, last.get(layer.name, ())) for layer in graph.layers)
         self._index = {layer.name: index for index, layer in enumerate(graph.layers)}
         self._makers = {name: step for step in self._steps for name, _ in step.writes}
         self._constant_outputs = {
             value.name: value.const_value.numpy()
-            for value in graph.ir.graph.outputs
+            for value in graph.model.graph.outputs
             if value.name and value.const_value is not None
         }
 
@@ -134,7 +134,7 @@ class Emulator:
         changed: Values = {}
         first = min((self._index[name] for name in by_consumer if name), default=len(self._steps))
         for step in self._steps[first:]:
-            rounded = by_consumer.get(step.layer.name, frozenset())
+            rounded: Collection[TensorName] = by_consumer.get(step.layer.name, frozenset())
             if not rounded and not any(read in changed for read, _, _ in step.reads):
                 continue
             results = step.kernel.run(
@@ -169,7 +169,10 @@ class Emulator:
             for read, _, weight in maker.reads
         ]
         before = [changed.get(read, reference.get(read)) for read, _, weight in maker.reads if not weight]
-        if all(a is b for a, b in zip((a for a, r in zip(arrived, maker.reads, strict=True) if not r[2]), before, strict=True)):
+        if all(
+            a is b
+            for a, b in zip((a for a, r in zip(arrived, maker.reads, strict=True) if not r[2]), before, strict=True)
+        ):
             return current
         return dict(zip((write for write, _ in maker.writes), maker.kernel.run(arrived), strict=True))[name]
 
@@ -209,7 +212,13 @@ class Emulator:
         }
 
     def _read(
-        self, name: TensorName, in_half: bool, weight: bool, values: Values, rounded: Values, precisions: Precisions
+        self,
+        name: TensorName,
+        in_half: bool,
+        weight: bool,
+        values: Values,
+        rounded: Values,
+        precisions: Precisions,
     ) -> Array:
         if weight:
             return self._half_weight(name) if in_half else self._weights[name]

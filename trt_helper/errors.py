@@ -48,7 +48,7 @@ class OutputError(TrtHelperError):
 
 
 class MachineError(TrtHelperError):
-    """This machine lacks what the command needs."""
+    """The machine lacks what the command needs."""
 
 
 class BuildError(TrtHelperError):

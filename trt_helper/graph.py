@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from trt_helper.errors import ConfigError, nearest
 from trt_helper.model import Model
-from trt_helper.normalise import Normalised, normalise
+from trt_helper.normalise import normalise
 from trt_helper.roles import Ports, picks, role_and_ports, shape_only_values
 from trt_helper.values import Layer, LayerName, Plan, Role, TensorName
 
@@ -21,7 +21,7 @@ class Graph:
     """The normalised model and its layers. `nodes[name]` and `ports[name]` belong to layer `name`."""
 
     source: Model
-    ir: ir.Model  # normalised, all FP32; never edited after this
+    model: ir.Model  # normalised, all FP32; never edited after this
     layers: tuple[Layer, ...]
     nodes: Mapping[LayerName, ir.Node]
     ports: Mapping[LayerName, Ports]
@@ -36,11 +36,11 @@ class Graph:
 
     @property
     def inputs(self) -> tuple[ir.Value, ...]:
-        return tuple(self.ir.graph.inputs)
+        return tuple(self.model.graph.inputs)
 
     @property
     def outputs(self) -> tuple[TensorName, ...]:
-        return tuple(value.name or "" for value in self.ir.graph.outputs)
+        return tuple(value.name or "" for value in self.model.graph.outputs)
 
     def all_pinned(self) -> Plan:
         """The control: every layer that can be FP32 is."""
@@ -67,7 +67,7 @@ class Graph:
 
 def read_graph(model: Model) -> Graph:
     """Normalise a copy of `model` and describe its layers."""
-    normal = normalise(model.ir.clone())
+    normal = normalise(model.ir_model.clone())
     graph = normal.model.graph
     shapes = shape_only_values(graph)
     opset = normal.model.opset_imports.get("", 1)
@@ -85,7 +85,7 @@ def read_graph(model: Model) -> Graph:
         layers.append(_layer(node, role, tuple(children[name])))
     return Graph(
         source=model,
-        ir=normal.model,
+        model=normal.model,
         layers=tuple(layers),
         nodes=nodes,
         ports=ports,

@@ -87,9 +87,7 @@ class Kernels:
             graph, opset_imports=[onnx.helper.make_opsetid("", self._opset)], ir_version=self._ir_version
         )
         try:
-            session = ort.InferenceSession(
-                model.SerializeToString(), self._options, providers=["CPUExecutionProvider"]
-            )
+            session = ort.InferenceSession(model.SerializeToString(), self._options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises its own types, which it does not export
             raise ModelError(
                 f"ONNX Runtime cannot compute layer {node.name!r} ({node.op_type}): {str(error).splitlines()[0][:300]}",

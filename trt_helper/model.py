@@ -28,7 +28,7 @@ class Model:
 
     path: Path
     sha256: str  # of the file and of its external data, in the order of their names
-    ir: ir.Model
+    ir_model: ir.Model
 
 
 def load(path: Path) -> Model:
@@ -57,7 +57,7 @@ def _parse(path: Path) -> onnx.ModelProto:
     if not data:
         raise ModelError(f"{path} is empty", fix=EXPORT_AGAIN)
     try:
-        proto = onnx.ModelProto.FromString(data)
+        proto: onnx.ModelProto = onnx.ModelProto.FromString(data)
     except DecodeError as error:
         raise ModelError(
             f"{path} is not an ONNX model, or it is truncated ({len(data)} bytes)", fix=EXPORT_AGAIN
@@ -92,9 +92,7 @@ def _external_files(model: ir.Model, path: Path) -> list[Path]:
                     f"{path}: its external data {tensor.location!r} is missing", fix=f"put it into {folder}"
                 )
             if (tensor.offset or 0) + (tensor.length or tensor.nbytes) > target.stat().st_size:
-                raise ModelError(
-                    f"{path}: its external data {tensor.location!r} is truncated", fix=EXPORT_AGAIN
-                )
+                raise ModelError(f"{path}: its external data {tensor.location!r} is truncated", fix=EXPORT_AGAIN)
             found[str(tensor.location)] = target
     return [found[name] for name in sorted(found)]
 

@@ -158,7 +158,7 @@ def _values(model: ir.Model) -> Iterable[ir.Value]:
             yield from node.outputs
 
 
-def _as_float32(tensor: ir.TensorProtocol) -> ir.Tensor:
+def _as_float32(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return ir.Tensor(tensor.numpy().astype(np.float32), name=tensor.name)
 
 

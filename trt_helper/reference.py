@@ -35,9 +35,7 @@ def references(graph: Graph, samples: Sequence[Sample]) -> list[Values]:
     return [_run(session, types, sample, graph.outputs) for sample in samples]
 
 
-def _run(
-    session: ort.InferenceSession, types: dict[str, str], sample: Sample, names: Sequence[str]
-) -> Values:
+def _run(session: ort.InferenceSession, types: dict[str, str], sample: Sample, names: Sequence[str]) -> Values:
     feed = {
         name: array.astype(np.float16) if types.get(name) == "tensor(float16)" else array
         for name, array in sample.feed.items()

@@ -6,6 +6,7 @@ that stands what no schema says: which operators only move values, and which inp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,12 +16,34 @@ import onnx_ir as ir
 from trt_helper.values import Role
 
 MOVEMENT = frozenset(
-    "Compress Concat ConstantOfShape DepthToSpace Dropout Expand Flatten Gather GatherElements GatherND "
-    "Identity Pad Reshape ReverseSequence ScatterElements ScatterND Slice SpaceToDepth Split Squeeze Tile "
-    "Transpose Unsqueeze".split()
+    [
+        "Compress",
+        "Concat",
+        "ConstantOfShape",
+        "DepthToSpace",
+        "Dropout",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "GatherElements",
+        "GatherND",
+        "Identity",
+        "Pad",
+        "Reshape",
+        "ReverseSequence",
+        "ScatterElements",
+        "ScatterND",
+        "Slice",
+        "SpaceToDepth",
+        "Split",
+        "Squeeze",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+    ]
 )
 # These read floats and pick by comparing them: they must see what they are given, not a rounding of it.
-PICKING = frozenset("ArgMax ArgMin TopK NonZero".split())
+PICKING = frozenset(["ArgMax", "ArgMin", "TopK", "NonZero"])
 
 # Inputs that are shapes, counts or positions. A float that ends only there is TensorRT's shape
 # arithmetic, done on the host; it is never half precision.
@@ -102,9 +125,7 @@ def _is_float(value: ir.Value | None) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _half_parameters(
-    op: str, opset: int, inputs: int, outputs: int
-) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
+def _half_parameters(op: str, opset: int, inputs: int, outputs: int) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
     try:
         schema = onnx.defs.get_schema(op, max_inclusive_version=opset)
     except onnx.defs.SchemaError:
@@ -112,7 +133,7 @@ def _half_parameters(
     return _allowed(schema.inputs, inputs), _allowed(schema.outputs, outputs)
 
 
-def _allowed(parameters: list[onnx.defs.OpSchema.FormalParameter], count: int) -> tuple[bool, ...]:
+def _allowed(parameters: Sequence[onnx.defs.OpSchema.FormalParameter], count: int) -> tuple[bool, ...]:
     """The last parameter of a schema may be variadic and then stands for all that follow."""
     if not parameters:
         return (False,) * count

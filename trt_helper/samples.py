@@ -42,7 +42,11 @@ class Sample:
 
 
 def load_samples(
-    graph: Graph, paths: Sequence[Path], *, script: str | None = None, shapes: Mapping[str, Sequence[int]] | None = None
+    graph: Graph,
+    paths: Sequence[Path],
+    *,
+    script: str | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> list[Sample]:
     """Real samples from `paths` and `script`, else one random one. Raises InputError for what does not fit."""
     found: list[tuple[str, Mapping[str, Array]]] = []
@@ -68,13 +72,12 @@ def random_sample(graph: Graph, shapes: Mapping[str, Sequence[int]], seed: int =
         dtype = _numpy_type(value)
         if dtype.kind == "f":
             feed[name] = generator.standard_normal(shape).astype(np.float32)
-        elif dtype.kind == "b":
-            feed[name] = generator.integers(0, 2, shape).astype(dtype)
-        elif dtype.kind in "iu":
+        elif dtype.kind == "b" or dtype.kind in "iu":
             feed[name] = generator.integers(0, 2, shape).astype(dtype)
         else:
             raise InputError(
-                f"input {name!r} holds {dtype}: it cannot be made up", fix="give real inputs with --inputs FILE.npz"
+                f"input {name!r} holds {dtype}: it cannot be made up",
+                fix="give real inputs with --inputs FILE.npz",
             )
     return Sample(f"random (seed {seed})", feed)
 
@@ -86,7 +89,8 @@ def _default_shape(value: ir.Value) -> tuple[int, ...]:
 def _numpy_type(value: ir.Value) -> np.dtype:  # type: ignore[type-arg]
     if value.dtype is None:
         raise InputError(
-            f"input {value.name!r} is no tensor", fix="only tensor inputs can be fed; export the model with them"
+            f"input {value.name!r} is no tensor",
+            fix="only tensor inputs can be fed; export the model with them",
         )
     return np.dtype(value.dtype.numpy())
 
@@ -115,7 +119,8 @@ def _read_npz(path: Path) -> Mapping[str, Array]:
     except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
         reason = str(error).splitlines()[0] if str(error) else "unreadable"
         raise InputError(
-            f"{path} is not a sound .npz file: {reason}", fix="save it again with numpy.savez(path, INPUT_NAME=array)"
+            f"{path} is not a sound .npz file: {reason}",
+            fix="save it again with numpy.savez(path, INPUT_NAME=array)",
         ) from error
 
 
@@ -148,7 +153,7 @@ def _run_script(script: str) -> Iterator[tuple[str, Mapping[str, Array]]]:
         raise InputError(f"{file} has no function {function!r}", fix="name it: --data-loader-script FILE.py:function")
     feeds: Iterable[Mapping[str, Array]] = loader()
     count = 0
-    for count, feed in enumerate(feeds, start=1):  # noqa: B007 - counted for the check below
+    for count, feed in enumerate(feeds, start=1):
         yield f"{file}[{count - 1}]", {name: np.asarray(array) for name, array in feed.items()}
     if not count:
         raise InputError(f"{function!r} of {file} yields no sample", fix="yield a dictionary of arrays by input name")
@@ -162,7 +167,8 @@ def _fit(graph: Graph, feed: Mapping[str, Array], source: str) -> Mapping[str, A
             near = nearest(name, wanted)
             hint = f"did you mean {near!r}? " if near else ""
             raise InputError(
-                f"{source} has {name!r}, which is no input of the model", fix=f"{hint}its inputs: {', '.join(wanted)}"
+                f"{source} has {name!r}, which is no input of the model",
+                fix=f"{hint}its inputs: {', '.join(wanted)}",
             )
     missing = [name for name in wanted if name not in feed]
     if missing:
@@ -174,12 +180,12 @@ def _fit_array(value: ir.Value, array: Array, source: str) -> Array:
     wanted = _numpy_type(value)
     if array.dtype != wanted and not (array.dtype.kind == wanted.kind == "f"):
         raise InputError(
-            f"{source}: input {value.name!r} is {array.dtype}, the model wants {wanted}", fix="convert it before saving"
+            f"{source}: input {value.name!r} is {array.dtype}, the model wants {wanted}",
+            fix="convert it before saving",
         )
     shape = value.shape
     if shape is not None and (
-        len(shape) != array.ndim
-        or any(isinstance(d, int) and d != n for d, n in zip(shape, array.shape, strict=True))
+        len(shape) != array.ndim or any(isinstance(d, int) and d != n for d, n in zip(shape, array.shape, strict=True))
     ):
         raise InputError(
             f"{source}: input {value.name!r} has shape {list(array.shape)}, the model wants {_shape_text(shape)}",

@@ -1,4 +1,4 @@
-"""How much does each single rounding matter at the outputs?
+"""An emulator and samples go in; how much each single rounding matters at the outputs comes out.
 
 A plan silences roundings. There are two kinds. The weights of a layer are rounded unless the layer is
 pinned. A value that travels from one layer to another is rounded unless *both* are pinned: an FP16

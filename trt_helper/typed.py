@@ -29,7 +29,7 @@ PROTOBUF_LIMIT = 1_800_000_000  # bytes; above it weights go into a file of thei
 class TypedModel:
     """A strongly typed model in memory."""
 
-    ir: ir.Model
+    model: ir.Model
     plan: Plan
     casts: int
     unrepresentable: tuple[str, ...]  # initializers that have values beyond FP16's range: they became inf
@@ -46,7 +46,7 @@ class _Renderer:
     def __init__(self, graph: Graph, precisions: Precisions) -> None:
         self.source = graph
         self.precisions = precisions
-        self.model = graph.ir.clone()
+        self.model = graph.model.clone()
         self.graph = self.model.graph
         self.casts: dict[tuple[str, ir.DataType], ir.Value] = {}
         self.unrepresentable: list[str] = []
@@ -73,7 +73,7 @@ class _Renderer:
 
     def _count_casts(self) -> int:
         return sum(node.op_type == "Cast" for node in self.graph) - sum(
-            node.op_type == "Cast" for node in self.source.ir.graph
+            node.op_type == "Cast" for node in self.source.model.graph
         )
 
     def _type_inputs(self, node: ir.Node) -> None:
@@ -116,9 +116,7 @@ class _Renderer:
 
     def _cast(self, value: ir.Value, wanted: ir.DataType, name: str = "") -> ir.Value:
         suffix = "to_fp16" if wanted is HALF else "to_fp32"
-        out = ir.Value(
-            name=name or self._name(f"{value.name}_{suffix}"), type=ir.TensorType(wanted), shape=value.shape
-        )
+        out = ir.Value(name=name or self._name(f"{value.name}_{suffix}"), type=ir.TensorType(wanted), shape=value.shape)
         node = ir.Node(
             "",
             "Cast",
@@ -171,11 +169,7 @@ def round_to_half(array: np.ndarray) -> tuple[np.ndarray, bool]:
 
 
 def _replace_in_subgraphs(node: ir.Node, value: ir.Value, replacement: ir.Value) -> None:
-    inside = {
-        id(inner)
-        for subgraph in subgraphs(node)
-        for inner in ir.traversal.RecursiveGraphIterator(subgraph)
-    }
+    inside = {id(inner) for subgraph in subgraphs(node) for inner in ir.traversal.RecursiveGraphIterator(subgraph)}
     for user, index in tuple(value.uses()):
         if id(user) in inside:
             user.replace_input_with(index, replacement)
@@ -191,20 +185,21 @@ def write(typed: TypedModel, path: Path) -> None:
     Weights of more than 1.8 GB go to `<path>.data` beside it. Raises OutputError when the folder cannot
     be written, ModelError when the result is not a valid strongly typed model.
     """
-    large = sum(value.const_value.nbytes for value in typed.ir.graph.initializers.values() if value.const_value)
+    large = sum(value.const_value.nbytes for value in typed.model.graph.initializers.values() if value.const_value)
     data = f"{path.name}.data" if large > PROTOBUF_LIMIT else None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".trt-helper-") as folder:
             written = Path(folder) / path.name
-            ir.save(typed.ir, written, external_data=data)
+            ir.save(typed.model, written, external_data=data)
             check(written)
             for file in (data, path.name):
                 if file:
                     (Path(folder) / file).replace(path.parent / file)
     except OSError as error:
         raise OutputError(
-            f"{path} cannot be written: {error.strerror or error}", fix="choose another place with -o, or make room"
+            f"{path} cannot be written: {error.strerror or error}",
+            fix="choose another place with -o, or make room",
         ) from error
 
 

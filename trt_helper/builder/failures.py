@@ -16,9 +16,7 @@ from trt_helper.errors import BuildError, MachineError, ModelError, TrtHelperErr
 INSTALL = "pip install 'trt-helper[rtx]'"
 MIB = 1024 * 1024
 
-_NOISE = re.compile(
-    r"checkMacros\.cpp::catchCudaError.*cudaError 35|^Thread context has not been set", re.DOTALL
-)
+_NOISE = re.compile(r"checkMacros\.cpp::catchCudaError.*cudaError 35|^Thread context has not been set", re.DOTALL)
 _SOURCE = re.compile(r"^\w+\.[ch]pp:\d+: ")
 _REASON = re.compile(r"Error Code \d+: [^(]*\((?P<reason>.*)\)\s*$", re.DOTALL)
 _PLACE = re.compile(r"[.\s]*In \w+ at /\S+")
@@ -116,9 +114,7 @@ def useful_warnings(warnings: Iterable[str], errors: Iterable[str] = ()) -> tupl
     Errors count too: TensorRT logs an error and builds on when it ignores a flag.
     """
     kept = (
-        _SOURCE.sub("", line).strip()
-        for line in warnings
-        if not any(words in line for words in _UNHELPFUL_WARNINGS)
+        _SOURCE.sub("", line).strip() for line in warnings if not any(words in line for words in _UNHELPFUL_WARNINGS)
     )
     return tuple(dict.fromkeys([*kept, *(reason(line) for line in real_errors(errors))]))
 

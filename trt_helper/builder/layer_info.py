@@ -31,9 +31,7 @@ _TYPE_INSIDE = re.compile(r"\b(FP64|FP32|TF32|FP16|BF16|FP8|FP4|U?INT\d+|BOOL)\b
 _RECORD = re.compile(r"^(?=Name: )", re.MULTILINE)
 _HEAD = re.compile(r"Name: (?P<name>.*?), LayerType: (?P<kind>\w+)(?=, Inputs: \[)", re.DOTALL)
 _END = re.compile(r"\n\n(?:I/O Tensors|Bindings|Engine Metadata):")
-_FIELD = (
-    r"(?:^|, ){}: \[ ?(.*?)\](?=, (?:Inputs|Outputs|Constants|ParameterType|Origin|Tactic\w+|StreamId): ?)"
-)
+_FIELD = r"(?:^|, ){}: \[ ?(.*?)\](?=, (?:Inputs|Outputs|Constants|ParameterType|Origin|Tactic\w+|StreamId): ?)"
 _LISTS = {name: re.compile(_FIELD.format(name), re.DOTALL) for name in ("Inputs", "Constants", "Outputs")}
 _TENSOR = re.compile(
     r"\{ Name: (?P<name>.*?), (?:Location: \w+, )?Dimensions: \[(?P<shape>[-\d, ]*)\]"

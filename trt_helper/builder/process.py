@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from io import FileIO
+from multiprocessing.connection import wait as ready
 from pathlib import Path
 from time import monotonic
 from typing import IO, Any, NoReturn
@@ -120,9 +120,7 @@ def _say(child: subprocess.Popen[bytes], boot: Mapping[str, Any]) -> None:
         child.stdin.flush()
 
 
-def _heard(
-    child: subprocess.Popen[bytes], events: FileIO, limits: Limits, output: IO[bytes]
-) -> Iterator[Event]:
+def _heard(child: subprocess.Popen[bytes], events: FileIO, limits: Limits, output: IO[bytes]) -> Iterator[Event]:
     """Yield the child's events until it closes its end. Kills it and raises beyond a limit."""
     deadline = None if limits.seconds is None else monotonic() + limits.seconds
     rest = b""
@@ -134,7 +132,7 @@ def _heard(
         if limits.memory is not None and used > limits.memory:
             raise _killed(child, "memory", used, output)
         wait = left if limits.memory is None else min(_LOOK_AT_MEMORY, left or _LOOK_AT_MEMORY)
-        if not select.select([events], [], [], wait)[0]:
+        if not ready([events.fileno()], wait):
             continue
         chunk = events.read(_CHUNK)
         if not chunk:
@@ -198,18 +196,19 @@ def signal_name(number: int) -> str:
 def serve(boot: Event) -> NoReturn:
     """Run the function, answer, and leave without any library's exit code: the child's side."""
     channel = os.fdopen(boot["events"], "w", encoding="utf-8")
-    threading.Thread(target=_leave_with_parent, args=(Path(boot["leftover"]),), daemon=True).start()
+    leftover = Path(boot["leftover"])
     lock = threading.Lock()
+    threading.Thread(target=_leave_with_parent, args=(leftover,), daemon=True).start()
 
     def send(event: Event) -> None:
         with lock:
-            channel.write(json.dumps(event) + "\n")
-            channel.flush()
+            try:
+                channel.write(json.dumps(event) + "\n")
+                channel.flush()
+            except BrokenPipeError:
+                _leave(leftover)
 
-    try:
-        send(_answer(boot, send))
-    except BrokenPipeError:
-        os._exit(1)
+    send(_answer(boot, send))
     os._exit(0)
 
 
@@ -234,5 +233,9 @@ def _answer(boot: Event, send: Callable[[Event], None]) -> Event:
 def _leave_with_parent(leftover: Path) -> None:
     """End this process with its parent, which holds stdin open for as long as it lives."""
     sys.stdin.buffer.read()
+    _leave(leftover)
+
+
+def _leave(leftover: Path) -> NoReturn:
     leftover.unlink(missing_ok=True)
     os._exit(1)

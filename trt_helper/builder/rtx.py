@@ -123,9 +123,7 @@ def _death(died: ChildDiedError, typed: Path, phase: str, settings: BuildSetting
     """Say what ended the child, in which phase, and what to do about it."""
     where = f"building {typed} (phase {phase!r})"
     if died.how == "time":
-        return BuildError(
-            f"{where} passed the time limit of {settings.time_limit:g} s", fix="allow more time, or none"
-        )
+        return BuildError(f"{where} passed the time limit of {settings.time_limit:g} s", fix="allow more time, or none")
     if died.how == "memory":
         return BuildError(
             f"{where} took {died.code / MIB:.0f} MiB of memory, over the limit of "

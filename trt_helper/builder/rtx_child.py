@@ -139,10 +139,7 @@ def _network(builder: Any, typed: str, log: _Log) -> Any:
         raise not_parsed(
             name,
             BUILDER,
-            [
-                ParserComplaint(one.code().name, one.desc(), one.node_name(), one.node_operator())
-                for one in found
-            ],
+            [ParserComplaint(one.code().name, one.desc(), one.node_name(), one.node_operator()) for one in found],
         )
     if not network.num_layers or not network.num_outputs:  # an empty or alien file parses without complaint
         raise empty_model(name)
@@ -171,9 +168,7 @@ def _set_capabilities(config: Any, wanted: Sequence[str]) -> None:
     known = trt.ComputeCapability.__members__
     for member in members:
         if member not in known:
-            raise ConfigError(
-                f"{BUILDER} has no compute capability {member}", fix=f"known are {', '.join(known)}"
-            )
+            raise ConfigError(f"{BUILDER} has no compute capability {member}", fix=f"known are {', '.join(known)}")
     if members:
         config.num_compute_capabilities = len(members)
         for index, member in enumerate(members):

@@ -60,9 +60,7 @@ class BuildSettings:
                 raise ConfigError(f"the {what} is {value}", fix="give a number above 0, or leave it out")
         level = self.optimization_level
         if level is not None and level not in range(HIGHEST_OPTIMIZATION_LEVEL + 1):
-            raise ConfigError(
-                f"the optimization level is {level}", fix=f"give 0 to {HIGHEST_OPTIMIZATION_LEVEL}"
-            )
+            raise ConfigError(f"the optimization level is {level}", fix=f"give 0 to {HIGHEST_OPTIMIZATION_LEVEL}")
         for name in self.extra:
             if name in OWNED:
                 raise ConfigError(f"the builder argument {name!r} is not free", fix=OWNED[name])
@@ -130,8 +128,7 @@ def _check_triple(one: NetworkInput, triple: tuple[Shape, Shape, Shape]) -> None
         if len(shape) != rank:
             what = "values" if one.values else "dimensions"
             raise InputError(
-                f"the shape profile gives {one.name!r} {len(shape)} {what} ({_times(shape)}), "
-                f"the model has {rank}",
+                f"the shape profile gives {one.name!r} {len(shape)} {what} ({_times(shape)}), the model has {rank}",
                 fix=f"{wanted}; '?' is free",
             )
         if not one.values and any(

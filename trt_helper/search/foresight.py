@@ -63,7 +63,7 @@ class Foresight:
         self, layers: Sequence[LayerName], effects: Sequence[Effect], statistic: Statistic = Statistic.MAX
     ) -> None:
         self._layers = tuple(layers)
-        self._over = {Statistic.MEAN: np.mean, Statistic.MEDIAN: np.median}.get(statistic, np.max)
+        self._statistic = statistic
         self._effects = merge(effects)
         width = self._effects[0].errors.size if self._effects else 1
         squares = [np.minimum(np.abs(np.nan_to_num(e.errors, nan=CAP)), CAP) ** 2 for e in self._effects]
@@ -131,4 +131,7 @@ class Foresight:
         return sorted(plan.fp32, key=missed)
 
     def _size(self, squares: Array) -> float:
-        return float(self._over(np.sqrt(squares)))
+        roots = np.sqrt(squares)
+        if self._statistic is Statistic.MEAN:
+            return float(roots.mean())
+        return float(np.median(roots) if self._statistic is Statistic.MEDIAN else roots.max(initial=0.0))

@@ -1,0 +1,76 @@
+"""From command-line words to values: the first lines of most commands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from trt_helper.cli.console import warn
+from trt_helper.config import Config, per_output
+from trt_helper.errors import ConfigError
+from trt_helper.graph import Graph, read_graph
+from trt_helper.model import load
+from trt_helper.samples import RANDOM_WARNING, Sample, load_samples
+from trt_helper.shapes import parse_shapes
+from trt_helper.values import Statistic, Tolerance
+
+
+def open_graph(path: Path) -> Graph:
+    """Load, check and normalise a model."""
+    return read_graph(load(path))
+
+
+def open_samples(
+    graph: Graph, inputs: Sequence[Path] | None, script: str | None, shapes: Sequence[str] | None
+) -> list[Sample]:
+    """The user's samples, or a random one with a plain warning."""
+    usual = {name: sizes[1] for name, sizes in parse_shapes(shapes or (), graph).items()}
+    if not inputs and not script:
+        warn(RANDOM_WARNING)
+    return load_samples(graph, inputs or (), script=script, shapes=usual)
+
+
+def tolerance(
+    graph: Graph,
+    atol: Sequence[str] | None,
+    rtol: Sequence[str] | None,
+    stat: str | None,
+    base: Tolerance | None = None,
+) -> Tolerance:
+    """The tolerance from the options; what is not given comes from `base`. Raises ConfigError."""
+    base = base or Tolerance()
+    if atol is None and rtol is None and stat is None:
+        return base
+    absolute = per_output(atol or (), "--atol", base.atol)
+    relative = per_output(rtol or (), "--rtol", base.rtol)
+    named = dict.fromkeys([name for name in (*absolute, *relative) if name])
+    for name in named:
+        if name not in graph.outputs:
+            raise ConfigError(f"the model has no output {name!r}", fix=f"its outputs: {', '.join(graph.outputs)}")
+    own = {name: (absolute.get(name, absolute[""]), relative.get(name, relative[""])) for name in named}
+    try:
+        statistic = Statistic(stat) if stat else base.stat
+    except ValueError:
+        raise ConfigError(
+            f"--check-error-stat {stat!r} is no statistic", fix="it is one of: max, mean, median, elemwise"
+        ) from None
+    return Tolerance(absolute[""], relative[""], statistic, {**base.per_output, **own})
+
+
+def named_values(texts: Sequence[str], option: str) -> dict[str, str]:
+    """`NAME=VALUE`, repeated. Raises ConfigError."""
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise ConfigError(f"{option} {text!r} is not NAME=VALUE", fix=f"such as {option} STRICT_NANS=on")
+        found[name] = value
+    return found
+
+
+def refuse_tactics(config: Config) -> None:
+    """TensorRT-RTX chooses its kernels on the user's GPU, so none can be excluded when it builds."""
+    raise ConfigError(
+        f"{config.path}: TRT_EXCLUDE_TACTIC cannot be applied by TensorRT-RTX, which chooses tactics on the user's GPU",
+        fix="empty the list, or build with TensorRT on a GPU",
+    )

@@ -1,0 +1,85 @@
+"""Where things are said: results on stdout, everything else on stderr, bars on a terminal only."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+WIDE = 160  # columns, where stdout is no terminal and nobody would see a table fold
+
+
+def stdout() -> Console:
+    """For the result."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+
+
+def stderr() -> Console:
+    """For people."""
+    return Console(stderr=True, highlight=False)
+
+
+def show(*results: Table | Text | str) -> None:
+    """Print results to stdout; text from models is never read as markup."""
+    console = stdout()
+    for result in results:
+        console.print(Text(result) if isinstance(result, str) else result)
+
+
+def show_json(data: Any) -> None:
+    """Print one JSON object to stdout."""
+    sys.stdout.write(json.dumps(data, ensure_ascii=False, allow_nan=False, indent=2) + "\n")
+
+
+def warn(message: str) -> None:
+    """One warning to stderr."""
+    stderr().print(Text.assemble(("warning: ", "yellow"), message), soft_wrap=True)
+
+
+def complain(message: str, fix: str) -> None:
+    """The two lines of an error, to stderr."""
+    console = stderr()
+    console.print(Text.assemble(("error: ", "bold red"), _one_line(message)), soft_wrap=True)
+    console.print(Text.assemble(("  fix: ", "bold"), _one_line(fix)), soft_wrap=True)
+
+
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.splitlines()))
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr, if that is a terminal: call it with what is done, how far, out of how much."""
+    console = stderr()
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                for task in tasks.values():
+                    bars.update(task, visible=False)
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield report

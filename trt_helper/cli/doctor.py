@@ -1,0 +1,25 @@
+"""`trt-helper doctor`."""
+
+from __future__ import annotations
+
+from trt_helper.cli import options
+
+
+def run(as_json: options.AsJson = False) -> None:
+    """Say what this machine can build, run and emulate, and how to get more."""
+    from trt_helper import __version__, machine
+    from trt_helper.cli.console import show, show_json
+    from trt_helper.text import abilities
+
+    found = machine.abilities()
+    if as_json:
+        show_json(
+            {
+                "schema": 1,
+                "trt-helper": __version__,
+                "platform": machine.platform_line(),
+                "abilities": [{"what": a.what, "here": a.here, "with": a.with_, "more": a.more} for a in found],
+            }
+        )
+    else:
+        show(f"trt-helper {__version__}, {machine.platform_line()}", "", abilities(found))

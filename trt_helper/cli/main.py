@@ -1,0 +1,68 @@
+"""The commands, their exit statuses, and how errors are shown."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from trt_helper import __version__
+from trt_helper.cli import compare, convert, doctor, inspect, locate
+from trt_helper.cli.console import complain
+from trt_helper.errors import TrtHelperError
+
+BUG, INTERRUPTED = 70, 130
+
+app = typer.Typer(
+    name="trt-helper",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("locate")(locate.run)
+app.command("convert")(convert.run)
+app.command("compare")(compare.run)
+app.command("inspect")(inspect.run)
+app.command("doctor")(doctor.run)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"trt-helper {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Find the few layers that must stay in FP32, build the TensorRT engine with them, prove it, guard it.
+
+    Exit status: 0 done and accurate, 1 tolerance missed, 2 usage, 3 input or environment must change,
+    4 engine build failed, 5 verdicts disagree, 70 a bug in trt-helper, 130 interrupted.
+    """
+
+
+def main() -> None:
+    """Run the command line and leave with its exit status."""
+    try:
+        app()
+    except TrtHelperError as error:
+        complain(error.message, error.fix)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        complain("interrupted", "run the same command again")
+        sys.exit(INTERRUPTED)
+    except MemoryError:
+        complain("out of memory", "free some, or give fewer or smaller samples")
+        sys.exit(TrtHelperError.exit_status)
+    except Exception:
+        traceback.print_exc()
+        complain("this is a bug in trt-helper", "please report it with the lines above")
+        sys.exit(BUG)

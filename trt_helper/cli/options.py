@@ -1,0 +1,62 @@
+"""Options that several commands share, spelled once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model.", show_default=False)]
+OptionalModel = Annotated[
+    Path | None,
+    typer.Argument(metavar="[MODEL.onnx]", help="The model; else the one the config names.", show_default=False),
+]
+ConfigOption = Annotated[
+    Path,
+    typer.Option("--config", "-c", metavar="FILE.yaml", help="The plan: fp32_layers.yaml.", show_default=False),
+]
+OptionalConfig = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", metavar="FILE.yaml", help="A plan to apply.", show_default=False),
+]
+Inputs = Annotated[
+    list[Path] | None,
+    typer.Option("--inputs", "-i", metavar="PATH", help="Real inputs: .npz files or folders.", show_default=False),
+]
+LoaderScript = Annotated[
+    str | None,
+    typer.Option(
+        "--data-loader-script",
+        metavar="FILE.py[:function]",
+        help="Yields inputs, as in Polygraphy.",
+        show_default=False,
+    ),
+]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shapes",
+        metavar="NAME:SHAPE[,MIN,MAX]",
+        help="Input shape, or min,opt,max: x:1x3x64x64",
+        show_default=False,
+    ),
+]
+Atol = Annotated[
+    list[str] | None,
+    typer.Option("--atol", metavar="[OUTPUT:]A", help="Absolute tolerance. [default: 0.001]", show_default=False),
+]
+Rtol = Annotated[
+    list[str] | None,
+    typer.Option("--rtol", metavar="[OUTPUT:]R", help="Relative tolerance. [default: 0.001]", show_default=False),
+]
+Stat = Annotated[
+    str | None,
+    typer.Option(
+        "--check-error-stat",
+        metavar="STAT",
+        help="max, mean, median, elemwise. [default: max]",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]

@@ -1,0 +1,231 @@
+"""fp32_layers.yaml: read, checked and written. A hand-written file with a few keys works."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trt_helper.errors import ConfigError, nearest
+from trt_helper.files import write_atomically
+from trt_helper.values import LayerName, Statistic, Tolerance
+
+KEYS = ("model", "FP32_LAYERS_FOR_FP16", "TRT_EXCLUDE_TACTIC", "atol", "rtol", "check-error-stat", "evidence")
+TACTIC_KEYS = ("layer", "tactic", "kernel", "tensorrt", "gpu")
+LARGEST_FILE = 64 << 20  # bytes
+HEADER = "# Layers that stay in FP32 when the model is built in FP16. Written by trt-helper; made to be edited.\n"
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the YAML says. Paths in it are relative to the file itself."""
+
+    path: Path | None = None
+    model: Path | None = None
+    sha256: str = ""
+    fp32_layers: tuple[LayerName, ...] = ()
+    exclude_tactics: tuple[Mapping[str, Any], ...] = ()
+    tolerance: Tolerance = field(default_factory=Tolerance)
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_config(path: Path) -> Config:
+    """Read and check `path`. Raises ConfigError that names the key and the value that is wrong."""
+    data = _parse(path)
+    for key in data:
+        if key not in KEYS:
+            near = nearest(str(key), KEYS)
+            raise ConfigError(
+                f"{path}: unknown key {key!r}",
+                fix=f"did you mean {near!r}?" if near else f"the keys are: {', '.join(KEYS)}",
+            )
+    model, sha256 = _model(data.get("model"), path)
+    return Config(
+        path=path,
+        model=model,
+        sha256=sha256,
+        fp32_layers=_names(data.get("FP32_LAYERS_FOR_FP16"), path),
+        exclude_tactics=_tactics(data.get("TRT_EXCLUDE_TACTIC"), path),
+        tolerance=_tolerance(data, path),
+        evidence=_mapping(data.get("evidence"), "evidence", path),
+    )
+
+
+def _parse(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist", fix="make it with `trt-helper locate MODEL.onnx -o FILE.yaml`")
+    if path.stat().st_size > LARGEST_FILE:
+        raise ConfigError(f"{path} is too large for a config", fix="give the path of a fp32_layers.yaml")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path} is not valid YAML{where}", fix="see configs/example.yaml") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", fix="check its permissions") from error
+    if data is None:
+        return {}
+    return _mapping(data, "the file", path)
+
+
+def _mapping(value: object, key: str, path: Path) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"{path}: {key} must be a mapping, not {type(value).__name__}", fix="see configs/example.yaml"
+        )
+    return value
+
+
+def _model(value: object, path: Path) -> tuple[Path | None, str]:
+    """`model: {path: ..., sha256: ...}`, or just the path."""
+    if isinstance(value, str):
+        value = {"path": value}
+    entry = _mapping(value, "model", path)
+    for key in entry:
+        if key not in ("path", "sha256"):
+            raise ConfigError(f"{path}: unknown key 'model.{key}'", fix="the keys are: path, sha256")
+    for key, text in entry.items():
+        if not isinstance(text, str):
+            raise ConfigError(f"{path}: model.{key} must be text, not {text!r}", fix="put it in quotes")
+    model = entry.get("path")
+    return (path.parent / model if model else None), entry.get("sha256", "")
+
+
+def _names(value: object, path: Path) -> tuple[LayerName, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise ConfigError(
+            f"{path}: FP32_LAYERS_FOR_FP16 must be a list of layer names, not {value!r:.60}",
+            fix="write one name a line: `- /norm/Pow`",
+        )
+    for name in value:
+        if not isinstance(name, str):
+            raise ConfigError(
+                f"{path}: FP32_LAYERS_FOR_FP16 holds {name!r}, which is no layer name",
+                fix=f"put it in quotes: '{name}'",
+            )
+    return tuple(dict.fromkeys(value))
+
+
+def _tactics(value: object, path: Path) -> tuple[Mapping[str, Any], ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise ConfigError(f"{path}: TRT_EXCLUDE_TACTIC must be a list", fix="one mapping each: {layer, tactic, ...}")
+    for entry in value:
+        fields = _mapping(entry, "an entry of TRT_EXCLUDE_TACTIC", path)
+        unknown = [key for key in fields if key not in TACTIC_KEYS]
+        if unknown or "layer" not in fields:
+            wrong = f"has the unknown key {unknown[0]!r}" if unknown else "names no layer"
+            raise ConfigError(
+                f"{path}: an entry of TRT_EXCLUDE_TACTIC {wrong}",
+                fix=f"its keys are: {', '.join(TACTIC_KEYS)}",
+            )
+    return tuple(value)
+
+
+def _tolerance(data: Mapping[str, Any], path: Path) -> Tolerance:
+    """`atol` and `rtol` are one number, or a mapping from output to number ('' for all the others)."""
+    default = Tolerance()
+    stat = data.get("check-error-stat", default.stat.value)
+    try:
+        statistic = Statistic(stat)
+    except ValueError:
+        known = ", ".join(s.value for s in Statistic)
+        raise ConfigError(f"{path}: check-error-stat is {stat!r}", fix=f"it must be one of: {known}") from None
+    atol, rtol = (_numbers(data.get(key), key, getattr(default, key), path) for key in ("atol", "rtol"))
+    outputs = dict.fromkeys([name for name in (*atol, *rtol) if name])
+    return Tolerance(
+        atol=atol[""],
+        rtol=rtol[""],
+        stat=statistic,
+        per_output={name: (atol.get(name, atol[""]), rtol.get(name, rtol[""])) for name in outputs},
+    )
+
+
+def _numbers(value: object, key: str, default: float, path: Path) -> dict[str, float]:
+    entries = value if isinstance(value, dict) else {"": default if value is None else value}
+    numbers = {"": default}
+    for name, number in entries.items():
+        if isinstance(number, str):  # YAML reads 1e-3, without a dot, as text
+            try:
+                number = float(number)  # noqa: PLW2901 - the same number, as one
+            except ValueError:
+                pass
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < math.inf:
+            raise ConfigError(f"{path}: {key} is {number!r}", fix="it must be a number of at least 0, such as 0.001")
+        numbers[str(name)] = float(number)
+    return numbers
+
+
+def write_config(config: Config, path: Path) -> None:
+    """Write `config` so that it reads back the same. Raises OutputError."""
+    tolerance = config.tolerance
+    data: dict[str, Any] = {}
+    if config.model is not None:
+        data["model"] = {"path": _relative(config.model, path.parent), "sha256": config.sha256}
+    data["FP32_LAYERS_FOR_FP16"] = list(config.fp32_layers)
+    data["TRT_EXCLUDE_TACTIC"] = [dict(entry) for entry in config.exclude_tactics]
+    for index, key in enumerate(("atol", "rtol")):
+        own = {name: pair[index] for name, pair in tolerance.per_output.items()}
+        common = getattr(tolerance, key)
+        data[key] = {"": common, **own} if own else common
+    data["check-error-stat"] = tolerance.stat.value
+    if config.evidence:
+        data["evidence"] = dict(config.evidence)
+    text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    write_atomically(path, (HEADER + text).encode())
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes numbers so that YAML reads them as numbers (1.0e-05, not 1e-05), and no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - PyYAML's signature
+        return True
+
+
+def _relative(model: Path, folder: Path) -> str:
+    """The model's path seen from the config's folder."""
+    return Path(os.path.relpath(model.resolve(), folder.resolve())).as_posix()
+
+
+def require_same_model(config: Config, sha256: str, model: Path) -> None:
+    """Refuse a plan that was made for another model."""
+    if config.sha256 and config.sha256 != sha256:
+        raise ConfigError(
+            f"{config.path} was made for another model: {model} has sha256 {sha256[:12]}, not {config.sha256[:12]}",
+            fix="run `trt-helper locate` on the new model, or remove `sha256` from the file to use the plan as it is",
+        )
+
+
+def model_path(config: Config, given: Path | None) -> Path:
+    """The model to work on: the one given, else the one that the config names."""
+    chosen = given or config.model
+    if chosen is None:
+        raise ConfigError(f"{config.path} names no model", fix="give it: trt-helper ... MODEL.onnx --config FILE.yaml")
+    return chosen
+
+
+def per_output(texts: Sequence[str], option: str, default: float) -> dict[str, float]:
+    """`--atol 1e-3` or `--atol logits:1e-2`, repeated; '' is every output that is not named."""
+    numbers = {"": default}
+    for text in texts:
+        name, _, number = text.rpartition(":")
+        try:
+            numbers[name] = float(number)
+        except ValueError:
+            numbers[name] = math.nan
+        if not 0 <= numbers[name] < math.inf:
+            raise ConfigError(
+                f"{option} {text!r} is no tolerance", fix=f"such as {option} 1e-3 or {option} OUTPUT:1e-2"
+            )
+    return numbers

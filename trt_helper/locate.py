@@ -1,0 +1,200 @@
+"""A model and samples go in, the smallest plan that passes comes out. Knows the order of the stages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from trt_helper.emulate import Emulator, Values
+from trt_helper.errors import ControlError
+from trt_helper.evidence import survey
+from trt_helper.graph import Graph
+from trt_helper.oracle import EmulatedOracle
+from trt_helper.reference import references
+from trt_helper.samples import Sample, hold_out
+from trt_helper.search.drive import drive
+from trt_helper.search.foresight import Foresight
+from trt_helper.search.strategy import Guess, Stop, Try, smallest
+from trt_helper.sensitivity import effects
+from trt_helper.values import LayerReport, Plan, Tolerance, Trial, Verdict
+
+MOST_INFORMANT_SAMPLES = 4  # whose outputs the injected roundings are followed on, worst first
+
+
+@dataclass(frozen=True, eq=False)
+class Located:
+    """The answer, and everything that was measured on the way to it."""
+
+    graph: Graph
+    tolerance: Tolerance
+    samples: tuple[str, ...]
+    held_out: tuple[str, ...]
+    plan: Plan
+    minimal: bool
+    because: str
+    before: Trial  # everything FP16
+    after: Trial  # the plan, on all samples
+    trials: tuple[Trial, ...]
+    layers: tuple[LayerReport, ...]  # under the empty plan
+    inferences: int
+    seconds: float
+    warnings: tuple[str, ...]
+
+    @property
+    def pins(self) -> tuple[str, ...]:
+        """The plan's layers in topological order."""
+        return tuple(name for name in self.graph.candidates if name in self.plan.fp32)
+
+    def without(self, name: str) -> Trial | None:
+        """The trial of the final plan with this one pin taken out."""
+        less = Plan(self.plan.fp32 - {name})
+        return next((trial for trial in self.trials if trial.plan == less), None)
+
+
+Event = Try | Trial | Stop
+Progress = Callable[[str, int, int], None]  # what is being done, how much of it, out of how much
+
+
+def quiet(_what: str, _done: int, _total: int) -> None:
+    """Report progress to nobody."""
+
+
+def locate(
+    graph: Graph,
+    samples: Sequence[Sample],
+    tolerance: Tolerance,
+    *,
+    on_event: Callable[[Event], None] = lambda _event: None,
+    on_progress: Progress = quiet,
+) -> Located:
+    """Find the smallest plan that passes on every sample.
+
+    With four or more samples a quarter is kept out of the search; when it disagrees at the end, the
+    search goes on with all of them. Raises ControlError when the model in FP32 does not pass: then
+    precision is not the cause.
+    """
+    started = time.monotonic()
+    on_progress("FP32 reference", 0, 1)
+    expected = references(graph, samples)
+    search = _Search(graph, samples, expected, tolerance, on_event, on_progress)
+    searched, held_out = hold_out(samples)
+    warnings: list[str] = []
+    stop, plan = search.run(searched)
+    after = search.judge_all(plan)
+    if held_out and after.verdict is not Verdict.PASS:
+        warnings.append("the held-out samples disagreed: the search went on with all samples, none is held out now")
+        held_out = []
+        stop, plan = search.run(samples)
+        after = search.judge_all(plan)
+    before = search.judge_all(Plan())
+    on_progress("evidence", 0, 1)
+    layers = survey(search.emulator, Plan(), [samples[before.sample].feed], tolerance)
+    search.inferences += 3
+    return Located(
+        graph=graph,
+        tolerance=tolerance,
+        samples=tuple(sample.source for sample in samples),
+        held_out=tuple(sample.source for sample in held_out),
+        plan=plan,
+        minimal=stop.minimal,
+        because=stop.because,
+        before=before,
+        after=after,
+        trials=tuple(search.trials),
+        layers=layers,
+        inferences=search.inferences,
+        seconds=time.monotonic() - started,
+        warnings=tuple(warnings + _median_warnings(after, tolerance)),
+    )
+
+
+class _Search:
+    """Owns the emulator and counts what it is asked."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        samples: Sequence[Sample],
+        expected: Sequence[Values],
+        tolerance: Tolerance,
+        on_event: Callable[[Event], None],
+        on_progress: Progress,
+    ) -> None:
+        self.graph = graph
+        self.samples = samples
+        self.expected = expected
+        self.tolerance = tolerance
+        self.on_event = on_event
+        self.on_progress = on_progress
+        self.emulator = Emulator(graph)
+        self.trials: list[Trial] = []
+        self.inferences = len(samples)
+        self._judged: dict[Plan, Trial] = {}
+
+    def run(self, samples: Sequence[Sample]) -> tuple[Stop, Plan]:
+        """Search on some of the samples. Raises ControlError when even FP32 does not pass on them."""
+        indices = [self.samples.index(sample) for sample in samples]
+        oracle = self._oracle(indices)
+        judge = self.judge_all if len(indices) == len(self.samples) else oracle.judge
+        strategy = smallest(self.graph.candidates, lambda: self._guess(samples))
+        for event in drive(strategy, judge):
+            if isinstance(event, Trial):
+                self.trials.append(event)
+            self.on_event(event)
+            if isinstance(event, Stop):
+                self.inferences += oracle.inferences
+                if event.best is None:
+                    raise _control_error(self.trials[-1], samples, self.tolerance)
+                return event, event.best
+        raise AssertionError("a strategy ends with Stop")
+
+    def judge_all(self, plan: Plan) -> Trial:
+        """Judge a plan on every sample, held out or not."""
+        if plan not in self._judged:
+            oracle = self._oracle(range(len(self.samples)))
+            self._judged[plan] = oracle.judge(plan)
+            self.inferences += oracle.inferences
+        return self._judged[plan]
+
+    def _oracle(self, indices: Sequence[int]) -> EmulatedOracle:
+        return EmulatedOracle(self.emulator, self.samples, self.expected, self.tolerance).on(indices)
+
+    def _guess(self, samples: Sequence[Sample]) -> Guess:
+        """Inject roundings on the samples that FP16 treats worst."""
+        per_sample = self._oracle([self.samples.index(sample) for sample in samples]).errors(Plan())
+        excess = [max((e.excess(self.tolerance) for e in errors), default=0.0) for errors in per_sample]
+        worst_first = sorted(range(len(samples)), key=lambda index: -excess[index])[:MOST_INFORMANT_SAMPLES]
+        found, passes = effects(
+            self.emulator,
+            [samples[index].feed for index in worst_first],
+            self.tolerance,
+            lambda done, total: self.on_progress("what each rounding does", done, total),
+        )
+        self.inferences += passes
+        return Foresight(self.graph.candidates, found, self.tolerance.stat).guess()
+
+
+def _control_error(trial: Trial, samples: Sequence[Sample], tolerance: Tolerance) -> ControlError:
+    if trial.why:
+        reason = trial.why
+    else:
+        error = max(trial.outputs, key=lambda output: output.excess(tolerance))
+        reason = (
+            f"{error.name!r} is off by {tolerance.stat.value} {error.max:.3g} at {list(error.worst)}"
+            f" on {samples[trial.sample].source}" + (f", {error.non_finite} not finite" if error.non_finite else "")
+        )
+    return ControlError(
+        f"with every layer in FP32 the model already misses the tolerance: {reason}",
+        fix="precision is not the cause; loosen --atol, or check the model and its inputs in ONNX Runtime",
+    )
+
+
+def _median_warnings(after: Trial, tolerance: Tolerance) -> list[str]:
+    """A median or mean that passes says little where the worst element is far off."""
+    atol = tolerance.atol
+    return [
+        f"{error.name!r} passes by its {tolerance.stat.value}, but its worst element is off by {error.max:.3g}"
+        for error in after.outputs
+        if tolerance.stat.value in ("mean", "median") and error.max > max(10 * tolerance.of(error.name)[0], atol)
+    ]

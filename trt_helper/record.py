@@ -1,0 +1,211 @@
+"""Results go in, the JSON that scripts may rely on comes out (DESIGN.md section 5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import onnx_ir as ir
+import onnxruntime
+
+import trt_helper
+from trt_helper.convert import Converted, proof_json
+from trt_helper.evidence import cause
+from trt_helper.graph import Graph
+from trt_helper.locate import Located
+from trt_helper.values import LayerReport, TensorError, Tolerance
+
+SCHEMA = 1
+Json = dict[str, Any]
+
+
+def error_json(error: TensorError) -> Json:
+    """The statistics of one tensor; what is not a finite number is null."""
+    return {
+        "max": _number(error.max),
+        "mean": _number(error.mean),
+        "median": _number(error.median),
+        "max_rel": _number(error.max_rel),
+        "mean_rel": _number(error.mean_rel),
+        "median_rel": _number(error.median_rel),
+        "worst": list(error.worst),
+        "outside": error.outside,
+        "non_finite": error.non_finite,
+        "elements": error.total,
+        "spread": _number(error.spread),
+    }
+
+
+def outputs_json(errors: Iterable[TensorError]) -> Json:
+    """Errors by output name."""
+    return {error.name: error_json(error) for error in errors}
+
+
+def tolerance_json(tolerance: Tolerance) -> Json:
+    """The tolerance under the names that the YAML uses."""
+    own: Mapping[str, Any] = {name: {"atol": a, "rtol": r} for name, (a, r) in tolerance.per_output.items()}
+    return {
+        "atol": tolerance.atol,
+        "rtol": tolerance.rtol,
+        "check-error-stat": tolerance.stat.value,
+        **({"per-output": own} if own else {}),
+    }
+
+
+def layer_json(report: LayerReport, *, pinned: bool) -> Json:
+    """What FP16 does to one layer, as `locate` and `compare` report it."""
+    return {
+        "name": report.layer.name,
+        "op": report.layer.op,
+        "role": report.layer.role.value,
+        "module": report.layer.module,
+        "accumulated": error_json(report.accumulated),
+        "isolated": error_json(report.isolated),
+        "overflow": report.overflow,
+        "underflow": report.underflow,
+        "cause": cause(report),
+        "pinned": pinned,
+    }
+
+
+def versions() -> dict[str, str]:
+    """What the figures depend on."""
+    return {"trt-helper": trt_helper.__version__, "onnxruntime": onnxruntime.__version__}
+
+
+def located_json(located: Located) -> Json:
+    """`locate --json`."""
+    source = located.graph.source
+    return {
+        "schema": SCHEMA,
+        "verdict": located.after.verdict.value,
+        "runner": "emulate",
+        "model": {"path": str(source.path), "sha256": source.sha256, "layers": len(located.graph.layers)},
+        "tolerance": tolerance_json(located.tolerance),
+        "fp32_layers": list(located.pins),
+        "minimal": located.minimal,
+        "trials": len(located.trials),
+        "inferences": located.inferences,
+        "seconds": round(located.seconds, 3),
+        "samples": list(located.samples),
+        "held_out": list(located.held_out),
+        "before": outputs_json(located.before.outputs),
+        "after": outputs_json(located.after.outputs),
+        "pins": [_pin_json(located, name) for name in located.pins],
+        "layers": [layer_json(r, pinned=r.layer.name in located.plan.fp32) for r in located.layers],
+        "warnings": list(located.warnings),
+        "versions": versions(),
+    }
+
+
+def _pin_json(located: Located, name: str) -> Json:
+    without = located.without(name)
+    report = next(report for report in located.layers if report.layer.name == name)
+    return {
+        "name": name,
+        "op": report.layer.op,
+        "module": report.layer.module,
+        "cause": cause(report),
+        "without": outputs_json(without.outputs) if without else {},
+    }
+
+
+def evidence_yaml(located: Located) -> Json:
+    """What the YAML keeps: why each layer, errors before and after, runner, versions, inputs."""
+    return {
+        "runner": "emulate",
+        "samples": list(located.samples),
+        "held-out": list(located.held_out),
+        "trials": len(located.trials),
+        "minimal": located.minimal,
+        "before": {e.name: _short(e) for e in located.before.outputs},
+        "after": {e.name: _short(e) for e in located.after.outputs},
+        "layers": {
+            pin["name"]: {
+                "op": pin["op"],
+                "cause": pin["cause"],
+                "max-error-without": _max_of(pin["without"]),
+            }
+            for pin in (_pin_json(located, name) for name in located.pins)
+        },
+        "versions": versions(),
+    }
+
+
+def _short(error: TensorError) -> Json:
+    return {
+        "max": _round(error.max),
+        "mean": _round(error.mean),
+        "median": _round(error.median),
+        "non-finite": error.non_finite,
+    }
+
+
+def _max_of(outputs: Json) -> float | str | None:
+    if any(error["non_finite"] for error in outputs.values()):
+        return "not finite"
+    found = [error["max"] for error in outputs.values() if error["max"] is not None]
+    return _round(max(found)) if found else None
+
+
+def _round(number: float) -> float | None:
+    return float(f"{number:.4g}") if math.isfinite(number) else None
+
+
+def _number(number: float) -> float | None:
+    return float(number) if math.isfinite(number) else None
+
+
+def converted_json(converted: Converted) -> Json:
+    """`convert --json`."""
+    engine = converted.engine
+    return {
+        "schema": SCHEMA,
+        "model": {"path": str(converted.graph.source.path), "sha256": converted.graph.source.sha256},
+        "fp32_layers": [name for name in converted.graph.candidates if name in converted.plan.fp32],
+        "casts": converted.casts,
+        "unrepresentable": list(converted.unrepresentable),
+        "typed_onnx": str(converted.typed_onnx) if converted.typed_onnx else None,
+        "engine": {
+            "path": str(engine.path),
+            "bytes": engine.bytes,
+            "sha256": engine.sha256,
+            "builder": engine.builder,
+            "seconds": round(engine.seconds, 3),
+            "half_share": round(converted.half_share, 4),
+            "warnings": list(engine.warnings),
+        }
+        if engine
+        else None,
+        "pins": [proof_json(proof) for proof in converted.proofs],
+    }
+
+
+def graph_json(graph: Graph) -> Json:
+    """`inspect --json` of a model."""
+
+    def value_json(value: ir.Value) -> Json:
+        dtype = graph.half_io.get(value.name or "", value.dtype)
+        shape = None if value.shape is None else [d if isinstance(d, int) else d.value for d in value.shape]
+        return {"name": value.name, "type": dtype.name.lower() if dtype else None, "shape": shape}
+
+    return {
+        "schema": SCHEMA,
+        "model": {"path": str(graph.source.path), "sha256": graph.source.sha256, "layers": len(graph.layers)},
+        "opset": graph.model.opset_imports.get("", 0),
+        "inputs": [value_json(value) for value in graph.inputs],
+        "outputs": [value_json(value) for value in graph.model.graph.outputs],
+        "layers": [
+            {
+                "name": layer.name,
+                "op": layer.op,
+                "role": layer.role.value,
+                "module": layer.module,
+                "parents": list(layer.parents),
+                "children": list(layer.children),
+            }
+            for layer in graph.layers
+        ],
+        "folded": dict(graph.aliases),
+    }

@@ -1,0 +1,267 @@
+"""Results go in, terminal tables come out. Names come from models, and models come from anybody."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from trt_helper.convert import Converted
+from trt_helper.evidence import cause
+from trt_helper.graph import Graph
+from trt_helper.locate import Located
+from trt_helper.machine import Ability
+from trt_helper.values import LayerReport, TensorError, Tolerance, Trial
+
+LONGEST_NAME = 200
+
+
+def plain(name: str) -> str:
+    """`name` without control characters, escapes and bidirectional marks, cut in the middle when long."""
+    visible = "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c)[0] == "C" else c for c in name)
+    if len(visible) <= LONGEST_NAME:
+        return visible
+    half = LONGEST_NAME // 2
+    return f"{visible[:half]}…{visible[-half:]}"
+
+
+def cell(name: str, style: str = "") -> Text:
+    """Text that rich shows as it is, whatever brackets it holds."""
+    return Text(plain(name), style=style)
+
+
+def figure(number: float) -> str:
+    """Three digits are what an error is worth."""
+    return "0" if number == 0 else f"{number:.3g}"
+
+
+def table(title: str, *columns: str, names: int = 1) -> Table:
+    """A table whose first `names` columns are text and fold; the others are figures."""
+    made = Table(title=title, title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for index, column in enumerate(columns):
+        if index < names:
+            made.add_column(column, overflow="fold")
+        else:
+            made.add_column(column, justify="right", no_wrap=True)
+    return made
+
+
+def before_after(located: Located) -> Table:
+    """Each output in FP16 and with the plan."""
+    made = table("Outputs, worst sample", "output", "FP16 max", "not finite", "with the plan", "median", "allowed")
+    for before, after in zip(located.before.outputs, located.after.outputs, strict=True):
+        atol, rtol = located.tolerance.of(after.name)
+        made.add_row(
+            cell(after.name),
+            figure(before.max),
+            str(before.non_finite),
+            figure(after.max) if not after.non_finite else f"{after.non_finite} not finite",
+            figure(after.median),
+            f"{located.tolerance.stat.value} ≤ {atol:g} or {rtol:g} rel",
+        )
+    return made
+
+
+def pins(located: Located) -> Table:
+    """Each pinned layer, why, and what happens without it."""
+    made = table("Layers that stay in FP32", "layer", "op", "cause", "error without it", names=3)
+    reports = {report.layer.name: report for report in located.layers}
+    for name in located.pins:
+        report = reports[name]
+        without = located.without(name)
+        shown = f"{name}  ({report.layer.module})" if report.layer.module else name
+        made.add_row(cell(shown), cell(report.layer.op), cause(report), trial_figure(without) if without else "-")
+    return made
+
+
+def trial_figure(trial: Trial) -> str:
+    """The worst output of a trial in one figure."""
+    if trial.why:
+        return plain(trial.why)
+    if any(error.non_finite for error in trial.outputs):
+        return "not finite"
+    return figure(max(error.max for error in trial.outputs))
+
+
+def layers(reports: Sequence[LayerReport], pinned: frozenset[str], limit: int) -> Table:
+    """Every layer with its errors, in topological order; at most `limit` rows, the worst ones."""
+    worst = sorted(reports, key=lambda r: (-r.isolated.non_finite, -_relative(r.isolated)))[:limit]
+    chosen = {report.layer.name for report in worst}
+    title = "Layers, worst sample" + (f" ({limit} with the largest isolated error)" if len(reports) > limit else "")
+    made = table(title, "layer", "op", "isolated max", "accumulated max", "median", "spread", "not finite", names=2)
+    for report in reports:
+        if report.layer.name in chosen:
+            made.add_row(
+                cell(report.layer.name, "bold" if report.layer.name in pinned else ""),
+                cell(report.layer.op),
+                figure(report.isolated.max),
+                figure(report.accumulated.max),
+                figure(report.accumulated.median),
+                figure(report.accumulated.spread),
+                f"{report.isolated.non_finite} / {report.accumulated.non_finite}",
+            )
+    return made
+
+
+def _relative(error: TensorError) -> float:
+    return error.max / error.spread if error.spread else error.max
+
+
+def per_sample(sources: Sequence[str], errors: Sequence[Iterable[TensorError]], tolerance: Tolerance) -> Table:
+    """Every output of every sample with all statistics."""
+    made = table(
+        "Outputs",
+        "sample",
+        "output",
+        "max",
+        "mean",
+        "median",
+        "max rel",
+        "outside",
+        "not finite",
+        "worst at",
+        "",
+        names=2,
+    )
+    for source, outputs in zip(sources, errors, strict=True):
+        for error in outputs:
+            made.add_row(
+                cell(source),
+                cell(error.name),
+                figure(error.max),
+                figure(error.mean),
+                figure(error.median),
+                figure(error.max_rel),
+                f"{error.outside}/{error.total}",
+                str(error.non_finite),
+                str(list(error.worst)),
+                "pass" if error.passes(tolerance) else "FAIL",
+            )
+    return made
+
+
+def values(title: str, graph: Graph, which: str) -> Table:
+    """Graph inputs or outputs: name, type, shape."""
+    made = table(title, "name", "type", "shape", names=3)
+    for value in graph.inputs if which == "inputs" else graph.model.graph.outputs:
+        shape = "?" if value.shape is None else " x ".join(str(d) for d in value.shape) or "scalar"
+        dtype = graph.half_io.get(value.name or "", value.dtype)
+        made.add_row(cell(value.name or ""), dtype.name.lower() if dtype else "?", cell(shape))
+    return made
+
+
+def summary(located: Located, output: Path) -> str:
+    """What was decided, how sure it is, and what comes next."""
+    count, of = len(located.plan), len(located.graph.candidates)
+    said = "FP16 is accurate as it is: no layer needs FP32" if not count else f"{count} of {of} layers stay in FP32"
+    held = f", {len(located.held_out)} of them held out of the search" if located.held_out else ""
+    return (
+        f"{said} ({located.because}).\n"
+        f"{len(located.samples)} samples{held}; {len(located.trials)} trials, {located.inferences} inferences,"
+        f" {located.seconds:.1f} s, emulated FP16.\n"
+        f"Plan written to {output}. Next: trt-helper convert --config {output}"
+    )
+
+
+def abilities(found: Iterable[Ability]) -> Table:
+    """What this machine can do and what it lacks."""
+    made = table("This machine", "can", "", "with", "how to get it", names=4)
+    for ability in found:
+        made.add_row(ability.what, "yes" if ability.here else "no", cell(ability.with_), cell(ability.more))
+    return made
+
+
+def layers_by_type(graph: Graph) -> Table:
+    """How many layers of each operator, and what a plan may do with them."""
+    counts = Counter((layer.op, layer.role.value) for layer in graph.layers)
+    made = table("Layers by type", "op", "role", "layers", names=2)
+    for (op, role), count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        made.add_row(cell(op), role, str(count))
+    return made
+
+
+def model_line(graph: Graph) -> str:
+    """The model in one line."""
+    source = graph.source
+    opset = graph.model.opset_imports.get("", 0)
+    weights = sum(value.const_value.nbytes for value in graph.model.graph.initializers.values() if value.const_value)
+    return (
+        f"{plain(str(source.path))}: {len(graph.layers)} layers, {len(graph.candidates)} of them may be pinned, "
+        f"opset {opset}, weights {weights / 2**20:.1f} MiB, sha256 {source.sha256[:12]}"
+    )
+
+
+def layer_list(graph: Graph) -> Table:
+    """Every layer by its name, in topological order."""
+    made = table("Layers", "name", "op", "role", "module", names=4)
+    for layer in graph.layers:
+        made.add_row(cell(layer.name), cell(layer.op), layer.role.value, cell(layer.module))
+    return made
+
+
+def conversion_warnings(converted: Converted) -> list[str]:
+    """What the user has to know although the conversion went through."""
+    found = [
+        f"the values of {plain(name)!r} pass 65504 and became infinite in FP16; pin the layer that reads them"
+        for name in converted.unrepresentable
+    ]
+    found += [
+        f"pin {plain(proof.layer)!r} is {proof.state} in the engine: {plain(proof.evidence)}"
+        for proof in converted.unproven
+    ]
+    if converted.engine:
+        found += [plain(message) for message in converted.engine.warnings]
+    return found
+
+
+def conversion(converted: Converted) -> list[Table | str]:
+    """The proof of the pins and where things were written."""
+    shown: list[Table | str] = []
+    if converted.proofs:
+        made = table("Pins in the engine", "layer", "state", "engine layer", "reads", names=4)
+        for proof in converted.proofs:
+            made.add_row(
+                cell(proof.layer),
+                proof.state,
+                cell(", ".join(proof.engine_layers)),
+                cell(", ".join(proof.types)),
+            )
+        shown += [made, ""]
+    if converted.typed_onnx:
+        shown.append(f"typed ONNX: {converted.typed_onnx} ({converted.casts} casts)")
+    if converted.engine:
+        engine = converted.engine
+        shown.append(
+            f"engine: {engine.path} ({engine.bytes / 2**20:.2f} MiB, {engine.builder}, {engine.seconds:.1f} s, "
+            f"{100 * converted.half_share:.0f} % of the float layers in FP16)"
+        )
+    return shown
+
+
+def engine(facts: Mapping[str, Any]) -> list[Table | str]:
+    """What can be read of an engine."""
+    shown: list[Table | str] = [
+        f"{plain(facts['path'])}: {facts['product']} engine, {facts['bytes'] / 2**20:.2f} MiB, sha256 {facts['sha256'][:12]}"
+    ]
+    proof = facts["proof"]
+    if not proof:
+        shown.append("its layers can be read on a GPU only; convert writes them beside the engine as ENGINE.trt.json")
+        return shown
+    shown.append(f"built by {plain(str(proof['engine']['builder']))} from {plain(str(proof['model']['path']))}")
+    made = table("Pins", "layer", "state", "engine layer", "reads", names=4)
+    for pin in proof["pins"]:
+        made.add_row(
+            cell(pin["layer"]),
+            pin["state"],
+            cell(", ".join(pin["engine_layers"])),
+            cell(", ".join(pin["types"])),
+        )
+    types = table("Engine layers", "engine layer", "inputs", "constants", "outputs", names=4)
+    for layer in proof["layers"]:
+        types.add_row(cell(layer["name"]), *(cell(", ".join(layer[key])) for key in ("inputs", "constants", "outputs")))
+    return [*shown, "", made, "", types]
