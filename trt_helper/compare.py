@@ -76,10 +76,8 @@ def _compare_partly(name: TensorName, a: Array, b: Array, finite: Array, toleran
         inner = TensorError(name, 0, 0, 0, 0, 0, 0, (), 0, 0, 0)
     else:
         inner = _statistics(name, difference, b[finite], tolerance)
-    if count:
-        index = int(np.argmax(wrong))
-    else:
-        index = int(np.flatnonzero(finite)[inner.worst[0]]) if inner.worst else 0
+    worst_finite = int(np.flatnonzero(finite)[inner.worst[0]]) if inner.worst else 0
+    index = int(np.argmax(wrong)) if count else worst_finite
     return TensorError(
         name=name,
         max=inner.max,

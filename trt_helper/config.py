@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -157,10 +158,8 @@ def _numbers(value: object, key: str, default: float, path: Path) -> dict[str, f
     numbers = {"": default}
     for name, number in entries.items():
         if isinstance(number, str):  # YAML reads 1e-3, without a dot, as text
-            try:
+            with contextlib.suppress(ValueError):
                 number = float(number)  # noqa: PLW2901 - the same number, as one
-            except ValueError:
-                pass
         if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < math.inf:
             raise ConfigError(f"{path}: {key} is {number!r}", fix="it must be a number of at least 0, such as 0.001")
         numbers[str(name)] = float(number)

@@ -16,10 +16,8 @@ from trt_helper.samples import Sample, hold_out
 from trt_helper.search.drive import drive
 from trt_helper.search.foresight import Foresight
 from trt_helper.search.strategy import Guess, Stop, Try, smallest
-from trt_helper.sensitivity import effects
+from trt_helper.sensitivity import roundings
 from trt_helper.values import LayerReport, Plan, Tolerance, Trial, Verdict
-
-MOST_INFORMANT_SAMPLES = 4  # whose outputs the injected roundings are followed on, worst first
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +87,8 @@ def locate(
         after = search.judge_all(plan)
     before = search.judge_all(Plan())
     on_progress("evidence", 0, 1)
-    layers = survey(search.emulator, Plan(), [samples[before.sample].feed], tolerance)
-    search.inferences += 3
+    layers = survey(search.emulator, Plan(), [sample.feed for sample in samples], tolerance)
+    search.inferences += 3 * len(samples)
     return Located(
         graph=graph,
         tolerance=tolerance,
@@ -161,13 +159,9 @@ class _Search:
         return EmulatedOracle(self.emulator, self.samples, self.expected, self.tolerance).on(indices)
 
     def _guess(self, samples: Sequence[Sample]) -> Guess:
-        """Inject roundings on the samples that FP16 treats worst."""
-        per_sample = self._oracle([self.samples.index(sample) for sample in samples]).errors(Plan())
-        excess = [max((e.excess(self.tolerance) for e in errors), default=0.0) for errors in per_sample]
-        worst_first = sorted(range(len(samples)), key=lambda index: -excess[index])[:MOST_INFORMANT_SAMPLES]
-        found, passes = effects(
+        found, passes = roundings(
             self.emulator,
-            [samples[index].feed for index in worst_first],
+            [sample.feed for sample in samples],
             self.tolerance,
             lambda done, total: self.on_progress("what each rounding does", done, total),
         )

@@ -86,7 +86,7 @@ def _default_shape(value: ir.Value) -> tuple[int, ...]:
     return tuple(d if isinstance(d, int) else DEFAULT_DIMENSION for d in value.shape or ())
 
 
-def _numpy_type(value: ir.Value) -> np.dtype:  # type: ignore[type-arg]
+def _numpy_type(value: ir.Value) -> np.dtype:
     if value.dtype is None:
         raise InputError(
             f"input {value.name!r} is no tensor",

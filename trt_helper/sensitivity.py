@@ -1,110 +1,131 @@
-"""An emulator and samples go in; how much each single rounding matters at the outputs comes out.
+"""An emulator and samples go in; what each single rounding does to the outputs comes out.
 
-A plan silences roundings. There are two kinds. The weights of a layer are rounded unless the layer is
-pinned. A value that travels from one layer to another is rounded unless *both* are pinned: an FP16
-producer writes a half, an FP16 consumer reads one. So the roundings, and not the layers, are what has
-an effect of its own, and each is silenced by one pin or two. This module injects them one at a time
-into the FP32 model and follows each only as far downstream as it changes anything.
+A value is rounded for everybody when its maker is FP16, and for those of its readers that are FP16 when
+its maker is not. This module rounds one value at a time in the FP32 model, for all of its readers and
+for each alone, and follows the difference only as far downstream as there is one.
 
-These are forward passes, not trials: no plan rounds a single edge.
+These are forward passes, not trials: no plan rounds one value and nothing else.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from trt_helper.emulate import Emulator
 from trt_helper.kernels import Array
-from trt_helper.search.foresight import CAP, NEGLIGIBLE, Effect
+from trt_helper.search.foresight import CAP, NEGLIGIBLE, Rounding
 from trt_helper.values import LayerName, Role, Statistic, TensorName, Tolerance
 
 WATCHED = 512  # elements per output and sample whose error is followed
-MOST_INJECTIONS = 2000  # per sample; what is left then stays in groups
+MOST_PASSES = 2000  # per sample; what is left then stays in groups
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """One rounding. It is silent when every layer in `pins` is pinned."""
+class Value:
+    """Something that the empty plan rounds: a tensor, or the weights of a layer (then without a name)."""
 
-    pins: frozenset[LayerName]
-    tensor: TensorName  # what is rounded; empty for a layer's weights
-    consumer: LayerName  # who reads it; empty for a graph output
+    tensor: TensorName
+    maker: LayerName  # empty for a graph input, or what a layer without an FP16 form makes
+    readers: tuple[LayerName, ...]  # computing layers that read it, be it through movement layers
+    others: tuple[LayerName, ...]  # readers that take it as it is; an empty name for the graph's outputs
 
 
-def sources(emulator: Emulator) -> list[Source]:
-    """Every rounding that the empty plan does, in the order in which they happen."""
+def rounded_values(emulator: Emulator) -> list[Value]:
+    """Everything that the empty plan rounds, in the order in which it is made."""
     graph = emulator.graph
-    found: dict[Source, None] = {}
-    origins: dict[TensorName, tuple[tuple[TensorName, LayerName], ...]] = {
-        value.name or "": ((value.name or "", ""),) for value in graph.inputs if value.name not in graph.half_io
-    }
+    weights = [
+        Value("", layer.name, (), (layer.name,))
+        for layer in graph.layers
+        if layer.role is Role.COMPUTE and emulator.has_rounded_weights(layer.name)
+    ]
+    makers: dict[TensorName, LayerName] = {v.name or "": "" for v in graph.inputs if v.name not in graph.half_io}
+    readers: dict[TensorName, dict[LayerName, bool]] = {}
+    origins: dict[TensorName, tuple[TensorName, ...]] = {name: (name,) for name in makers}
     for layer in graph.layers:
         node, ports = graph.nodes[layer.name], graph.ports[layer.name]
-        followed = {node.inputs[i].name or "" for i in ports.inputs if node.inputs[i] is not None}  # type: ignore[union-attr]
-        tensors = [name for name in dict.fromkeys(layer.inputs) if name in origins]
+        followed = {node.inputs[i].name for i in ports.inputs if node.inputs[i] is not None}  # type: ignore[union-attr]
+        read = [name for name in dict.fromkeys(layer.inputs) if name in origins]
         written = [layer.outputs[i] for i in ports.outputs]
         if layer.role is Role.MOVEMENT and layer.name not in graph.picking:
-            moved = tuple(dict.fromkeys(o for name in tensors if name in followed for o in origins[name]))
+            moved = tuple(dict.fromkeys(o for name in read if name in followed for o in origins[name]))
             origins.update(dict.fromkeys(written, moved))
             continue
-        pinnable = layer.role is Role.COMPUTE
-        if pinnable and emulator.has_rounded_weights(layer.name):
-            found[Source(frozenset((layer.name,)), "", layer.name)] = None
-        for name in tensors:
-            for tensor, producer in origins[name]:
-                owner = {layer.name} if pinnable and name in followed else set()
-                pins = frozenset({producer, *owner} - {""})
-                if pins and (owner or producer):
-                    found[Source(pins, tensor, layer.name)] = None
-        if pinnable:
-            origins.update({name: ((name, layer.name),) for name in written})
-        else:
-            origins.update({name: ((name, ""),) for name in layer.outputs})
+        for name in read:
+            rounds = layer.role is Role.COMPUTE and name in followed
+            for origin in origins[name]:
+                known = readers.setdefault(origin, {})
+                known[layer.name] = known.get(layer.name, False) or rounds
+        for name in written if layer.role is Role.COMPUTE else layer.outputs:
+            origins[name] = (name,)
+            makers[name] = layer.name if layer.role is Role.COMPUTE else ""
     for name in graph.outputs:
-        for tensor, producer in origins.get(name, ()):
-            if producer:
-                found[Source(frozenset((producer,)), tensor, "")] = None
-    return list(found)
+        for origin in origins.get(name, ()):
+            readers.setdefault(origin, {})[""] = False
+    values = [
+        Value(
+            tensor,
+            makers[tensor],
+            tuple(name for name, rounds in found.items() if rounds),
+            tuple(name for name, rounds in found.items() if not rounds and makers[tensor]),
+        )
+        for tensor, found in readers.items()
+    ]
+    return weights + [value for value in values if value.readers or value.others]
 
 
-def effects(
+def roundings(
     emulator: Emulator,
     feeds: Sequence[Mapping[TensorName, Array]],
     tolerance: Tolerance,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
-) -> tuple[list[Effect], int]:
-    """The effect of every rounding on the outputs of `feeds`, and how many forward passes that took.
+) -> tuple[list[Rounding], int]:
+    """What every rounding does to the outputs of `feeds`, and how many forward passes that took.
 
-    Roundings are injected in groups that are split as long as they matter, so that a large model with
-    few culprits needs some passes per culprit and not one per layer.
+    Values are rounded in groups that are split as long as they matter, so that a large model with few
+    culprits needs some passes per culprit and not one per layer.
     """
-    every = sources(emulator)
-    probes = [_Probe(emulator, feed, tolerance) for feed in feeds]
-    found: list[Effect] = []
-    queue = _first_groups(every)
-    passes, done = len(probes), 0
-    while queue:
-        group = queue.pop()
-        errors = np.concatenate([probe.errors(group) for probe in probes])
-        passes += len(probes)
-        size = np.abs(errors).max(initial=0.0)
-        if len(group) == 1 or size <= NEGLIGIBLE / 4 or passes > MOST_INJECTIONS * len(probes):
-            share = errors / np.sqrt(len(group))
-            found.extend(Effect(source.pins, share) for source in group)
+    every = rounded_values(emulator)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        probes = list(pool.map(lambda feed: _Probe(emulator, feed, tolerance), feeds))
+        passes, done = len(probes), 0
+
+        def errors(*places: tuple[TensorName, LayerName]) -> Array:
+            nonlocal passes
+            passes += len(probes)
+            return np.concatenate(list(pool.map(lambda probe: probe.errors(places), probes)))
+
+        found: list[Rounding] = []
+        queue = _first_groups(every)
+        while queue:
+            group = queue.pop()
+            together = errors(*(place for value in group for place in _places(value)))
+            matters = np.abs(together).max(initial=0.0) > NEGLIGIBLE / 4 and passes < MOST_PASSES * len(probes)
+            if len(group) > 1 and matters:
+                middle = len(group) // 2
+                queue += [group[middle:], group[:middle]]
+                continue
+            share = together / np.sqrt(len(group))
+            for value in group:
+                split = len(group) == 1 and matters and len(value.readers) > 1
+                apart = tuple(errors((value.tensor, reader)) for reader in value.readers) if split else ()
+                found.append(Rounding(frozenset({value.maker} - {""}), value.readers, share, apart))
             done += len(group)
             on_progress(done, len(every))
-        else:
-            middle = len(group) // 2
-            queue += [group[middle:], group[:middle]]
     return found, passes
 
 
-def _first_groups(every: list[Source]) -> list[list[Source]]:
-    """Small models are looked at one rounding at a time, large ones in groups to start with."""
-    size = 1 if len(every) <= MOST_INJECTIONS // 4 else 16
+def _places(value: Value) -> list[tuple[TensorName, LayerName]]:
+    return [(value.tensor, name) for name in (*value.readers, *value.others)]
+
+
+def _first_groups(every: list[Value]) -> list[list[Value]]:
+    """Small models are looked at one value at a time, large ones in groups to start with."""
+    size = 1 if len(every) <= MOST_PASSES // 4 else 16
     return [every[start : start + size] for start in range(0, len(every), size)][::-1]
 
 
@@ -120,9 +141,9 @@ class _Probe:
             if reference.dtype.kind == "f":
                 self._watched[name] = _watch(name, reference.reshape(-1), tolerance)
 
-    def errors(self, group: Iterable[Source]) -> Array:
-        """Signed error over tolerance at the watched elements, with the roundings of `group` only."""
-        changed = self._emulator.inject([(s.tensor, s.consumer) for s in group], self._reference)
+    def errors(self, places: Iterable[tuple[TensorName, LayerName]]) -> Array:
+        """Signed error over tolerance at the watched elements, with these roundings only."""
+        changed = self._emulator.inject(places, self._reference)
         parts = []
         for name, (index, reference, allowed) in self._watched.items():
             if name not in changed:

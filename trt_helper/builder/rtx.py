@@ -44,12 +44,7 @@ def build(
     (TensorRT refused the model, crashed, or passed a limit).
     """
     started = monotonic()
-    if find_spec(PACKAGE) is None:
-        raise MachineError(f"{PRODUCT} is not installed", fix=INSTALL)
-    if not typed.is_file():
-        raise ModelError(f"there is no model {typed}", fix="check the path")
-    if out.exists() and out.samefile(typed):
-        raise OutputError(f"the engine would overwrite the model {typed}", fix="name another file with -o")
+    _check(typed, out)
     phases = _Phases(on_progress)
     with partial_file(out) as partial:
         request = _request(typed, out, partial, profiles, settings)
@@ -68,6 +63,16 @@ def build(
         except ChildDiedError as died:
             raise _death(died, typed, phases.current, settings) from died
     return _engine_build(out, result, seconds=monotonic() - started)
+
+
+def _check(typed: Path, out: Path) -> None:
+    """Raise what can be known before a process is started."""
+    if find_spec(PACKAGE) is None:
+        raise MachineError(f"{PRODUCT} is not installed", fix=INSTALL)
+    if not typed.is_file():
+        raise ModelError(f"there is no model {typed}", fix="check the path")
+    if out.exists() and out.samefile(typed):
+        raise OutputError(f"the engine would overwrite the model {typed}", fix="name another file with -o")
 
 
 def _request(

@@ -57,10 +57,10 @@ def run(
 
     def keep_best(event: Event) -> None:
         """The best plan so far is always on disk."""
-        if isinstance(event, Trial) and event.verdict is Verdict.PASS and event.plan != graph.all_pinned():
-            if not saved or len(event.plan) < len(saved[-1]):
-                saved.append(event.plan)
-                save(event.plan, {"minimal": False})
+        passed = isinstance(event, Trial) and event.verdict is Verdict.PASS and event.plan != graph.all_pinned()
+        if isinstance(event, Trial) and passed and (not saved or len(event.plan) < len(saved[-1])):
+            saved.append(event.plan)
+            save(event.plan, {"minimal": False})
         if not isinstance(event, Stop | Trial):
             report(event.because, 0, 1)
 

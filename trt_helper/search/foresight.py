@@ -1,137 +1,210 @@
-"""Roundings and their effects go in, a ladder of plans with foreseen errors comes out.
+"""Roundings and what they do go in, the order in which layers should be pinned comes out.
 
-Each rounding has an effect at the outputs and is silent when all of its pins are in the plan. Effects
-of roundings that a plan leaves add up like independent errors: their squares do. (They are not
-independent of one another in sign, but which way a value is rounded changes with everything upstream,
-so a sum of signs measured one at a time foretells nothing.) Roundings of the same values - before and
-after a Relu, a transpose, a product with a power of two - have the same effect: they are one rounding,
-and it is silent only when the pins of all of them are there.
+A plan rounds values, not layers. A value that its maker leaves in FP32 is still rounded by every reader
+in FP16, and a value that its maker rounds is rounded for all. So each rounding says who makes the value
+and who reads it, what its rounding does to the outputs, and what it does when only one reader rounds.
+
+What a plan leaves rounded adds up like independent errors: by squares. Which way a value is rounded
+changes with everything upstream, so a sum of signs measured one at a time would foretell nothing. But
+roundings of the same value - before and after a Relu, a transpose, a product with a power of two - have
+the same effect and count once.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
-from trt_helper.search.strategy import Guess, Rung
+from trt_helper.search.strategy import Guess
 from trt_helper.values import LayerName, Plan, Statistic
 
-Array = np.ndarray
+Array = np.ndarray[Any, Any]
 CAP = 1e4  # errors over tolerance beyond this are all the same: hopeless
 SAME = 0.02  # two effects that differ by less than this share are the effect of one rounding
 NEGLIGIBLE = 0.02  # of the tolerance: layers are given up together while their sum stays below
 
 
+class Names(Protocol):
+    """A set of layer names, as far as it is needed here."""
+
+    def __contains__(self, name: object, /) -> bool: ...
+
+
 @dataclass(frozen=True, eq=False, slots=True)
-class Effect:
-    """What one rounding does: `errors` over tolerance at the watched elements, all samples, signed."""
+class Rounding:
+    """One value that the empty plan rounds; weights have a maker and no reader.
 
-    pins: frozenset[LayerName]
-    errors: Array  # shape (watched elements,)
+    `together` and `apart` are signed errors over tolerance at the watched elements of the outputs.
+    """
 
+    makers: frozenset[LayerName]  # rounded unless all of these are pinned
+    readers: tuple[LayerName, ...]  # and then still rounded for each of these that is not
+    together: Array  # everybody reads it rounded
+    apart: tuple[Array, ...] = ()  # only this reader does; empty where that was not looked at
 
-def merge(effects: Sequence[Effect]) -> list[Effect]:
-    """Effects of one and the same rounding become one, with the pins of all."""
-    merged: list[Effect] = []
-    by_name: dict[LayerName, list[int]] = {}
-    for effect in effects:
-        size = np.abs(effect.errors).max(initial=0.0)
-        if size == 0:
-            continue
-        near = {index for name in effect.pins for index in by_name.get(name, ())}
-        twin = next((i for i in sorted(near) if _same(merged[i].errors, effect.errors, size)), None)
-        if twin is None:
-            twin = len(merged)
-            merged.append(effect)
-        else:
-            merged[twin] = Effect(merged[twin].pins | effect.pins, merged[twin].errors)
-        for name in effect.pins:
-            by_name.setdefault(name, []).append(twin)
-    return merged
-
-
-def _same(a: Array, b: Array, size: float) -> bool:
-    return bool(np.abs(a - b).max() <= SAME * size)
+    @property
+    def names(self) -> frozenset[LayerName]:
+        return self.makers.union(self.readers)
 
 
 class Foresight:
-    """Foretells the error of any plan from the effects of single roundings."""
+    """Foretells the error of any plan, over the tolerance, from what single roundings do."""
 
     def __init__(
-        self, layers: Sequence[LayerName], effects: Sequence[Effect], statistic: Statistic = Statistic.MAX
+        self, layers: Sequence[LayerName], roundings: Sequence[Rounding], statistic: Statistic = Statistic.MAX
     ) -> None:
         self._layers = tuple(layers)
         self._statistic = statistic
-        self._effects = merge(effects)
-        width = self._effects[0].errors.size if self._effects else 1
-        squares = [np.minimum(np.abs(np.nan_to_num(e.errors, nan=CAP)), CAP) ** 2 for e in self._effects]
-        self._squares = np.array(squares, dtype=np.float64).reshape(len(squares), width)
-        self._of: dict[LayerName, list[int]] = {name: [] for name in layers}
-        for index, effect in enumerate(self._effects):
-            for name in effect.pins:
-                self._of[name].append(index)
-
-    def guess(self) -> Guess:
-        """The ladder, and the order in which pins are least missed."""
-        return Guess(self._ladder(), self._without)
+        self._roundings = tuple(roundings)
+        classes = _Classes(roundings)
+        self._together = [classes.of(index, -1) for index in range(len(roundings))]
+        self._apart = [
+            tuple(classes.of(index, reader) for reader in range(len(rounding.apart)))
+            for index, rounding in enumerate(roundings)
+        ]
+        self._squares = classes.squares()
+        self._touching: dict[LayerName, list[int]] = {name: [] for name in layers}
+        for index, rounding in enumerate(roundings):
+            for name in rounding.names:
+                self._touching[name].append(index)
 
     def error(self, plan: Plan) -> float:
         """Foreseen error over tolerance of `plan`."""
-        return self._size(self._squares[self._loud(plan)].sum(axis=0))
+        return self._size(self._total(self._loud(plan.fp32)))
 
-    def _loud(self, plan: Plan) -> list[int]:
-        return [index for index, effect in enumerate(self._effects) if not effect.pins <= plan.fp32]
+    def guess(self) -> Guess:
+        """The order in which pins help most, what each further one leaves, and who is missed least."""
+        given_up, errors = self._give_up()
+        return Guess(given_up[::-1], errors[::-1], self._least_missed)
 
-    def _ladder(self) -> list[Rung]:
-        """From everything pinned downwards, always giving up the layer that is least missed."""
-        kept = dict.fromkeys(self._layers)
-        silent = np.ones(len(self._effects), dtype=bool)
-        total = np.zeros(self._squares.shape[1])
-        rungs: list[Rung] = [(Plan.of(kept), 0.0)]
-        for name in self._negligible():
-            kept.pop(name)
-            new = [index for index in self._of[name] if silent[index]]
-            silent[new] = False
-            total = total + self._squares[new].sum(axis=0)
-        added = {name: self._squares[[i for i in self._of[name] if silent[i]]].sum(axis=0) for name in kept}
-        while kept:
-            if len(kept) < len(self._layers):
-                rungs.append((Plan.of(kept), self._size(total)))
-            name = min(kept, key=lambda other: float((total + added[other]).max()))
-            kept.pop(name)
-            total = total + added.pop(name)
-            for index in self._of[name]:
-                if silent[index]:
-                    silent[index] = False
-                    for other in self._effects[index].pins & kept.keys():
-                        added[other] = added[other] - self._squares[index]
-        rungs.append((Plan(), self._size(total)))
-        return rungs[::-1]
+    def _of_rounding(self, index: int, pinned: Names) -> tuple[int, ...]:
+        """The classes of effects that rounding `index` has under a set of pins."""
+        rounding = self._roundings[index]
+        if not all(name in pinned for name in rounding.makers):
+            return (self._together[index],)
+        rounding_readers = [i for i, name in enumerate(rounding.readers) if name not in pinned]
+        if not rounding_readers:
+            return ()
+        if len(rounding_readers) == len(rounding.readers) or not rounding.apart:
+            return (self._together[index],)
+        return tuple(self._apart[index][i] for i in rounding_readers)
 
-    def _negligible(self) -> Iterable[LayerName]:
-        """Layers that can be given up all at once, smallest effect first."""
-        own = {name: float(self._squares[self._of[name]].max(initial=0.0)) for name in self._layers}
-        spent = 0.0
-        for name in sorted(self._layers, key=lambda layer: own[layer]):
-            spent += own[name] * max(1, len(self._of[name]))
-            if spent > NEGLIGIBLE**2:
-                return
-            yield name
+    def _loud(self, pinned: frozenset[LayerName]) -> Counter[int]:
+        return Counter(c for index in range(len(self._roundings)) for c in self._of_rounding(index, pinned))
 
-    def _without(self, plan: Plan) -> list[LayerName]:
-        total = self._squares[self._loud(plan)].sum(axis=0)
-        place = {name: index for index, name in enumerate(self._layers)}
-
-        def missed(name: LayerName) -> tuple[float, int]:
-            new = [index for index in self._of[name] if self._effects[index].pins <= plan.fp32]
-            return self._size(total + self._squares[new].sum(axis=0)), -place[name]
-
-        return sorted(plan.fp32, key=missed)
+    def _total(self, loud: Iterable[int]) -> Array:
+        total: Array = self._squares[sorted(loud)].sum(axis=0)
+        return total
 
     def _size(self, squares: Array) -> float:
-        roots = np.sqrt(squares)
+        roots = np.sqrt(np.maximum(squares, 0))
         if self._statistic is Statistic.MEAN:
             return float(roots.mean())
         return float(np.median(roots) if self._statistic is Statistic.MEDIAN else roots.max(initial=0.0))
+
+    def _give_up(self) -> tuple[list[LayerName], list[float]]:
+        """Give up the pin that is missed least, one after the other, until nothing is pinned."""
+        kept = dict.fromkeys(self._layers)
+        loud: Counter[int] = Counter()
+        order: list[LayerName] = []
+        errors = [0.0]
+        for name in self._negligible():
+            self._toggle(name, kept, loud)
+            order.append(name)
+            errors.append(errors[-1])
+        total = self._total(loud)
+        change = {name: self._change(name, kept, loud) for name in kept}
+        while kept:
+            name = min(kept, key=lambda other: self._size(total + change[other]))
+            self._toggle(name, kept, loud)
+            total = self._total(loud)
+            order.append(name)
+            errors.append(self._size(total))
+            near = {n for index in self._touching[name] for n in self._roundings[index].names}
+            for other in near & kept.keys():
+                change[other] = self._change(other, kept, loud)
+            change.pop(name)
+        return order, errors
+
+    def _toggle(self, name: LayerName, kept: dict[LayerName, None], loud: Counter[int]) -> None:
+        before = [c for index in self._touching[name] for c in self._of_rounding(index, kept)]
+        kept.pop(name)
+        loud.subtract(before)
+        loud.update(c for index in self._touching[name] for c in self._of_rounding(index, kept))
+        for c in [c for c, count in loud.items() if count <= 0]:
+            del loud[c]
+
+    def _change(self, name: LayerName, kept: dict[LayerName, None], loud: Counter[int]) -> Array:
+        """What giving up `name` adds to the squared errors."""
+        before = Counter(c for index in self._touching[name] for c in self._of_rounding(index, kept))
+        rest = _Without(kept, name)
+        after = Counter(c for index in self._touching[name] for c in self._of_rounding(index, rest))
+        gone = [c for c in before if c not in after and loud[c] <= before[c]]
+        new = [c for c in after if not loud[c]]
+        change: Array = self._squares[new].sum(axis=0) - self._squares[gone].sum(axis=0)
+        return change
+
+    def _negligible(self) -> list[LayerName]:
+        """Layers that can be given up all at once, smallest effect first."""
+        own = {
+            name: sum(float(self._squares[self._together[i]].max(initial=0.0)) for i in self._touching[name])
+            for name in self._layers
+        }
+        ordered = sorted(self._layers, key=lambda layer: own[layer])
+        spent = np.cumsum([own[name] for name in ordered])
+        return ordered[: int(np.searchsorted(spent, NEGLIGIBLE**2))]
+
+    def _least_missed(self, plan: Plan) -> list[LayerName]:
+        kept = {name: None for name in self._layers if name in plan.fp32}
+        loud = self._loud(plan.fp32)
+        total = self._total(loud)
+        place = {name: index for index, name in enumerate(self._layers)}
+        size = {name: self._size(total + self._change(name, kept, loud)) for name in kept}
+        return sorted(kept, key=lambda name: (size[name], -place[name]))
+
+
+class _Without:
+    """Membership in `kept` without one name, without a copy."""
+
+    def __init__(self, kept: dict[LayerName, None], name: LayerName) -> None:
+        self._kept, self._name = kept, name
+
+    def __contains__(self, other: object) -> bool:
+        return other != self._name and other in self._kept
+
+
+class _Classes:
+    """Gives effects that are the same one number; compares only those that share a layer."""
+
+    def __init__(self, roundings: Sequence[Rounding]) -> None:
+        self._effects: list[Array] = []
+        self._numbers: dict[tuple[int, int], int] = {}
+        near: dict[LayerName, list[int]] = {}
+        for index, rounding in enumerate(roundings):
+            for reader, errors in enumerate((rounding.together, *rounding.apart), start=-1):
+                known = {number for name in rounding.names for number in near.get(name, ())}
+                number = self._find(errors, known)
+                self._numbers[index, reader] = number
+                for name in rounding.names:
+                    near.setdefault(name, []).append(number)
+
+    def _find(self, errors: Array, known: set[int]) -> int:
+        size = float(np.abs(errors).max(initial=0.0))
+        for number in sorted(known):
+            if float(np.abs(self._effects[number] - errors).max(initial=0.0)) <= SAME * size:
+                return number
+        self._effects.append(errors)
+        return len(self._effects) - 1
+
+    def of(self, index: int, reader: int) -> int:
+        """The class of one effect; reader -1 is all of them together."""
+        return self._numbers[index, reader]
+
+    def squares(self) -> Array:
+        """Squared errors, shape (classes, watched elements)."""
+        width = self._effects[0].size if self._effects else 1
+        return np.array(self._effects, dtype=np.float64).reshape(len(self._effects), width) ** 2

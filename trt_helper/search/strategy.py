@@ -34,19 +34,20 @@ class Stop:
 
 
 Strategy = Generator[Try, Trial, Stop]
-Rung = tuple[Plan, float]  # a plan and its foreseen error over tolerance
 
 
 @dataclass(frozen=True, slots=True)
 class Guess:
     """What the evidence says before anything is tried; it orders the search and decides nothing.
 
-    `ladder` are nested plans, from the empty one to everything pinned. `without(plan)` are the names in
-    `plan`, the one least missed first.
+    `order` are all layers, the one whose pin helps most first; pinning the first k is foreseen to leave
+    `errors[k]` times the tolerance. `least_missed(plan)` are the pins of a plan, the one that can be
+    given up most easily first.
     """
 
-    ladder: Sequence[Rung]
-    without: Callable[[Plan], Sequence[LayerName]]
+    order: Sequence[LayerName]
+    errors: Sequence[float]
+    least_missed: Callable[[Plan], Sequence[LayerName]]
 
 
 def smallest(layers: Sequence[LayerName], guess: Callable[[], Guess]) -> Strategy:
@@ -64,62 +65,68 @@ def smallest(layers: Sequence[LayerName], guess: Callable[[], Guess]) -> Strateg
     if (yield from _passes(Plan(), "control: no layer pinned")):
         return Stop(Plan(), minimal=True, because="the model passes in FP16")
     evidence = guess()
-    found = yield from climb(evidence.ladder, everything)
-    best = yield from shrink(found, evidence.without)
+    found = yield from climb(evidence)
+    best = yield from shrink(found, evidence.least_missed)
     return Stop(best, minimal=True, because="every pin was taken out once more, and each is needed")
 
 
-def climb(ladder: Sequence[Rung], everything: Plan) -> Generator[Try, Trial, Plan]:
-    """A passing rung whose lower neighbours did not pass where they were tried.
+def climb(evidence: Guess) -> Generator[Try, Trial, Plan]:
+    """The first k layers of the order, for a small k that passes.
 
-    Starts where the error is foreseen to meet the tolerance, gallops by factors of two of the foreseen
-    error, then halves the gap between the rung that failed and the one that passed.
+    Starts where the error is foreseen to meet the tolerance and halves or doubles what is asked of the
+    foreseen error until one k failed and a larger one passed; then halves the gap between them.
     """
-    rungs = [plan for plan, _ in ladder if len(plan)]
-    foreseen = [error for plan, error in ladder if len(plan)]
-    low, high = -1, len(rungs)  # what failed (the empty plan did), what passed (everything did)
+    low, high = 0, len(evidence.order)  # nothing pinned failed, everything pinned passed
     allowed = 1.0
-    here = _first_below(foreseen, allowed)
-    while low < here < high:
-        if (yield from _passes(rungs[here], f"{len(rungs[here])} pins, foreseen to be enough")):
-            high, allowed = here, allowed * 2
+    k = _first_below(evidence.errors, allowed)
+    climbing = True
+    while low < k < high:
+        if (yield from _passes(Plan.of(evidence.order[:k]), f"{k} pins, foreseen to be enough")):
+            high, climbing = k, False
+            allowed *= 2
+            k = min(_first_below(evidence.errors, allowed), high - 1)
+        elif climbing:
+            low = k
+            allowed /= 2
+            k = max(_first_below(evidence.errors, allowed), min(2 * k, high - 1))
         else:
-            low, allowed = here, allowed / 2
-        if low >= 0 and high < len(rungs):
+            low = k
             break
-        target = _first_below(foreseen, allowed)
-        here = min(target, high - 1) if high < len(rungs) else max(target, low + 1)
     while high - low > 1:
-        here = (low + high) // 2
-        if (yield from _passes(rungs[here], f"{len(rungs[here])} pins, between too few and enough")):
-            high = here
+        k = (low + high) // 2
+        if (yield from _passes(Plan.of(evidence.order[:k]), f"{k} pins, between too few and enough")):
+            high = k
         else:
-            low = here
-    return rungs[high] if high < len(rungs) else everything
+            low = k
+    return Plan.of(evidence.order[:high])
 
 
-def _first_below(foreseen: Sequence[float], allowed: float) -> int:
-    return next((index for index, error in enumerate(foreseen) if error <= allowed), len(foreseen) - 1)
+def _first_below(errors: Sequence[float], allowed: float) -> int:
+    return next((k for k, error in enumerate(errors) if error <= allowed), len(errors) - 1)
 
 
-def shrink(plan: Plan, without: Callable[[Plan], Sequence[LayerName]]) -> Generator[Try, Trial, Plan]:
+def shrink(plan: Plan, least_missed: Callable[[Plan], Sequence[LayerName]]) -> Generator[Try, Trial, Plan]:
     """Take out pins, the least missed first, until taking out any single one does not pass.
 
-    A success makes everything learned about larger plans worthless, so all other pins have their turn
-    again; those that failed already wait until the end.
+    As long as it goes well, twice as many are taken out at once. A success makes what was learned about
+    larger plans worthless as a proof, so every pin has its turn again, those that failed before last.
     """
-    needed: list[LayerName] = []  # failed in a larger plan
+    needed: list[LayerName] = []  # failed, perhaps in a larger plan
     proven: set[LayerName] = set()  # failed in this plan
+    chunk = 1
     while len(proven) < len(plan):
-        order = [name for name in without(plan) if name not in needed]
-        name = next(iter(order), None) or next(name for name in needed if name not in proven)
-        rest = Plan(plan.fp32 - {name})
-        if (yield from _passes(rest, f"without {name}")):
-            plan, proven = rest, set()
-            needed = [other for other in needed if other != name]
+        hopeful = [name for name in least_missed(plan) if name not in needed]
+        names = hopeful[:chunk] or [next(name for name in needed if name not in proven)]
+        rest = Plan(plan.fp32.difference(names))
+        if (yield from _passes(rest, f"without {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else ""))):
+            plan, proven, chunk = rest, set(), 2 * chunk
+            needed = [name for name in needed if name not in names]
+        elif len(names) > 1:
+            chunk = 1
         else:
-            proven.add(name)
-            needed = [other for other in needed if other != name] + [name]
+            proven.add(names[0])
+            needed = [name for name in needed if name not in names] + names
+            chunk = 1
     return plan
 
 
