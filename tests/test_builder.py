@@ -24,6 +24,8 @@ from trt_helper import errors
 from trt_helper.builder import (
     BuildSettings,
     EngineBuild,
+    EngineLayer,
+    EngineTensor,
     build,
     half_share,
     parse_layers,
@@ -202,6 +204,21 @@ def test_progress_names_phases_and_never_falls(tmp_path):
 
 
 @needs_rtx
+def test_every_setting_stands_in_the_builder_config():
+    """Asked of the config: on a machine without a GPU the optimization level changes no byte."""
+    code = (
+        "import tensorrt_rtx as trt; from trt_helper.builder import BuildSettings, rtx_child as child\n"
+        "log = child._Log(); builder = trt.Builder(log); kind = trt.MemoryPoolType.WORKSPACE\n"
+        "chosen = BuildSettings(optimization_level=1, workspace=1 << 20, compute_capabilities=('8.6', '86'))\n"
+        "config = child._config(builder, chosen, log)\n"
+        "print(config.builder_optimization_level, config.get_memory_pool_limit(kind), end=' ')\n"
+        "print(config.num_compute_capabilities, config.get_compute_capability(0).name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"1 {1 << 20} 1 SM86"
+
+
+@needs_rtx
 def test_settings_reach_tensorrt(tmp_path):
     plain = built(tmp_path, relu())
     chosen = built(
@@ -333,9 +350,7 @@ def test_an_input_type_that_tensorrt_lacks_is_refused_in_a_sentence(tmp_path):
     text = TensorProto.STRING
     made = model([node("Identity", ["x"], ["y"], "id")], [value("x", [4], text)], [value("y", [4], text)])
     error = refused(tmp_path, made, errors.BuildError)
-    assert error.message.endswith(
-        "refuses model.onnx: Failed to convert ONNX date type to TensorRT data type"
-    )
+    assert error.message.endswith("refuses model.onnx: Failed to convert ONNX date type to TensorRT data type")
 
 
 # ------------------------------------------------------------------------------------ shape profiles
@@ -359,6 +374,11 @@ def same(*shape):
         (
             [{"x": ((4, 32), (2, 32), (1, 32))}],
             "the shape profile of 'x' is not min <= opt <= max: 4x32, 2x32, 1x32",
+            "order the three shapes",
+        ),
+        (
+            [{"x": ((1, 32), (8, 32), (4, 32))}],
+            "the shape profile of 'x' is not min <= opt <= max: 1x32, 8x32, 4x32",
             "order the three shapes",
         ),
     ],
@@ -472,13 +492,14 @@ def test_ctrl_c_ends_the_builder_and_leaves_no_file(tmp_path):
     seen = []
 
     def interrupt(_phase, _fraction):
-        seen.extend(children())
+        seen.extend(os.getsid(pid) for pid in children())
         os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         built(tmp_path, convs(), on_progress=interrupt)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     assert len(seen) == 1
+    assert seen != [os.getsid(0)]  # a session of its own: the terminal's Ctrl-C does not reach it
     assert not children()
 
 
@@ -492,31 +513,46 @@ def test_an_error_of_the_callers_own_comes_back_as_it_is(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
-@needs_rtx
-def test_a_killed_parent_takes_the_builder_and_its_file_with_it(tmp_path):
+BUSY_BUILDER = """
+settings = builder.BuildSettings()
+builder.build(Path("model.onnx"), Path("model.trt"), profiles=[], settings=settings, on_progress=hang)
+"""
+SILENT_CHILD = """
+sys.path.append("modules")
+leftover = Path("left.partial")
+leftover.touch()
+process.run("silent", {}, limits=process.Limits(), on_event=lambda event: hang("", 0.0), leftover=leftover)
+"""
+
+
+@pytest.mark.parametrize("waits", [pytest.param(BUSY_BUILDER, marks=needs_rtx), SILENT_CHILD])
+def test_a_killed_parent_takes_the_child_and_its_file_with_it(tmp_path, waits):
     (tmp_path / "model.onnx").write_bytes(convs().SerializeToString())
-    code = (
-        "import sys, time; from pathlib import Path; from trt_helper.builder import BuildSettings, build\n"
-        "def hang(phase, fraction): print('building', flush=True); time.sleep(60)\n"
-        "settings = BuildSettings()\n"
-        "build(Path('model.onnx'), Path('model.trt'), profiles=[], settings=settings, on_progress=hang)"
+    (tmp_path / "modules").mkdir()
+    silent = "import time\ndef run(request, send):\n    send({'event': 'on'})\n    time.sleep(60)\n"
+    (tmp_path / "modules" / "silent.py").write_text(silent)
+    head = (
+        "import sys, time\nfrom pathlib import Path\nfrom trt_helper import builder\n"
+        "from trt_helper.builder import process\n"
+        "def hang(phase, fraction):\n    print('waiting', flush=True)\n    time.sleep(60)\n"
     )
     parent = subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", head + waits],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
     )
     assert parent.stdout is not None
-    assert parent.stdout.readline() == b"building\n"
-    builders = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+    assert parent.stdout.readline() == b"waiting\n"
+    started = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
     parent.kill()
     parent.communicate()
     deadline = time.monotonic() + 10
-    while len(list(tmp_path.iterdir())) > 1 and time.monotonic() < deadline:
+    while any(tmp_path.glob("*.partial")) or any(tmp_path.glob(".*.partial")):
+        assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert len(builders) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert len(started) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "modules"]
 
 
 def test_a_bug_in_the_child_comes_back_with_its_traceback(tmp_path):
@@ -718,6 +754,38 @@ def test_weights_decide_over_inputs_and_over_the_bias():
     text = INSPECTOR_11.replace('"Datatype": "Half", "Role": "weights"', '"Datatype": "Float"')
     proof = prove(["conv"], parse_layers(text), frozenset({"conv"}))[0]
     assert (proof.state, proof.types) == ("honoured", ("FP16", "FP32"))
+
+
+def kernel(name, kind, onnx_layers, read, written="FP16"):
+    inputs, outputs = (EngineTensor("i", read, (4, 4)),), (EngineTensor("o", written, (4, 4)),)
+    return EngineLayer(name, kind, tuple(onnx_layers), inputs, (), outputs)
+
+
+def test_a_kernel_that_pads_the_input_does_not_speak_for_a_matmul():
+    """RTX 1.7.1 names a dynamic MatMul in the kernels that pad its inputs too."""
+    layers = [
+        kernel("__myl_CastReplConc_myl0_1", "kgen", ["mm"], "FP16", "FP32"),
+        kernel("mm_myl0_3", "gemm", ["mm"], "FP32", "FP32"),
+    ]
+    assert prove(["mm"], layers, frozenset({"mm"}))[0].state == "honoured"
+
+
+def test_a_pin_in_two_kernels_is_as_good_as_the_worse_one():
+    layers = [
+        kernel("__myl_Sub_myl0_0", "kgen", ["norm"], "FP32", "FP32"),
+        kernel("__myl_Mul_myl0_1", "kgen", ["norm"], "FP16"),
+    ]
+    assert prove(["norm"], layers, frozenset())[0].state == "demoted"
+    assert prove(["norm"], layers[:1], frozenset())[0].state == "honoured"
+
+
+@pytest.mark.parametrize(
+    ("operations", "state"),
+    [("MulExpCast", "honoured"), ("CastMulCastExpCast", "fused"), ("MulExp", "honoured")],
+)
+def test_a_cast_before_the_end_of_a_shared_kernel_leaves_the_type_open(operations, state):
+    layers = [kernel(f"__myl_{operations}_myl0_0", "kgen", ["mul", "exp"], "FP32")]
+    assert prove(["exp"], layers, frozenset())[0].state == state
 
 
 def test_a_layer_without_types_proves_nothing():
@@ -931,9 +999,7 @@ def test_the_noise_of_a_machine_without_a_gpu_is_never_the_reason():
     )
     real = "IBuilder::x: Error Code 4: API Usage Error (No luck. In validate at /_src/network.cpp:1)"
     settings = BuildSettings()
-    assert (
-        not_built("m.onnx", "TRT", [real, noise], settings).message == "TRT could not build m.onnx: No luck"
-    )
+    assert not_built("m.onnx", "TRT", [real, noise], settings).message == "TRT could not build m.onnx: No luck"
     assert "it gave no reason" in not_built("m.onnx", "TRT", [noise], settings).message
     assert useful_warnings(["A.cpp:7: w", "A.cpp:9: w", "input has Int64 binding."], [noise, real]) == (
         "w",
@@ -942,9 +1008,7 @@ def test_the_noise_of_a_machine_without_a_gpu_is_never_the_reason():
 
 
 def test_a_missing_driver_is_the_machines_fault():
-    line = (
-        "IBuilder::b: Error Code 1: Cuda Runtime (In generateForCurrent at /_src/c.cpp:221 (cudaError 35: x))"
-    )
+    line = "IBuilder::b: Error Code 1: Cuda Runtime (In generateForCurrent at /_src/c.cpp:221 (cudaError 35: x))"
     error = not_built("m.onnx", "TRT", [line], BuildSettings(compute_capabilities=("current",)))
     assert isinstance(error, errors.MachineError)
     assert "name the GPU" in error.fix
@@ -965,4 +1029,7 @@ def test_progress_adds_sub_phases_up_and_never_falls():
     progress.step("nobody", 3)
     progress.finish("part")
     progress.finish("all")
+    assert progress.fraction == 1.0
+    progress.start("all", None, 2)
+    progress.step("all", 0)
     assert progress.fraction == 1.0
