@@ -305,15 +305,11 @@ def within(module: str, *ops: str) -> tuple[Layer, ...]:
 
 
 MODELS: dict[str, Sample] = {
-    "square_overflow": Sample(
-        SquareOverflow, {"x": (2, 16)}, within("norm.root", "Mul", "ReduceMean", "Add", "Sqrt")
-    ),
+    "square_overflow": Sample(SquareOverflow, {"x": (2, 16)}, within("norm.root", "Mul", "ReduceMean", "Add", "Sqrt")),
     "split_square_overflow": Sample(
         SplitSquareOverflow, {"x": (2, 3, 8, 8)}, within("", "Mul", "ReduceMean", "Add", "Sqrt")
     ),
-    "mask_times_infinity": Sample(
-        MaskTimesInfinity, {"x": (2, 8, 16), "presence": (2, 8)}, within("", "Mul")
-    ),
+    "mask_times_infinity": Sample(MaskTimesInfinity, {"x": (2, 8, 16), "presence": (2, 8)}, within("", "Mul")),
     "empty_mask_row": Sample(EmptyMaskRow, {"x": (2, 8, 16)}, within("", "Add", "Softmax")),
     "vanishing_epsilon": Sample(VanishingEpsilon, {"x": (2, 6, 8)}, within("", "Add", "Sqrt")),
     "vanishing_floor": Sample(VanishingFloor, {"x": (2, 6, 8)}, within("", "Clip", "Div")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from trt_helper.normalise import normalise
 from trt_helper.roles import Ports, picks, role_and_ports, shape_only_values
 from trt_helper.values import Layer, LayerName, Plan, Role, TensorName
 
-MODULE_PATH_KEYS = ("pkg.torch.onnx.name_scopes", "trt_helper.module")
+NAME_SCOPES = "pkg.torch.onnx.name_scopes"  # torch.onnx's dynamo exporter: "['', 'gate', 'gate.norm', 'mul_4']"
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +119,17 @@ def _layer(node: ir.Node, role: Role, children: tuple[LayerName, ...]) -> Layer:
         outputs=tuple(value.name or "" for value in node.outputs),
         parents=_parents(node),
         children=children,
-        module=next((node.metadata_props[key] for key in MODULE_PATH_KEYS if key in node.metadata_props), ""),
+        module=_module_path(node),
     )
+
+
+def _module_path(node: ir.Node) -> str:
+    """The PyTorch module that the node came from, where the exporter wrote it."""
+    try:
+        scopes = ast.literal_eval(node.metadata_props.get(NAME_SCOPES, "[]"))
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return ""
+    return str(scopes[-2]) if isinstance(scopes, list) and len(scopes) > 1 else ""
 
 
 def captured(node: ir.Node) -> tuple[ir.Value, ...]:

@@ -19,6 +19,12 @@ from trt_helper.machine import Ability
 from trt_helper.values import LayerReport, TensorError, Tolerance, Trial
 
 LONGEST_NAME = 200
+UNPROVEN = {
+    "demoted": "{} read FP16 in the engine although pinned: TensorRT undid the casts",
+    "fused": "{} share a fused kernel with FP16 layers: the kernel's border cannot show the precision inside",
+    "gone": "{} appear in no engine layer: folded, or moved without arithmetic",
+    "unknown": "{} ended in engine layers whose types TensorRT does not state",
+}
 
 
 def plain(name: str) -> str:
@@ -210,10 +216,8 @@ def conversion_warnings(converted: Converted) -> list[str]:
         f"the values of {plain(name)!r} pass 65504 and became infinite in FP16; pin the layer that reads them"
         for name in converted.unrepresentable
     ]
-    found += [
-        f"pin {plain(proof.layer)!r} is {proof.state} in the engine: {plain(proof.evidence)}"
-        for proof in converted.unproven
-    ]
+    for state, kind in Counter(proof.state for proof in converted.unproven).items():
+        found.append(UNPROVEN[state].format("1 pin" if kind == 1 else f"{kind} pins"))
     if converted.engine:
         found += [plain(message) for message in converted.engine.warnings]
     return found

@@ -1,0 +1,50 @@
+# `make` lists the targets. Each makes its own environment in .venv where it needs one.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TORCH := $(VENV)/.torch
+DEMO := build/demo
+
+.PHONY: help setup demo lint type test check bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## make the development environment in .venv
+
+$(READY): pyproject.toml constraints-dev.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints-dev.txt --editable '.[rtx,dev]'
+	touch $@
+
+$(TORCH): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints-dev.txt torch
+	touch $@
+
+demo: $(TORCH)  ## export, locate and convert a trained model; show what FP16 did to its accuracy
+	mkdir -p $(DEMO)
+	$(BIN)/python sample_models/export_digits.py $(DEMO)/digits.onnx
+	$(BIN)/trt-helper locate $(DEMO)/digits.onnx --inputs sample_models/digits_inputs \
+	    --atol 0.01 --rtol 0 -o $(DEMO)/fp32_layers.yaml
+	$(BIN)/trt-helper convert --config $(DEMO)/fp32_layers.yaml --shapes image:1x1x8x8,4x1x8x8,64x1x8x8 \
+	    -o $(DEMO)/digits.trt
+	$(BIN)/python sample_models/accuracy.py $(DEMO)/digits.onnx $(DEMO)/fp32_layers.yaml
+
+lint: $(READY)  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(READY)  ## mypy --strict
+	$(BIN)/mypy
+
+test: $(TORCH)  ## run every test that this machine can run
+	$(BIN)/python -m pytest
+
+check: lint type test  ## what CI runs: lint, type, test
+
+bench: $(READY)  ## measure speed, memory and trials against references in the same run
+	$(BIN)/python benchmarks/run.py
+
+clean:  ## remove everything that was made
+	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
