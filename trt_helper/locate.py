@@ -63,10 +63,13 @@ def locate(
     samples: Sequence[Sample],
     tolerance: Tolerance,
     *,
+    every_layer: bool = True,
     on_event: Callable[[Event], None] = lambda _event: None,
     on_progress: Progress = quiet,
 ) -> Located:
     """Find the smallest plan that passes on every sample.
+
+    `every_layer` asks for the errors of every layer also when no layer needs FP32.
 
     With four or more samples a quarter is kept out of the search; when it disagrees at the end, the
     search goes on with all of them. Raises ControlError when the model in FP32 does not pass: then
@@ -86,9 +89,9 @@ def locate(
         stop, plan = search.run(samples)
         after = search.judge_all(plan)
     before = search.judge_all(Plan())
-    on_progress("evidence", 0, 1)
-    layers = survey(search.emulator, Plan(), [sample.feed for sample in samples], tolerance)
-    search.inferences += 3 * len(samples)
+    layers: tuple[LayerReport, ...] = ()
+    if plan.fp32 or every_layer:
+        layers = search.survey()
     return Located(
         graph=graph,
         tolerance=tolerance,
@@ -146,6 +149,18 @@ class _Search:
                     raise _control_error(self.trials[-1], samples, self.tolerance)
                 return event, event.best
         raise AssertionError("a strategy ends with Stop")
+
+    def survey(self) -> tuple[LayerReport, ...]:
+        """What FP16 does to every layer, over all samples."""
+        done, total = 0, len(self.samples) * len(self.graph.layers)
+
+        def count() -> None:
+            nonlocal done
+            done += 1
+            self.on_progress("every layer", done, total)
+
+        self.inferences += 3 * len(self.samples)  # reference, accumulated and isolated
+        return survey(self.emulator, Plan(), [sample.feed for sample in self.samples], self.tolerance, count)
 
     def judge_all(self, plan: Plan) -> Trial:
         """Judge a plan on every sample, held out or not."""

@@ -20,6 +20,9 @@ def run(
     rtol: options.Rtol = None,
     check_error_stat: options.Stat = None,
     shapes: options.Shapes = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", metavar="FILE.yaml", help="Take the tolerance from here.")
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.yaml", help="The plan.")] = DEFAULT_OUTPUT,
     as_json: options.AsJson = False,
 ) -> None:
@@ -27,7 +30,7 @@ def run(
     from trt_helper import text
     from trt_helper.cli import common
     from trt_helper.cli.console import complain, progress, show, show_json, warn
-    from trt_helper.config import Config, write_config
+    from trt_helper.config import Config, read_config, write_config
     from trt_helper.files import require_writable
     from trt_helper.locate import Event, locate
     from trt_helper.record import evidence_yaml, located_json
@@ -37,7 +40,8 @@ def run(
 
     require_writable(output)
     graph = common.open_graph(model)
-    tolerance = common.tolerance(graph, atol, rtol, check_error_stat)
+    base = read_config(config).tolerance if config else None
+    tolerance = common.tolerance(graph, atol, rtol, check_error_stat, base)
     samples = common.open_samples(graph, inputs, data_loader_script, shapes)
     sizes = {"shapes": {name: [list(s) for s in sizes] for name, sizes in ranges_of(samples).items()}}
     saved: list[Plan] = []
@@ -66,7 +70,7 @@ def run(
 
     try:
         with progress() as report:
-            located = locate(graph, samples, tolerance, on_event=keep_best, on_progress=report)
+            located = locate(graph, samples, tolerance, every_layer=as_json, on_event=keep_best, on_progress=report)
     except KeyboardInterrupt:
         if saved:
             complain(
