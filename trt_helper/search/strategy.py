@@ -16,6 +16,11 @@ from dataclasses import dataclass
 from trt_helper.values import LayerName, Plan, Trial, Verdict
 
 
+HOPE = 3.0  # how far the foreseen error may pass the tolerance in the first plan that is tried
+NEAR = 2.0  # error over tolerance of a near miss
+WORTHWHILE = 0.75  # a smaller plan is tried before the shrinking if it has at most this share of the pins
+
+
 @dataclass(frozen=True, slots=True)
 class Try:
     """Evaluate this plan next."""
@@ -73,32 +78,38 @@ def smallest(layers: Sequence[LayerName], guess: Callable[[], Guess]) -> Strateg
 def climb(evidence: Guess) -> Generator[Try, Trial, Plan]:
     """The first k layers of the order, for a small k that passes.
 
-    Starts where the error is foreseen to meet the tolerance and halves or doubles what is asked of the
-    foreseen error until one k failed and a larger one passed; then halves the gap between them.
+    A trial costs what a pin costs later, when it has to be proven that it is needed. So the first k is a
+    hopeful one, foreseen to miss the tolerance by `HOPE`. After a near miss a few more pins are tried,
+    for roundings that are left may cancel; after a wide one the foreseen error says how many more. Then
+    the gap between what failed and what passed is halved.
     """
-    low, high = 0, len(evidence.order)  # nothing pinned failed, everything pinned passed
-    allowed = 1.0
-    k = _first_below(evidence.errors, allowed)
-    climbing = True
+    errors, order = evidence.errors, evidence.order
+    low, high = 0, len(order)  # nothing pinned failed, everything pinned passed
+    allowed, step = HOPE, 1
+    k = _first_below(errors, allowed)
     while low < k < high:
-        if (yield from _passes(Plan.of(evidence.order[:k]), f"{k} pins, foreseen to be enough")):
-            high, climbing = k, False
+        trial = yield Try(Plan.of(order[:k]), f"{k} pins, foreseen to be enough")
+        if trial.verdict is Verdict.PASS:
+            high = k
             allowed *= 2
-            k = min(_first_below(evidence.errors, allowed), high - 1)
-        elif climbing:
+            k = _first_below(errors, allowed)
+            if k > WORTHWHILE * high:
+                break
+        elif high < len(order):
             low = k
-            allowed /= 2
-            k = max(_first_below(evidence.errors, allowed), min(2 * k, high - 1))
         else:
             low = k
-            break
-    while high - low > 1:
+            allowed = min(allowed, errors[k]) / HOPE
+            enough = k if trial.excess <= NEAR else _first_below(errors, allowed)
+            k = min(max(enough, k + step), high)
+            step *= 2
+    while low and high - low > 1:
         k = (low + high) // 2
-        if (yield from _passes(Plan.of(evidence.order[:k]), f"{k} pins, between too few and enough")):
+        if (yield from _passes(Plan.of(order[:k]), f"{k} pins, between too few and enough")):
             high = k
         else:
             low = k
-    return Plan.of(evidence.order[:high])
+    return Plan.of(order[:high])
 
 
 def _first_below(errors: Sequence[float], allowed: float) -> int:
