@@ -15,7 +15,7 @@ from trt_helper.reference import references
 from trt_helper.samples import Sample, hold_out
 from trt_helper.search.drive import drive
 from trt_helper.search.foresight import Foresight
-from trt_helper.search.strategy import Guess, Stop, Try, smallest
+from trt_helper.search.strategy import Guess, Stop, Strategy, Try, cure, smallest
 from trt_helper.sensitivity import roundings
 from trt_helper.values import LayerReport, Plan, Tolerance, Trial, Verdict
 
@@ -81,12 +81,13 @@ def locate(
     search = _Search(graph, samples, expected, tolerance, on_event, on_progress)
     searched, held_out = hold_out(samples)
     warnings: list[str] = []
-    stop, plan = search.run(searched)
+    stop, plan = search.run(smallest(graph.candidates, lambda: search.guess(searched)), searched)
     after = search.judge_all(plan)
     if held_out and after.verdict is not Verdict.PASS:
         warnings.append("the held-out samples disagreed: the search went on with all samples, none is held out now")
         held_out = []
-        stop, plan = search.run(samples)
+        strategy = cure(lambda: search.guess(samples), after.excess, len(plan))
+        stop, plan = search.run(strategy, samples)
         after = search.judge_all(plan)
     before = search.judge_all(Plan())
     layers: tuple[LayerReport, ...] = ()
@@ -133,12 +134,11 @@ class _Search:
         self.inferences = len(samples)
         self._judged: dict[Plan, Trial] = {}
 
-    def run(self, samples: Sequence[Sample]) -> tuple[Stop, Plan]:
+    def run(self, strategy: Strategy, samples: Sequence[Sample]) -> tuple[Stop, Plan]:
         """Search on some of the samples. Raises ControlError when even FP32 does not pass on them."""
         indices = [self.samples.index(sample) for sample in samples]
         oracle = self._oracle(indices)
         judge = self.judge_all if len(indices) == len(self.samples) else oracle.judge
-        strategy = smallest(self.graph.candidates, lambda: self._guess(samples))
         for event in drive(strategy, judge):
             if isinstance(event, Trial):
                 self.trials.append(event)
@@ -173,7 +173,8 @@ class _Search:
     def _oracle(self, indices: Sequence[int]) -> EmulatedOracle:
         return EmulatedOracle(self.emulator, self.samples, self.expected, self.tolerance).on(indices)
 
-    def _guess(self, samples: Sequence[Sample]) -> Guess:
+    def guess(self, samples: Sequence[Sample]) -> Guess:
+        """What each rounding does to the outputs of `samples`."""
         found, passes = roundings(
             self.emulator,
             [sample.feed for sample in samples],

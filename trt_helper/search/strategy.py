@@ -15,8 +15,7 @@ from dataclasses import dataclass
 
 from trt_helper.values import LayerName, Plan, Trial, Verdict
 
-
-HOPE = 3.0  # how far the foreseen error may pass the tolerance in the first plan that is tried
+HOPE = 2.0  # how far the foreseen error may pass the tolerance in a plan that is worth a trial
 NEAR = 2.0  # error over tolerance of a near miss
 WORTHWHILE = 0.75  # a smaller plan is tried before the shrinking if it has at most this share of the pins
 
@@ -59,7 +58,7 @@ def smallest(layers: Sequence[LayerName], guess: Callable[[], Guess]) -> Strateg
     """The smallest set of pins that passes, as far as single pins can be taken out.
 
     1. Controls: everything pinned has to pass, or precision is not the cause; nothing pinned may pass.
-    2. Climb: find a low rung of the foreseen ladder that passes.
+    2. Climb: find a small plan that passes, in the order of the evidence.
     3. Shrink: take pins out until every single one is needed.
 
     `guess` is asked only when the controls say that there is something to find.
@@ -67,43 +66,49 @@ def smallest(layers: Sequence[LayerName], guess: Callable[[], Guess]) -> Strateg
     everything = Plan.of(layers)
     if not (yield from _passes(everything, "control: every layer pinned")):
         return Stop(None, minimal=False, because="the model with every layer in FP32 does not pass")
-    if (yield from _passes(Plan(), "control: no layer pinned")):
+    nothing = yield Try(Plan(), "control: no layer pinned")
+    if nothing.verdict is Verdict.PASS:
         return Stop(Plan(), minimal=True, because="the model passes in FP16")
+    return (yield from cure(guess, nothing.excess))
+
+
+def cure(guess: Callable[[], Guess], excess: float, start: int = 0) -> Strategy:
+    """Climb and shrink, when it is known that everything pinned passes and `start` pins were too few."""
     evidence = guess()
-    found = yield from climb(evidence)
+    found = yield from climb(evidence, excess, start)
     best = yield from shrink(found, evidence.least_missed)
     return Stop(best, minimal=True, because="every pin was taken out once more, and each is needed")
 
 
-def climb(evidence: Guess) -> Generator[Try, Trial, Plan]:
-    """The first k layers of the order, for a small k that passes.
+def climb(evidence: Guess, excess: float, start: int) -> Generator[Try, Trial, Plan]:
+    """The first k layers of the order, for a small k that passes; the first `start` missed by `excess`.
 
     A trial costs what a pin costs later, when it has to be proven that it is needed. So the first k is a
-    hopeful one, foreseen to miss the tolerance by `HOPE`. After a near miss a few more pins are tried,
-    for roundings that are left may cancel; after a wide one the foreseen error says how many more. Then
-    the gap between what failed and what passed is halved.
+    hopeful one. After a near miss a few more pins are tried, for roundings that are left may cancel;
+    after a wide one the foreseen error, corrected by what was measured, says how many more. Then the gap
+    between what failed and what passed is halved.
     """
-    errors, order = evidence.errors, evidence.order
-    low, high = 0, len(order)  # nothing pinned failed, everything pinned passed
-    allowed, step = HOPE, 1
-    k = _first_below(errors, allowed)
-    while low < k < high:
+    order, errors = evidence.order, evidence.errors
+    low, high = start, len(order)  # what failed, and everything pinned, which passed
+    step = 1
+    while high == len(order):
+        k = _next_k(errors, low, excess, low + step)
+        if k >= high:
+            break
         trial = yield Try(Plan.of(order[:k]), f"{k} pins, foreseen to be enough")
         if trial.verdict is Verdict.PASS:
             high = k
-            allowed *= 2
-            k = _first_below(errors, allowed)
-            if k > WORTHWHILE * high:
-                break
-        elif high < len(order):
-            low = k
         else:
-            low = k
-            allowed = min(allowed, errors[k]) / HOPE
-            enough = k if trial.excess <= NEAR else _first_below(errors, allowed)
-            k = min(max(enough, k + step), high)
-            step *= 2
-    while low and high - low > 1:
+            low, excess, step = k, trial.excess, 2 * step
+    if low == start:  # passed at once: perhaps far fewer will do
+        k = _first_below(errors, 2 * max(errors[high], 1.0), start + 1)
+        while k <= WORTHWHILE * high:
+            if (yield from _passes(Plan.of(order[:k]), f"{k} pins, perhaps enough")):
+                high, k = k, _first_below(errors, 2 * max(errors[k], 1.0), start + 1)
+            else:
+                low = k
+                break
+    while low > start and high - low > 1:
         k = (low + high) // 2
         if (yield from _passes(Plan.of(order[:k]), f"{k} pins, between too few and enough")):
             high = k
@@ -112,31 +117,41 @@ def climb(evidence: Guess) -> Generator[Try, Trial, Plan]:
     return Plan.of(order[:high])
 
 
-def _first_below(errors: Sequence[float], allowed: float) -> int:
-    return next((k for k, error in enumerate(errors) if error <= allowed), len(errors) - 1)
+def _next_k(errors: Sequence[float], k: int, excess: float, at_least: int) -> int:
+    """How many pins to try after the first `k` were off by `excess`."""
+    if k and excess <= NEAR:
+        return at_least
+    seen = errors[k] if errors[k] > 0 else 1.0
+    correction = min(max(excess / seen, 1 / NEAR), NEAR)  # further off than that, something else is wrong
+    return _first_below(errors, HOPE / correction, at_least)
+
+
+def _first_below(errors: Sequence[float], allowed: float, at_least: int) -> int:
+    return next((k for k in range(at_least, len(errors)) if errors[k] <= allowed), len(errors) - 1)
 
 
 def shrink(plan: Plan, least_missed: Callable[[Plan], Sequence[LayerName]]) -> Generator[Try, Trial, Plan]:
     """Take out pins, the least missed first, until taking out any single one does not pass.
 
     As long as it goes well, twice as many are taken out at once. A success makes what was learned about
-    larger plans worthless as a proof, so every pin has its turn again, those that failed before last.
+    larger plans worthless as a proof, so every pin has its turn again: the ones that were missed least
+    when they were tried come first.
     """
-    needed: list[LayerName] = []  # failed, perhaps in a larger plan
+    missed: dict[LayerName, float] = {}  # error without it, perhaps in a larger plan
     proven: set[LayerName] = set()  # failed in this plan
     chunk = 1
     while len(proven) < len(plan):
-        hopeful = [name for name in least_missed(plan) if name not in needed]
-        names = hopeful[:chunk] or [next(name for name in needed if name not in proven)]
+        names = [name for name in least_missed(plan) if name not in missed][:chunk]
+        if not names:
+            names = [min(plan.fp32 - proven, key=lambda name: (missed[name], name))]
         rest = Plan(plan.fp32.difference(names))
-        if (yield from _passes(rest, f"without {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else ""))):
+        trial = yield Try(rest, f"without {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else ""))
+        if trial.verdict is Verdict.PASS:
             plan, proven, chunk = rest, set(), 2 * chunk
-            needed = [name for name in needed if name not in names]
-        elif len(names) > 1:
-            chunk = 1
         else:
-            proven.add(names[0])
-            needed = [name for name in needed if name not in names] + names
+            if len(names) == 1:
+                missed[names[0]] = trial.excess
+                proven.add(names[0])
             chunk = 1
     return plan
 

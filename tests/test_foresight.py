@@ -1,0 +1,112 @@
+"""From what single roundings do to the order of pins; exact by construction."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from trt_helper.search.foresight import Foresight, Rounding
+from trt_helper.values import Plan, Statistic
+
+
+def vector(*values: float) -> np.ndarray:
+    return np.array(values, dtype=np.float64)
+
+
+def travelling(maker: str, reader: str, error: np.ndarray) -> Rounding:
+    return Rounding(frozenset({maker}), (reader,), error)
+
+
+def weights(layer: str, error: np.ndarray) -> Rounding:
+    return Rounding(frozenset({layer}), (), error)
+
+
+def test_a_value_between_two_layers_is_exact_only_when_both_are_pinned():
+    foresight = Foresight(["a", "b"], [travelling("a", "b", vector(3.0, 0.0))])
+    assert foresight.error(Plan()) == pytest.approx(3.0)
+    assert foresight.error(Plan.of(["a"])) == pytest.approx(3.0)
+    assert foresight.error(Plan.of(["b"])) == pytest.approx(3.0)
+    assert foresight.error(Plan.of(["a", "b"])) == 0
+
+
+def test_errors_of_different_roundings_add_by_squares():
+    foresight = Foresight(["a", "b"], [weights("a", vector(3.0)), weights("b", vector(-4.0))])
+    assert foresight.error(Plan()) == pytest.approx(5.0)
+
+
+def test_the_same_rounding_before_and_after_a_relu_counts_once():
+    chain = [travelling("conv", "relu", vector(2.0, 1.0)), travelling("relu", "next", vector(2.0, 1.0))]
+    foresight = Foresight(["conv", "relu", "next"], chain)
+    assert foresight.error(Plan()) == pytest.approx(2.0)
+    assert foresight.error(Plan.of(["conv", "relu"])) == pytest.approx(2.0)
+    assert foresight.error(Plan.of(["conv", "relu", "next"])) == 0
+
+
+def test_a_value_that_its_maker_rounds_is_rounded_for_all_readers_at_once():
+    """Rounded for both, x - mean(x) stays consistent; rounded for one of them, it does not."""
+    value = Rounding(frozenset({"x"}), ("mean", "sub"), vector(0.1), (vector(8.0), vector(-8.0)))
+    foresight = Foresight(["x", "mean", "sub"], [value])
+    assert foresight.error(Plan()) == pytest.approx(0.1)
+    assert foresight.error(Plan.of(["x"])) == pytest.approx(0.1)
+    assert foresight.error(Plan.of(["mean"])) == pytest.approx(0.1)
+    assert foresight.error(Plan.of(["x", "mean"])) == pytest.approx(8.0)
+    assert foresight.error(Plan.of(["x", "mean", "sub"])) == 0
+
+
+def test_a_graph_input_is_rounded_by_its_readers_only():
+    foresight = Foresight(["a"], [Rounding(frozenset(), ("a",), vector(5.0))])
+    assert foresight.error(Plan()) == pytest.approx(5.0)
+    assert foresight.error(Plan.of(["a"])) == 0
+
+
+def test_the_order_puts_what_has_to_move_together_first():
+    layers = ["in", "square", "mean", "rsqrt", "out"]
+    roundings = [
+        travelling("in", "square", vector(0.3)),
+        travelling("square", "mean", vector(900.0)),
+        travelling("mean", "rsqrt", vector(1000.0)),
+        travelling("rsqrt", "out", vector(0.4)),
+    ]
+    guess = Foresight(layers, roundings).guess()
+    assert set(guess.order[:3]) == {"square", "mean", "rsqrt"}
+    assert guess.errors[3] == pytest.approx(0.5)
+    assert guess.errors[0] > 900
+    assert guess.errors[len(layers)] == 0
+
+
+def test_foreseen_errors_are_those_of_the_plans_in_the_order():
+    generator = np.random.default_rng(3)
+    layers = [f"n{index}" for index in range(12)]
+    roundings = [weights(name, generator.normal(size=5)) for name in layers]
+    roundings += [travelling(a, b, generator.normal(size=5)) for a, b in pairwise(layers)]
+    roundings.append(
+        Rounding(frozenset({"n0"}), ("n5", "n9"), generator.normal(size=5), tuple(generator.normal(size=(2, 5))))
+    )
+    foresight = Foresight(layers, roundings)
+    guess = foresight.guess()
+    for k, error in enumerate(guess.errors):
+        assert error == pytest.approx(foresight.error(Plan.of(guess.order[:k])), abs=1e-9)
+
+
+def test_what_is_missed_least_comes_first():
+    foresight = Foresight(
+        ["a", "b", "c"], [weights("a", vector(2.0)), weights("b", vector(9.0)), weights("c", vector(0.5))]
+    )
+    assert list(foresight.guess().least_missed(Plan.of(["a", "b", "c"]))) == ["c", "a", "b"]
+
+
+def test_the_statistic_decides_what_an_error_is():
+    errors = [weights("a", vector(4.0, 0.0, 0.0, 0.0))]
+    assert Foresight(["a"], errors, Statistic.MAX).error(Plan()) == pytest.approx(4.0)
+    assert Foresight(["a"], errors, Statistic.MEAN).error(Plan()) == pytest.approx(1.0)
+    assert Foresight(["a"], errors, Statistic.MEDIAN).error(Plan()) == 0
+
+
+def test_many_layers_without_effect_cost_no_time_to_order():
+    layers = [f"n{index}" for index in range(5000)]
+    roundings = [weights(name, vector(1e-6)) for name in layers] + [weights("n77", vector(50.0))]
+    guess = Foresight(layers, roundings).guess()
+    assert guess.order[0] == "n77"
+    assert len(guess.order) == 5000
