@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trt_helper.graph import Graph
+from trt_helper.roles import SHAPE_READING
 from trt_helper.values import Layer, LayerName, Plan, Role, TensorName
 
 
@@ -36,7 +37,8 @@ def assign(graph: Graph, plan: Plan) -> Precisions:
             in_half = layer.name not in plan.fp32
         elif layer.role is Role.MOVEMENT:
             given_fp32 = _is_given_fp32(graph, layer, half)
-            keeps = layer.name in graph.picking or any(name in wanted for name in layer.outputs)
+            as_given = layer.name in graph.picking or layer.op in SHAPE_READING
+            keeps = as_given or any(name in wanted for name in layer.outputs)
             in_half = not (given_fp32 and keeps)
         else:
             continue

@@ -45,6 +45,9 @@ MOVEMENT = frozenset(
 # These read floats and pick by comparing them: they must see what they are given, not a rounding of it.
 PICKING = frozenset(["ArgMax", "ArgMin", "TopK", "NonZero"])
 
+# These look at the shape of what they are given and at no value.
+SHAPE_READING = frozenset(("Shape", "Size"))
+
 # Inputs that are shapes, counts or positions. A float that ends only there is TensorRT's shape
 # arithmetic, done on the host; it is never half precision.
 SHAPE_INPUTS = {
@@ -89,7 +92,7 @@ def role_and_ports(node: ir.Node, opset: int, *, shape_only: bool) -> tuple[Role
         return Role.FIXED, Ports((), ())
     if floats_out and not half_out[floats_out[0]]:
         return Role.FIXED, Ports((), ())
-    if node.op_type in MOVEMENT or node.op_type in PICKING:
+    if node.op_type in MOVEMENT | PICKING | SHAPE_READING:
         return Role.MOVEMENT, ports
     if node.op_type == "Cast" and not floats_out:
         return Role.MOVEMENT, ports
