@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
 
 from trt_helper.errors import ConfigError, nearest
 from trt_helper.files import write_atomically
@@ -18,7 +18,7 @@ from trt_helper.values import LayerName, Statistic, Tolerance
 
 KEYS = ("model", "FP32_LAYERS_FOR_FP16", "TRT_EXCLUDE_TACTIC", "atol", "rtol", "check-error-stat", "evidence")
 TACTIC_KEYS = ("layer", "tactic", "kernel", "tensorrt", "gpu")
-LARGEST_FILE = 64 << 20  # bytes
+LARGEST_FILE = 8 << 20  # bytes: some 150,000 layer names
 HEADER = "# Layers that stay in FP32 when the model is built in FP16. Written by trt-helper; made to be edited.\n"
 
 
@@ -42,7 +42,7 @@ def read_config(path: Path) -> Config:
         if key not in KEYS:
             near = nearest(str(key), KEYS)
             raise ConfigError(
-                f"{path}: unknown key {key!r}",
+                f"{path}: unknown key {_shown(key)}",
                 fix=f"did you mean {near!r}?" if near else f"the keys are: {', '.join(KEYS)}",
             )
     model, sha256 = _model(data.get("model"), path)
@@ -59,20 +59,49 @@ def read_config(path: Path) -> Config:
 
 def _parse(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
-        raise ConfigError(f"{path} does not exist", fix="make it with `trt-helper locate MODEL.onnx -o FILE.yaml`")
-    if path.stat().st_size > LARGEST_FILE:
-        raise ConfigError(f"{path} is too large for a config", fix="give the path of a fp32_layers.yaml")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise ConfigError(f"{path} {what}", fix="make it with `trt-helper locate MODEL.onnx -o FILE.yaml`")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path} is not valid YAML{where}", fix="see configs/example.yaml") from error
+        if path.stat().st_size > LARGEST_FILE:
+            raise ConfigError(f"{path} is too large for a config", fix="give the path of a fp32_layers.yaml")
+        text = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}", fix="check its permissions") from error
+    try:
+        data = _Loader(text.decode()).get_single_data()
+    except Exception as error:  # PyYAML raises what its first wrong value makes it raise, `!!int x` a ValueError
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        why = str(getattr(error, "problem", None) or type(error).__name__)
+        raise ConfigError(f"{path} is not valid YAML{where}: {why}", fix="see configs/example.yaml") from error
     if data is None:
         return {}
     return _mapping(data, "the file", path)
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses what no plan needs and what hides something: aliases (a few lines can hold gigabytes), a key twice."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise ComposerError(None, None, "aliases are not allowed here", self.peek_event().start_mark)  # type: ignore[no-untyped-call]  # PyYAML's
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise ComposerError(None, None, f"{key.value!r} stands there twice", key.start_mark)
+            seen.update([key.value] if isinstance(key, yaml.ScalarNode) else ())
+        return super().construct_mapping(node, deep)
+
+
+def _shown(value: object) -> str:
+    """A wrong value for a message, not longer than a line."""
+    try:
+        return f"{value!r:.80}"
+    except ValueError:  # Python refuses to write out an integer of some thousand digits
+        return "a huge number"
 
 
 def _mapping(value: object, key: str, path: Path) -> Mapping[str, Any]:
@@ -95,7 +124,7 @@ def _model(value: object, path: Path) -> tuple[Path | None, str]:
             raise ConfigError(f"{path}: unknown key 'model.{key}'", fix="the keys are: path, sha256")
     for key, text in entry.items():
         if not isinstance(text, str):
-            raise ConfigError(f"{path}: model.{key} must be text, not {text!r}", fix="put it in quotes")
+            raise ConfigError(f"{path}: model.{key} must be text, not {_shown(text)}", fix="put it in quotes")
     model = entry.get("path")
     return (path.parent / model if model else None), entry.get("sha256", "")
 
@@ -105,14 +134,14 @@ def _names(value: object, path: Path) -> tuple[LayerName, ...]:
         return ()
     if not isinstance(value, list):
         raise ConfigError(
-            f"{path}: FP32_LAYERS_FOR_FP16 must be a list of layer names, not {value!r:.60}",
+            f"{path}: FP32_LAYERS_FOR_FP16 must be a list of layer names, not {_shown(value)}",
             fix="write one name a line: `- /norm/Pow`",
         )
     for name in value:
         if not isinstance(name, str):
             raise ConfigError(
-                f"{path}: FP32_LAYERS_FOR_FP16 holds {name!r}, which is no layer name",
-                fix=f"put it in quotes: '{name}'",
+                f"{path}: FP32_LAYERS_FOR_FP16 holds {_shown(name)}, which is no layer name",
+                fix="a name that reads as a number or a date must be in quotes",
             )
     return tuple(dict.fromkeys(value))
 
@@ -126,7 +155,7 @@ def _tactics(value: object, path: Path) -> tuple[Mapping[str, Any], ...]:
         fields = _mapping(entry, "an entry of TRT_EXCLUDE_TACTIC", path)
         unknown = [key for key in fields if key not in TACTIC_KEYS]
         if unknown or "layer" not in fields:
-            wrong = f"has the unknown key {unknown[0]!r}" if unknown else "names no layer"
+            wrong = f"has the unknown key {_shown(unknown[0])}" if unknown else "names no layer"
             raise ConfigError(
                 f"{path}: an entry of TRT_EXCLUDE_TACTIC {wrong}",
                 fix=f"its keys are: {', '.join(TACTIC_KEYS)}",
@@ -142,7 +171,7 @@ def _tolerance(data: Mapping[str, Any], path: Path) -> Tolerance:
         statistic = Statistic(stat)
     except ValueError:
         known = ", ".join(s.value for s in Statistic)
-        raise ConfigError(f"{path}: check-error-stat is {stat!r}", fix=f"it must be one of: {known}") from None
+        raise ConfigError(f"{path}: check-error-stat is {_shown(stat)}", fix=f"it must be one of: {known}") from None
     atol, rtol = (_numbers(data.get(key), key, getattr(default, key), path) for key in ("atol", "rtol"))
     outputs = dict.fromkeys([name for name in (*atol, *rtol) if name])
     return Tolerance(
@@ -157,13 +186,22 @@ def _numbers(value: object, key: str, default: float, path: Path) -> dict[str, f
     entries = value if isinstance(value, dict) else {"": default if value is None else value}
     numbers = {"": default}
     for name, number in entries.items():
-        if isinstance(number, str):  # YAML reads 1e-3, without a dot, as text
-            with contextlib.suppress(ValueError):
-                number = float(number)  # noqa: PLW2901 - the same number, as one
-        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < math.inf:
-            raise ConfigError(f"{path}: {key} is {number!r}", fix="it must be a number of at least 0, such as 0.001")
-        numbers[str(name)] = float(number)
+        numbers[str(name)] = _number(number)
+        if not 0 <= numbers[str(name)] < math.inf:
+            raise ConfigError(
+                f"{path}: {key} is {_shown(number)}", fix="it must be a number of at least 0, such as 0.001"
+            )
     return numbers
+
+
+def _number(value: object) -> float:
+    """`value` as a number, NaN where it is none; YAML reads 1e-3, without a dot, as text."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return math.nan
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return math.nan
 
 
 def write_config(config: Config, path: Path) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from trt_helper.errors import OutputError
+
+PREFIX = ".trt-helper-"  # of files that are not whole yet
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -15,7 +18,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=PREFIX, delete=False) as stream:
             temporary = Path(stream.name)
             stream.write(data)
             stream.flush()
@@ -23,29 +26,54 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written: {error.strerror or error}",
-            fix="choose another place with -o, or make room",
-        ) from error
+        raise _cannot_write(path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
 
 
-def require_writable(path: Path) -> None:
-    """Say before the work, not after it, that `path` cannot be written."""
-    folder = path.parent
+def require_writable(path: Path, *, keep: Iterable[Path | None] = ()) -> None:
+    """Say before the work, not after it, that `path` cannot be written; `keep` are the user's own files.
+
+    Leaves nothing behind: a missing folder is made when there is something to put into it.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}."):
+        there = _exists(path)
+        folder = next(parent for parent in path.absolute().parents if _exists(parent))
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=PREFIX):
             pass
+        overwritten = next((file for file in keep if file and there and file.exists() and file.samefile(path)), None)
     except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written: {error.strerror or error}",
-            fix="choose another place with -o, or make room",
-        ) from error
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder", fix="give the name of a file with -o")
+        raise _cannot_write(path, error) from error
+    if overwritten:
+        raise OutputError(f"{path} is what the result is made from", fix="give the name of another file")
+    if there and not path.is_file():
+        what = "is a folder" if path.is_dir() else "is not a regular file"
+        raise OutputError(f"{path} {what}", fix="give the name of a file with -o")
+
+
+def make_folder_of(path: Path) -> None:
+    """Make the folder that `path` is to be written into. Raises OutputError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _exists(path: Path) -> bool:
+    """Whether something is there. Raises OSError where nothing can be: below a file, under too long a name."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _cannot_write(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{path} cannot be written: {error.strerror or error}",
+        fix="choose another place with -o, or make room",
+    )
 
 
 def sha256_of(path: Path) -> str:

@@ -10,6 +10,7 @@ from trt_helper.emulate import Emulator, Values
 from trt_helper.errors import ControlError
 from trt_helper.evidence import survey
 from trt_helper.graph import Graph
+from trt_helper.journal import Journal
 from trt_helper.oracle import EmulatedOracle
 from trt_helper.reference import references
 from trt_helper.samples import Sample, hold_out
@@ -63,22 +64,22 @@ def locate(
     samples: Sequence[Sample],
     tolerance: Tolerance,
     *,
+    journal: Journal | None = None,
     every_layer: bool = True,
     on_event: Callable[[Event], None] = lambda _event: None,
     on_progress: Progress = quiet,
 ) -> Located:
     """Find the smallest plan that passes on every sample.
 
-    `every_layer` asks for the errors of every layer also when no layer needs FP32.
-
-    With four or more samples a quarter is kept out of the search; when it disagrees at the end, the
-    search goes on with all of them. Raises ControlError when the model in FP32 does not pass: then
-    precision is not the cause.
+    With four or more samples a quarter is held out of the search; when it disagrees at the end, the
+    search goes on with all of them. An open `journal` lets it go on where it was interrupted.
+    `every_layer` asks for the errors of every layer also when no layer needs FP32. Raises ControlError
+    when the model in FP32 does not pass: then precision is not the cause.
     """
     started = time.monotonic()
     on_progress("FP32 reference", 0, 1)
     expected = references(graph, samples)
-    search = _Search(graph, samples, expected, tolerance, on_event, on_progress)
+    search = _Search(graph, samples, expected, tolerance, journal, on_event, on_progress)
     searched, held_out = hold_out(samples)
     warnings: list[str] = []
     stop, plan = search.run(smallest(graph.candidates, lambda: search.guess(searched)), searched)
@@ -120,6 +121,7 @@ class _Search:
         samples: Sequence[Sample],
         expected: Sequence[Values],
         tolerance: Tolerance,
+        journal: Journal | None,
         on_event: Callable[[Event], None],
         on_progress: Progress,
     ) -> None:
@@ -127,24 +129,21 @@ class _Search:
         self.samples = samples
         self.expected = expected
         self.tolerance = tolerance
+        self.journal = journal
         self.on_event = on_event
         self.on_progress = on_progress
         self.emulator = Emulator(graph)
         self.trials: list[Trial] = []
         self.inferences = len(samples)
-        self._judged: dict[Plan, Trial] = {}
+        self._judged: dict[tuple[tuple[int, ...], Plan], Trial] = {}
 
     def run(self, strategy: Strategy, samples: Sequence[Sample]) -> tuple[Stop, Plan]:
         """Search on some of the samples. Raises ControlError when even FP32 does not pass on them."""
-        indices = [self.samples.index(sample) for sample in samples]
-        oracle = self._oracle(indices)
-        judge = self.judge_all if len(indices) == len(self.samples) else oracle.judge
-        for event in drive(strategy, judge):
+        for event in drive(strategy, lambda plan: self._judge(plan, samples)):
             if isinstance(event, Trial):
                 self.trials.append(event)
             self.on_event(event)
             if isinstance(event, Stop):
-                self.inferences += oracle.inferences
                 if event.best is None:
                     raise _control_error(self.trials[-1], samples, self.tolerance)
                 return event, event.best
@@ -164,14 +163,18 @@ class _Search:
 
     def judge_all(self, plan: Plan) -> Trial:
         """Judge a plan on every sample, held out or not."""
-        if plan not in self._judged:
-            oracle = self._oracle(range(len(self.samples)))
-            self._judged[plan] = oracle.judge(plan)
-            self.inferences += oracle.inferences
-        return self._judged[plan]
+        return self._judge(plan, self.samples)
 
-    def _oracle(self, indices: Sequence[int]) -> EmulatedOracle:
-        return EmulatedOracle(self.emulator, self.samples, self.expected, self.tolerance).on(indices)
+    def _judge(self, plan: Plan, samples: Sequence[Sample]) -> Trial:
+        """Judge a plan on `samples`; what was judged before is remembered."""
+        which = [index for index, sample in enumerate(self.samples) if sample in samples]
+        key = (tuple(which), plan)
+        if key not in self._judged:
+            oracle = EmulatedOracle(self.emulator, self.samples, self.expected, self.tolerance).on(which)
+            judge = self.journal.remember(oracle.judge, ",".join(map(str, which))) if self.journal else oracle.judge
+            self._judged[key] = judge(plan)
+            self.inferences += oracle.inferences
+        return self._judged[key]
 
     def guess(self, samples: Sequence[Sample]) -> Guess:
         """What each rounding does to the outputs of `samples`."""

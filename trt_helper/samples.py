@@ -6,11 +6,14 @@ loader script. Without any, seeded random values, and a warning that says what t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import runpy
+import sys
+import traceback
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from trt_helper.errors import InputError, nearest
 from trt_helper.graph import Graph
 from trt_helper.kernels import Array
 
+Feed = Mapping[str, Array]
 DEFAULT_DIMENSION = 1  # for a dynamic dimension that nobody gives
 SEED = 0
 RANDOM_WARNING = (
@@ -34,7 +38,7 @@ class Sample:
     """One set of arrays for the model's inputs, and where it came from."""
 
     source: str
-    feed: Mapping[str, Array]
+    feed: Feed
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -49,14 +53,13 @@ def load_samples(
     shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> list[Sample]:
     """Real samples from `paths` and `script`, else one random one. Raises InputError for what does not fit."""
-    found: list[tuple[str, Mapping[str, Array]]] = []
+    found: list[tuple[str, Feed]] = []
     for path in paths:
         found.extend(_read_path(path))
     if script:
         found.extend(_run_script(script))
-    if not found:
-        return [random_sample(graph, shapes or {})]
     samples = [Sample(source, _fit(graph, feed, source)) for source, feed in found]
+    samples = samples or [random_sample(graph, shapes or {})]
     for sample in samples:
         _require_one_size_per_symbol(graph, sample)
     return samples
@@ -65,13 +68,14 @@ def load_samples(
 def random_sample(graph: Graph, shapes: Mapping[str, Sequence[int]], seed: int = SEED) -> Sample:
     """Standard normal floats, small non-negative integers; dynamic dimensions are 1 unless `shapes` says."""
     generator = np.random.default_rng(seed)
+    sizes = _symbol_sizes(graph, shapes)
     feed = {}
     for value in graph.inputs:
         name = value.name or ""
-        shape = tuple(shapes[name]) if name in shapes else _default_shape(value)
+        shape = tuple(shapes[name]) if name in shapes else _default_shape(value, sizes)
         dtype = _numpy_type(value)
         if dtype.kind == "f":
-            feed[name] = generator.standard_normal(shape).astype(np.float32)
+            feed[name] = _stored(graph, value, np.asarray(generator.standard_normal(shape)))
         elif dtype.kind == "b" or dtype.kind in "iu":
             feed[name] = generator.integers(0, 2, shape).astype(dtype)
         else:
@@ -82,12 +86,22 @@ def random_sample(graph: Graph, shapes: Mapping[str, Sequence[int]], seed: int =
     return Sample(f"random (seed {seed})", feed)
 
 
-def _default_shape(value: ir.Value) -> tuple[int, ...]:
-    return tuple(d if isinstance(d, int) else DEFAULT_DIMENSION for d in value.shape or ())
+def _symbol_sizes(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """The sizes of named dynamic dimensions, as far as `shapes` gives them for some input."""
+    return {
+        dimension.value: size
+        for value in graph.inputs
+        for dimension, size in zip(value.shape or (), shapes.get(value.name or "", ()), strict=False)
+        if not isinstance(dimension, int) and dimension.value
+    }
+
+
+def _default_shape(value: ir.Value, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(d if isinstance(d, int) else sizes.get(d.value or "", DEFAULT_DIMENSION) for d in value.shape or ())
 
 
 def _numpy_type(value: ir.Value) -> np.dtype:
-    if value.dtype is None:
+    if value.dtype is None or not isinstance(value.type, ir.TensorType):
         raise InputError(
             f"input {value.name!r} is no tensor",
             fix="only tensor inputs can be fed; export the model with them",
@@ -95,7 +109,7 @@ def _numpy_type(value: ir.Value) -> np.dtype:
     return np.dtype(value.dtype.numpy())
 
 
-def _read_path(path: Path) -> Iterator[tuple[str, Mapping[str, Array]]]:
+def _read_path(path: Path) -> Iterator[tuple[str, Feed]]:
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix in (".npz", ".json"))
         if not files:
@@ -110,21 +124,18 @@ def _read_path(path: Path) -> Iterator[tuple[str, Mapping[str, Array]]]:
         yield str(path), _read_npz(path)
 
 
-def _read_npz(path: Path) -> Mapping[str, Array]:
+def _read_npz(path: Path) -> Feed:
+    again = "save it again with numpy.savez(path, INPUT_NAME=array)"
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path} is not an .npz file, or it is truncated ({path.stat().st_size} bytes)", fix=again)
     try:
         with np.load(path, allow_pickle=False) as archive:
-            if isinstance(archive, np.ndarray):
-                raise InputError(f"{path} is a single array", fix="save it with numpy.savez(path, INPUT_NAME=array)")
-            return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "unreadable"
-        raise InputError(
-            f"{path} is not a sound .npz file: {reason}",
-            fix="save it again with numpy.savez(path, INPUT_NAME=array)",
-        ) from error
+            return {name: np.asarray(archive[name]) for name in archive.files}
+    except Exception as error:  # zipfile, its decompressors and numpy raise what the first wrong byte makes them
+        raise InputError(f"{path} is not a sound .npz file: {_first_line(error)}", fix=again) from error
 
 
-def _read_polygraphy(path: Path) -> Iterator[tuple[str, Mapping[str, Array]]]:
+def _read_polygraphy(path: Path) -> Iterator[tuple[str, Feed]]:
     """`polygraphy run --save-inputs`: a JSON list of dictionaries of arrays."""
     try:
         from polygraphy.json import load_json  # noqa: PLC0415 - optional and slow to import
@@ -136,30 +147,64 @@ def _read_polygraphy(path: Path) -> Iterator[tuple[str, Mapping[str, Array]]]:
         ) from error
     except (json.JSONDecodeError, KeyError, TypeError, ValueError, OSError) as error:
         raise InputError(f"{path} does not hold Polygraphy inputs", fix="save them with --save-inputs") from error
-    if not isinstance(feeds, list) or not all(isinstance(feed, Mapping) for feed in feeds):
+    if not isinstance(feeds, list):
         raise InputError(f"{path} does not hold Polygraphy inputs", fix="save them with --save-inputs")
     for index, feed in enumerate(feeds):
-        yield f"{path}[{index}]", {name: np.asarray(array) for name, array in feed.items()}
+        yield f"{path}[{index}]", _arrays(feed, f"{path}[{index}]")
 
 
-def _run_script(script: str) -> Iterator[tuple[str, Mapping[str, Array]]]:
-    """`FILE.py[:function]` as Polygraphy has it: the function yields one dictionary of arrays a sample."""
+def _run_script(script: str) -> list[tuple[str, Feed]]:
+    """`FILE.py[:function]` as Polygraphy has it: the function yields one dictionary of arrays a sample.
+
+    What the script prints goes to stderr, and it finds its neighbours, as it does there.
+    """
     file, _, function = script.partition(":") if not script.endswith(".py") else (script, "", "")
     function = function or "load_data"
     if not Path(file).is_file():
         raise InputError(f"{file} does not exist", fix="--data-loader-script takes FILE.py or FILE.py:function")
+    path = list(sys.path)
+    sys.path.insert(0, str(Path(file).resolve().parent))
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            feeds = _script_feeds(file, function)
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        where = f", line {lines[-1]}" if lines else ""
+        raise InputError(
+            f"{file}{where} raises {type(error).__name__}: {_first_line(error)}",
+            fix=f"mend the script; {function}() takes no arguments and yields a dictionary of arrays by input name",
+        ) from error
+    finally:
+        sys.path[:] = path
+    if not feeds:
+        raise InputError(f"{function!r} of {file} yields no sample", fix="yield a dictionary of arrays by input name")
+    return feeds
+
+
+def _script_feeds(file: str, function: str) -> list[tuple[str, Feed]]:
     loader = runpy.run_path(file).get(function)
     if not callable(loader):
         raise InputError(f"{file} has no function {function!r}", fix="name it: --data-loader-script FILE.py:function")
-    feeds: Iterable[Mapping[str, Array]] = loader()
-    count = 0
-    for count, feed in enumerate(feeds, start=1):
-        yield f"{file}[{count - 1}]", {name: np.asarray(array) for name, array in feed.items()}
-    if not count:
-        raise InputError(f"{function!r} of {file} yields no sample", fix="yield a dictionary of arrays by input name")
+    return [(f"{file}[{index}]", _arrays(feed, f"{file}[{index}]")) for index, feed in enumerate(loader())]
 
 
-def _fit(graph: Graph, feed: Mapping[str, Array], source: str) -> Mapping[str, Array]:
+def _arrays(feed: object, source: str) -> Feed:
+    """What a script or a file gave for one sample, as arrays."""
+    if not isinstance(feed, Mapping) or not all(isinstance(name, str) for name in feed):
+        raise InputError(
+            f"{source} is no dictionary of arrays by input name, but {feed!r:.60}",
+            fix="one sample is {'INPUT_NAME': array, ...}",
+        )
+    return {name: np.asarray(array) for name, array in feed.items()}
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or "no reason given").splitlines()[0]
+
+
+def _fit(graph: Graph, feed: Feed, source: str) -> Feed:
     """The arrays in the model's order, as the emulator wants them: contiguous, floats in FP32."""
     wanted = {value.name or "": value for value in graph.inputs}
     for name in feed:
@@ -173,10 +218,10 @@ def _fit(graph: Graph, feed: Mapping[str, Array], source: str) -> Mapping[str, A
     missing = [name for name in wanted if name not in feed]
     if missing:
         raise InputError(f"{source} lacks the input {missing[0]!r}", fix=f"its keys must be: {', '.join(wanted)}")
-    return {name: _fit_array(value, np.asarray(feed[name]), source) for name, value in wanted.items()}
+    return {name: _fit_array(graph, value, feed[name], source) for name, value in wanted.items()}
 
 
-def _fit_array(value: ir.Value, array: Array, source: str) -> Array:
+def _fit_array(graph: Graph, value: ir.Value, array: Array, source: str) -> Array:
     wanted = _numpy_type(value)
     if array.dtype != wanted and not (array.dtype.kind == wanted.kind == "f"):
         raise InputError(
@@ -193,13 +238,22 @@ def _fit_array(value: ir.Value, array: Array, source: str) -> Array:
         )
     if array.size == 0:
         raise InputError(f"{source}: input {value.name!r} is empty", fix="give at least one element per dimension")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+    stored = _stored(graph, value, array)
+    if stored.dtype.kind == "f" and not np.isfinite(stored).all():
+        index = tuple(int(i) for i in np.argwhere(~np.isfinite(stored))[0])
         raise InputError(
             f"{source}: input {value.name!r} holds {array[index]} at {list(index)}",
-            fix="remove the NaN or infinity: no precision can be judged by it",
+            fix="give finite numbers in the range of the input's type: no precision can be judged by others",
         )
-    return np.ascontiguousarray(array, dtype=wanted).reshape(array.shape)
+    return stored
+
+
+def _stored(graph: Graph, value: ir.Value, array: Array) -> Array:
+    """`array` as the emulator takes it, rounded where the model's own input is half: so the reference takes it."""
+    half = graph.half_io.get(value.name or "")
+    with np.errstate(over="ignore"):
+        rounded = array if half is None else array.astype(half.numpy())
+        return np.ascontiguousarray(rounded, dtype=_numpy_type(value)).reshape(array.shape)
 
 
 def _require_one_size_per_symbol(graph: Graph, sample: Sample) -> None:

@@ -29,7 +29,9 @@ def parse_shapes(texts: Sequence[str], graph: Graph) -> dict[str, Range]:
                 fix=f"did you mean {near!r}?" if near else f"its inputs: {', '.join(known)}",
             )
         parts = shapes.split(",")
-        if len(parts) not in (1, 3) or not all(re.fullmatch(r"\d{1,9}(x\d{1,9})*", part) for part in parts):
+        if len(parts) not in (1, 3) or not all(
+            re.fullmatch(r"[1-9][0-9]{0,8}(x[1-9][0-9]{0,8})*", part) for part in parts
+        ):
             raise InputError(
                 f"--shapes {text!r} is no shape",
                 fix="write NAME:1x3x224x224, or NAME:MIN,OPT,MAX with three of them",

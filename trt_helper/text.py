@@ -237,20 +237,21 @@ def conversion(converted: Converted) -> list[Table | str]:
             )
         shown += [made, ""]
     if converted.typed_onnx:
-        shown.append(f"typed ONNX: {converted.typed_onnx} ({converted.casts} casts)")
+        shown.append(f"typed ONNX: {plain(str(converted.typed_onnx))} ({converted.casts} casts)")
     if converted.engine:
         engine = converted.engine
         shown.append(
-            f"engine: {engine.path} ({engine.bytes / 2**20:.2f} MiB, {engine.builder}, {engine.seconds:.1f} s, "
-            f"{100 * converted.half_share:.0f} % of the float layers in FP16)"
+            f"engine: {plain(str(engine.path))} ({engine.bytes / 2**20:.2f} MiB, {engine.builder}, "
+            f"{engine.seconds:.1f} s, {100 * converted.half_share:.0f} % of the float layers in FP16)"
         )
     return shown
 
 
 def engine(facts: Mapping[str, Any]) -> list[Table | str]:
     """What can be read of an engine."""
+    size = f"{facts['bytes'] / 2**20:.2f} MiB"
     shown: list[Table | str] = [
-        f"{plain(facts['path'])}: {facts['product']} engine, {facts['bytes'] / 2**20:.2f} MiB, sha256 {facts['sha256'][:12]}"
+        f"{plain(facts['path'])}: {facts['product']} engine, {size}, sha256 {facts['sha256'][:12]}"
     ]
     proof = facts["proof"]
     if not proof:

@@ -39,22 +39,21 @@ def tolerance(
 ) -> Tolerance:
     """The tolerance from the options; what is not given comes from `base`. Raises ConfigError."""
     base = base or Tolerance()
-    if atol is None and rtol is None and stat is None:
-        return base
     absolute = per_output(atol or (), "--atol", base.atol)
     relative = per_output(rtol or (), "--rtol", base.rtol)
-    named = dict.fromkeys([name for name in (*absolute, *relative) if name])
+    named = dict.fromkeys([name for name in (*base.per_output, *absolute, *relative) if name])
     for name in named:
         if name not in graph.outputs:
             raise ConfigError(f"the model has no output {name!r}", fix=f"its outputs: {', '.join(graph.outputs)}")
-    own = {name: (absolute.get(name, absolute[""]), relative.get(name, relative[""])) for name in named}
+    usual = {name: base.per_output.get(name, (absolute[""], relative[""])) for name in named}
+    own = {name: (absolute.get(name, usual[name][0]), relative.get(name, usual[name][1])) for name in named}
     try:
         statistic = Statistic(stat) if stat else base.stat
     except ValueError:
         raise ConfigError(
             f"--check-error-stat {stat!r} is no statistic", fix="it is one of: max, mean, median, elemwise"
         ) from None
-    return Tolerance(absolute[""], relative[""], statistic, {**base.per_output, **own})
+    return Tolerance(absolute[""], relative[""], statistic, own)
 
 
 def named_values(texts: Sequence[str], option: str) -> dict[str, str]:

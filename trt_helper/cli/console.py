@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 WIDE = 160  # columns, where stdout is no terminal and nobody would see a table fold
+LONGEST_LINE = 1000  # characters of one message
 
 
 def stdout() -> Console:
@@ -41,13 +42,13 @@ def show(*results: Table | Text | str) -> None:
 
 
 def show_json(data: Any) -> None:
-    """Print one JSON object to stdout."""
-    sys.stdout.write(json.dumps(data, ensure_ascii=False, allow_nan=False, indent=2) + "\n")
+    """Print one JSON object to stdout: all ASCII, so that no name acts on a terminal or fails to encode."""
+    sys.stdout.write(json.dumps(data, allow_nan=False, indent=2) + "\n")
 
 
 def warn(message: str) -> None:
     """One warning to stderr."""
-    stderr().print(Text.assemble(("warning: ", "yellow"), message), soft_wrap=True)
+    stderr().print(Text.assemble(("warning: ", "yellow"), _one_line(message)), soft_wrap=True)
 
 
 def complain(message: str, fix: str) -> None:
@@ -58,7 +59,10 @@ def complain(message: str, fix: str) -> None:
 
 
 def _one_line(text: str) -> str:
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.splitlines()))
+    """`text` as one line that a terminal shows and does not obey, cut in the middle when long."""
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.splitlines()))
+    half = LONGEST_LINE // 2
+    return line if len(line) <= LONGEST_LINE else f"{line[:half]}…{line[-half:]}"
 
 
 @contextmanager
@@ -79,7 +83,7 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
             if what not in tasks:
                 for task in tasks.values():
                     bars.update(task, visible=False)
-                tasks[what] = bars.add_task(what, total=total)
+                tasks[what] = bars.add_task(_one_line(what), total=total)
             bars.update(tasks[what], completed=done, total=total)
 
         yield report

@@ -43,8 +43,8 @@ def run(
     from trt_helper.cli import common
     from trt_helper.cli.console import progress, show, show_json, warn
     from trt_helper.config import Config, model_path, read_config, require_same_model
-    from trt_helper.convert import convert
-    from trt_helper.files import require_writable
+    from trt_helper.convert import convert, sidecar
+    from trt_helper.files import make_folder_of, require_writable
     from trt_helper.record import converted_json
     from trt_helper.shapes import parse_shapes, profile, ranges_of, recorded_ranges
 
@@ -60,9 +60,11 @@ def run(
     )
     path = model_path(plan_file, model)
     engine = None if no_engine else output or path.with_suffix(".trt")
-    for target in (engine, typed_onnx):
+    for target in (engine, engine and sidecar(engine), typed_onnx):
         if target:
-            require_writable(target)
+            require_writable(target, keep=(path, config, *(inputs or ())))
+    if engine and typed_onnx and engine.absolute() == typed_onnx.absolute():
+        raise typer.BadParameter("-o and --typed-onnx name the same file")
     graph = common.open_graph(path)
     require_same_model(plan_file, graph.source.sha256, path)
     if plan_file.exclude_tactics:
@@ -75,6 +77,8 @@ def run(
     ranges, guessed = profile(graph, known)
     for name in guessed:
         warn(f"input {name!r} is dynamic and no size is known: the engine takes 1; give --inputs or --shapes")
+    if engine:
+        make_folder_of(engine)
     with progress() as report:
         converted = convert(
             graph,

@@ -38,7 +38,7 @@ def run(
     from trt_helper.shapes import ranges_of
     from trt_helper.values import Plan, Trial, Verdict
 
-    require_writable(output)
+    require_writable(output, keep=(model, *(inputs or ())))
     graph = common.open_graph(model)
     base = read_config(config).tolerance if config else None
     tolerance = common.tolerance(graph, atol, rtol, check_error_stat, base)

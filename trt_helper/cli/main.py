@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from trt_helper import __version__
 from trt_helper.cli import compare, convert, doctor, inspect, locate
@@ -15,8 +18,21 @@ from trt_helper.errors import TrtHelperError
 
 BUG, INTERRUPTED = 70, 130
 
+
+class _Commands(TyperGroup):
+    """Says in two lines that a command was interrupted; typer would leave without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            complain("interrupted", "run the same command again")
+            raise typer.Exit(INTERRUPTED) from None
+
+
 app = typer.Typer(
     name="trt-helper",
+    cls=_Commands,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -51,14 +67,15 @@ def top(
 
 def main() -> None:
     """Run the command line and leave with its exit status."""
+    logging.getLogger().addHandler(logging.NullHandler())  # what libraries log is not for the user
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without Unicode gets question marks
+            stream.reconfigure(errors="replace")
     try:
         app()
     except TrtHelperError as error:
         complain(error.message, error.fix)
         sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        complain("interrupted", "run the same command again")
-        sys.exit(INTERRUPTED)
     except MemoryError:
         complain("out of memory", "free some, or give fewer or smaller samples")
         sys.exit(TrtHelperError.exit_status)

@@ -1,0 +1,89 @@
+"""Models of known size for the benchmarks, with seeded random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET = 17
+
+
+class Network:
+    """Collects nodes and weights; every method returns the name of its output."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+        self._random = np.random.default_rng(0)
+
+    def weight(self, *shape: int, scale: float | None = None) -> str:
+        name = f"w{len(self.weights)}"
+        scale = scale if scale is not None else float(np.sqrt(2 / np.prod(shape[1:])))
+        array = (self._random.standard_normal(shape) * scale).astype(np.float32)
+        self.weights.append(numpy_helper.from_array(array, name))
+        return name
+
+    def ints(self, *numbers: int) -> str:
+        name = f"c{len(self.weights)}"
+        self.weights.append(numpy_helper.from_array(np.array(numbers, dtype=np.int64), name))
+        return name
+
+    def node(self, op: str, *inputs: str, **attributes: object) -> str:
+        out = f"{op}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, list(inputs), [out], name=f"/{out}", **attributes))
+        return out
+
+    def save(self, path: Path, shape: tuple[int, ...], out: str) -> None:
+        graph = helper.make_graph(
+            self.nodes,
+            "made",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+            [helper.make_tensor_value_info(out, TensorProto.FLOAT, None)],
+            initializer=self.weights,
+        )
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8), path)
+
+
+def residual_cnn(path: Path, blocks: int = 16, channels: int = 64, size: int = 32) -> None:
+    """Blocks of two 3x3 convolutions beside a skip connection."""
+    net = Network()
+    y = net.node("Conv", "x", net.weight(channels, 3, 3, 3), pads=[1] * 4)
+    for _ in range(blocks):
+        inner = net.node("Relu", net.node("Conv", y, net.weight(channels, channels, 3, 3), pads=[1] * 4))
+        outer = net.node("Conv", inner, net.weight(channels, channels, 3, 3, scale=0.02), pads=[1] * 4)
+        y = net.node("Relu", net.node("Add", y, outer))
+    net.save(path, (1, 3, size, size), net.node("GlobalAveragePool", y))
+
+
+def transformer(path: Path, blocks: int = 4, width: int = 256, heads: int = 4, length: int = 64) -> None:
+    """Pre-norm blocks of attention and a GELU feed-forward, norms as single operators."""
+    net = Network()
+    y = "x"
+    split, merged = net.ints(1, length, heads, width // heads), net.ints(1, length, width)
+    for _ in range(blocks):
+        y = net.node("Add", y, _attention(net, _norm(net, y, width), width, heads, split, merged))
+        inner = net.node("MatMul", _norm(net, y, width), net.weight(width, 4 * width, scale=0.03))
+        gate = net.node("Sigmoid", net.node("Mul", inner, net.weight(1, scale=1.7)))
+        y = net.node(
+            "Add", y, net.node("MatMul", net.node("Mul", inner, gate), net.weight(4 * width, width, scale=0.02))
+        )
+    net.save(path, (1, length, width), _norm(net, y, width))
+
+
+def _norm(net: Network, x: str, width: int) -> str:
+    return net.node("LayerNormalization", x, net.weight(width, scale=1.0), axis=-1)
+
+
+def _attention(net: Network, x: str, width: int, heads: int, split: str, merged: str) -> str:
+    def project(order: list[int]) -> str:
+        flat = net.node("MatMul", x, net.weight(width, width, scale=0.05))
+        return net.node("Transpose", net.node("Reshape", flat, split), perm=order)
+
+    query, key, value = project([0, 2, 1, 3]), project([0, 2, 3, 1]), project([0, 2, 1, 3])
+    scores = net.node("Mul", net.node("MatMul", query, key), net.weight(1, scale=(width // heads) ** -0.5))
+    mixed = net.node("MatMul", net.node("Softmax", scores, axis=-1), value)
+    flat = net.node("Reshape", net.node("Transpose", mixed, perm=[0, 2, 1, 3]), merged)
+    return net.node("MatMul", flat, net.weight(width, width, scale=0.05))
