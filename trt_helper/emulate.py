@@ -71,7 +71,8 @@ class Emulator:
         for step in self._steps:
             values.update(self._compute(step, values, rounded, precisions))
             _forget(step.last_read, values, rounded)
-        return self._outputs(values)
+        outputs = self._outputs(values)
+        return {name: self._round(array) if name in self.graph.half_io else array for name, array in outputs.items()}
 
     def walk(self, plan: Plan, feed: Mapping[TensorName, Array]) -> Iterator[Step]:
         """Trial and FP32 reference side by side, layer by layer; holds only what is still to be read."""

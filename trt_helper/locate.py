@@ -16,9 +16,18 @@ from trt_helper.reference import references
 from trt_helper.samples import Sample, hold_out
 from trt_helper.search.drive import drive
 from trt_helper.search.foresight import Foresight
-from trt_helper.search.strategy import Guess, Stop, Strategy, Try, cure, smallest
+from trt_helper.search.strategy import HOPE, Guess, Stop, Strategy, Try, cure, smallest
 from trt_helper.sensitivity import roundings
 from trt_helper.values import LayerReport, Plan, Tolerance, Trial, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """The best plan of a size: error over tolerance as foreseen, and as measured where it was tried."""
+
+    pins: int
+    foreseen: float
+    measured: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +48,7 @@ class Located:
     inferences: int
     seconds: float
     warnings: tuple[str, ...]
+    curve: tuple[CurvePoint, ...]
 
     @property
     def pins(self) -> tuple[str, ...]:
@@ -51,8 +61,20 @@ class Located:
         return next((trial for trial in self.trials if trial.plan == less), None)
 
 
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Where to stop although a smaller plan may exist. None is no limit; `seconds` are wall clock."""
+
+    trials: int | None = None
+    pins: int | None = None
+    seconds: float | None = None
+
+
 Event = Try | Trial | Stop
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it, out of how much
+
+
+SMALL, SMALL_SHARE = 16, 0.25  # more pins than this, in number and in share of the layers, are not a small set
 
 
 def quiet(_what: str, _done: int, _total: int) -> None:
@@ -64,33 +86,46 @@ def locate(
     samples: Sequence[Sample],
     tolerance: Tolerance,
     *,
+    budget: Budget = Budget(),
     journal: Journal | None = None,
     every_layer: bool = True,
     on_event: Callable[[Event], None] = lambda _event: None,
+    on_warning: Callable[[str], None] = lambda _text: None,
     on_progress: Progress = quiet,
 ) -> Located:
     """Find the smallest plan that passes on every sample.
 
     With four or more samples a quarter is held out of the search; when it disagrees at the end, the
     search goes on with all of them. An open `journal` lets it go on where it was interrupted.
-    `every_layer` asks for the errors of every layer also when no layer needs FP32. Raises ControlError
-    when the model in FP32 does not pass: then precision is not the cause.
+    When the `budget` is spent the best plan so far is the answer. `every_layer` asks for the errors of
+    every layer also when no layer needs FP32. Warnings come when they are known, and again in the result.
+    Raises ControlError when the model in FP32 does not pass: then precision is not the cause.
     """
     started = time.monotonic()
     on_progress("FP32 reference", 0, 1)
     expected = references(graph, samples)
-    search = _Search(graph, samples, expected, tolerance, journal, on_event, on_progress)
-    searched, held_out = hold_out(samples)
     warnings: list[str] = []
+
+    def warn(text: str) -> None:
+        warnings.append(text)
+        on_warning(text)
+
+    search = _Search(graph, samples, expected, tolerance, budget, started, journal, on_event, on_progress, warn)
+    searched, held_out = hold_out(samples)
     stop, plan = search.run(smallest(graph.candidates, lambda: search.guess(searched)), searched)
     after = search.judge_all(plan)
     if held_out and after.verdict is not Verdict.PASS:
-        warnings.append("the held-out samples disagreed: the search went on with all samples, none is held out now")
+        warn("the held-out samples disagreed: the search goes on with all samples, none is held out now")
         held_out = []
         strategy = cure(lambda: search.guess(samples), after.excess, len(plan))
         stop, plan = search.run(strategy, samples)
         after = search.judge_all(plan)
+    if budget.pins is not None and len(plan) > budget.pins:
+        stop, plan = search.best_within(budget.pins, samples, len(plan))
+        after = search.judge_all(plan)
     before = search.judge_all(Plan())
+    for text in _median_warnings(after, tolerance):
+        warn(text)
     layers: tuple[LayerReport, ...] = ()
     if plan.fp32 or every_layer:
         layers = search.survey()
@@ -108,7 +143,8 @@ def locate(
         layers=layers,
         inferences=search.inferences,
         seconds=time.monotonic() - started,
-        warnings=tuple(warnings + _median_warnings(after, tolerance)),
+        warnings=tuple(warnings),
+        curve=search.curve(),
     )
 
 
@@ -121,33 +157,75 @@ class _Search:
         samples: Sequence[Sample],
         expected: Sequence[Values],
         tolerance: Tolerance,
+        budget: Budget,
+        started: float,
         journal: Journal | None,
         on_event: Callable[[Event], None],
         on_progress: Progress,
+        warn: Callable[[str], None],
     ) -> None:
         self.graph = graph
         self.samples = samples
         self.expected = expected
         self.tolerance = tolerance
+        self.budget = budget
+        self.started = started
         self.journal = journal
+        self.warn = warn
         self.on_event = on_event
         self.on_progress = on_progress
         self.emulator = Emulator(graph)
+        self.evidence: Guess | None = None
         self.trials: list[Trial] = []
         self.inferences = len(samples)
         self._judged: dict[tuple[tuple[int, ...], Plan], Trial] = {}
 
     def run(self, strategy: Strategy, samples: Sequence[Sample]) -> tuple[Stop, Plan]:
         """Search on some of the samples. Raises ControlError when even FP32 does not pass on them."""
+        best = self.graph.all_pinned()
         for event in drive(strategy, lambda plan: self._judge(plan, samples)):
+            self.on_event(event)
             if isinstance(event, Trial):
                 self.trials.append(event)
-            self.on_event(event)
+                if event.verdict is Verdict.PASS and len(event.plan) < len(best):
+                    best = event.plan
+                if spent := self._spent():
+                    return Stop(best, minimal=False, because=spent), best
             if isinstance(event, Stop):
                 if event.best is None:
                     raise _control_error(self.trials[-1], samples, self.tolerance)
                 return event, event.best
         raise AssertionError("a strategy ends with Stop")
+
+    def _spent(self) -> str:
+        """What part of the budget is used up, in words; empty while there is some left."""
+        if self.budget.trials is not None and len(self.trials) >= self.budget.trials:
+            return f"the best plan after {len(self.trials)} trials, as many as were allowed"
+        if self.budget.seconds is not None and time.monotonic() - self.started >= self.budget.seconds:
+            return f"the best plan after {self.budget.seconds:g} s, as long as was allowed"
+        return ""
+
+    def best_within(self, pins: int, samples: Sequence[Sample], enough: int) -> tuple[Stop, Plan]:
+        """The plan of at most `pins` pins with the smallest error, of those tried and the foreseen one."""
+        if self.evidence is not None:
+            plan = Plan.of(self.evidence.order[:pins])
+            if all(trial.plan != plan for trial in self.trials):
+                self.trials.append(self._judge(plan, samples))
+        best = min((t for t in self.trials if len(t.plan) <= pins), key=lambda t: (t.excess, len(t.plan))).plan
+        because = f"the best of those tried with at most {pins} pins; {enough} pins are enough"
+        return Stop(best, minimal=False, because=because), best
+
+    def curve(self) -> tuple[CurvePoint, ...]:
+        """From the number of pins to the error, at up to 65 sizes."""
+        if self.evidence is None:
+            return ()
+        measured: dict[int, float] = {}
+        for trial in self.trials:
+            size = len(trial.plan)
+            measured[size] = min(measured.get(size, float("inf")), trial.excess)
+        errors = self.evidence.errors
+        sizes = {round(step * (len(errors) - 1) / 64) for step in range(65)} | measured.keys()
+        return tuple(CurvePoint(k, errors[k], measured.get(k)) for k in sorted(sizes))
 
     def survey(self) -> tuple[LayerReport, ...]:
         """What FP16 does to every layer, over all samples."""
@@ -185,7 +263,22 @@ class _Search:
             lambda done, total: self.on_progress("what each rounding does", done, total),
         )
         self.inferences += passes
-        return Foresight(self.graph.candidates, found, self.tolerance.stat).guess()
+        self.evidence = Foresight(self.graph.candidates, found, self.tolerance.stat).guess()
+        self._warn_when_spread(self.evidence, self._judge(Plan(), samples))
+        return self.evidence
+
+    def _warn_when_spread(self, evidence: Guess, nothing: Trial) -> None:
+        """Say early that no small set exists, what FP16 reaches, and what it would need."""
+        count = len(evidence.order)
+        enough = next(k for k, error in enumerate(evidence.errors) if error <= HOPE or k == count)
+        if enough <= max(SMALL, SMALL_SHARE * count) or nothing.excess == float("inf"):
+            return
+        tenth = evidence.errors[round(count / 10)]
+        self.warn(
+            f"rounding is spread over the model: some {enough} of {count} layers would have to stay in FP32. "
+            f"FP16 alone is {nothing.excess:.2g} times the tolerance off, with a tenth of the layers in FP32 about "
+            f"{tenth:.2g} times; loosen the tolerance that much, or set --max-pins"
+        )
 
 
 def _control_error(trial: Trial, samples: Sequence[Sample], tolerance: Tolerance) -> ControlError:

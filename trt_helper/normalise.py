@@ -54,16 +54,12 @@ def normalise(model: ir.Model) -> Normalised:
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.LiftSubgraphInitializersToMainGraphPass()(model)
     infer_types(model)
-    half_io = {
-        value.name: value.dtype
-        for value in (*model.graph.inputs, *model.graph.outputs)
-        if value.name and value.dtype in HALVES
-    }
+    half_io = _half_io(model.graph)
     model.ir_version = max(model.ir_version, 4)  # from there on an initializer need not be an input
     author_fp32 = raise_to_fp32(model)
     before = {node.name or "": _consumers(node) for node in model.graph}
     producers = {out.name: node.name for node in model.graph for out in node.outputs}
-    fold_constants(model, input_size_limit=FOLD_LIMIT, output_size_limit=GROWTH_LIMIT)
+    _fold_constants(model)
     folded = fold_batchnorm(model)
     passes.RemoveUnusedNodesPass()(model)
     _restore_names(model.graph, before, producers)
@@ -79,6 +75,25 @@ def normalise(model: ir.Model) -> Normalised:
         frozenset({aliases.get(name, name) for name in author_fp32} & alive),
         half_io,
     )
+
+
+def _half_io(graph: ir.Graph) -> dict[str, ir.DataType]:
+    """Graph inputs and outputs in half; bfloat16 ones can neither be fed to the reference nor read from it."""
+    found = {v.name: v.dtype for v in (*graph.inputs, *graph.outputs) if v.name and v.dtype in HALVES}
+    for name, dtype in found.items():
+        if dtype is ir.DataType.BFLOAT16:
+            raise ModelError(f"{name!r} is bfloat16", fix="export the model with FP32 or FP16 inputs and outputs")
+    return found
+
+
+def _fold_constants(model: ir.Model) -> None:
+    try:
+        fold_constants(model, input_size_limit=FOLD_LIMIT, output_size_limit=GROWTH_LIMIT)
+    except RuntimeError as error:  # what onnxscript makes of any mistake in one of its own rules
+        raise ModelError(
+            f"{str(error).splitlines()[0]}: {error.__cause__}",
+            fix="export the model without this operator; onnxscript cannot fold it",
+        ) from error
 
 
 def refuse(model: ir.Model) -> None:

@@ -94,6 +94,14 @@ def located_json(located: Located) -> Json:
         "after": outputs_json(located.after.outputs),
         "pins": [_pin_json(located, name) for name in located.pins],
         "layers": [layer_json(r, pinned=r.layer.name in located.plan.fp32) for r in located.layers],
+        "curve": [
+            {
+                "pins": p.pins,
+                "foreseen": _number(p.foreseen),
+                "measured": _number(p.measured or 0.0) if p.measured is not None else None,
+            }
+            for p in located.curve
+        ],
         "warnings": list(located.warnings),
         "versions": versions(),
     }

@@ -10,22 +10,24 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 
 from trt_helper.emulate import Values
 from trt_helper.errors import InputError, ModelError
 from trt_helper.graph import Graph
 from trt_helper.kernels import Array, session_options
+from trt_helper.normalise import name_nodes
 from trt_helper.samples import Sample
 
 
 def references(graph: Graph, samples: Sequence[Sample]) -> list[Values]:
     """FP32 outputs of the original file, one dictionary a sample; half outputs as FP32."""
     path = graph.source.path
+    options = session_options(threads=os.cpu_count() or 1)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
-        session = ort.InferenceSession(
-            str(path), session_options(threads=os.cpu_count() or 1), providers=["CPUExecutionProvider"]
-        )
+        session = ort.InferenceSession(_loadable(graph), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own types, which it does not export
         raise ModelError(
             f"ONNX Runtime cannot load {path}: {_first_line(error)}",
@@ -33,6 +35,18 @@ def references(graph: Graph, samples: Sequence[Sample]) -> list[Values]:
         ) from error
     types = {value.name: value.type for value in session.get_inputs()}
     return [_run(session, types, sample, graph.outputs) for sample in samples]
+
+
+def _loadable(graph: Graph) -> str | bytes:
+    """The user's file as it is; only where nodes share a name, which ONNX Runtime refuses, they get others."""
+    model = graph.source.ir_model
+    names = [node.name for node in ir.traversal.RecursiveGraphIterator(model.graph) if node.name]
+    if len(set(names)) == len(names):
+        return str(graph.source.path)
+    copy = model.clone()
+    name_nodes(copy.graph)
+    data: bytes = ir.to_proto(copy).SerializeToString()
+    return data
 
 
 def _run(session: ort.InferenceSession, types: dict[str, str], sample: Sample, names: Sequence[str]) -> Values:

@@ -87,16 +87,25 @@ def role_and_ports(node: ir.Node, opset: int, *, shape_only: bool) -> tuple[Role
     inputs = tuple(i for i in floats_in if half_in[i] and i not in always)
     outputs = tuple(i for i in floats_out if half_out[i])
     ports = Ports(inputs, outputs)
-    has_subgraph = any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
-    if shape_only or has_subgraph or "dtype" in node.attributes or not (inputs or outputs):
+    if shape_only or _has_no_half(node) or not (inputs or outputs):
         return Role.FIXED, Ports((), ())
     if floats_out and not half_out[floats_out[0]]:
         return Role.FIXED, Ports((), ())
-    if node.op_type in MOVEMENT | PICKING | SHAPE_READING:
-        return Role.MOVEMENT, ports
-    if node.op_type == "Cast" and not floats_out:
+    if node.attributes.get_string("reduction", "none") != "none":  # a scatter that adds is no movement
+        return Role.COMPUTE, ports
+    if node.op_type in MOVEMENT | PICKING | SHAPE_READING or (node.op_type == "Cast" and not floats_out):
         return Role.MOVEMENT, ports
     return Role.COMPUTE, ports
+
+
+def _has_no_half(node: ir.Node) -> bool:
+    """A body of its own, its result's type in an attribute, sequences, or bits that are read as another type."""
+    if "dtype" in node.attributes or node.op_type == "BitCast":
+        return True
+    if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+        return True
+    types = (value.type for value in (*node.inputs, *node.outputs) if value is not None)
+    return any(kind is not None and not isinstance(kind, ir.TensorType) for kind in types)
 
 
 def picks(node: ir.Node) -> bool:

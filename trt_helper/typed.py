@@ -139,7 +139,11 @@ class _Renderer:
         if value.dtype not in (FLOAT, HALF) or value.dtype is wanted:
             return
         value.name = self._name(f"{name}_inner")
-        self.graph.outputs[index] = self._cast(value, wanted, name)
+        shared = self.casts.get((name, wanted))
+        if shared is None or shared.is_initializer():
+            shared = self._cast(value, wanted, name)
+        shared.name = name
+        self.graph.outputs[index] = shared
 
     def _type_attributes(self, node: ir.Node) -> None:
         """Operators that write the type of their result into an attribute."""
@@ -191,6 +195,8 @@ def write(typed: TypedModel, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".trt-helper-") as folder:
             written = Path(folder) / path.name
+            if data is None:  # else weights from the user's own data files would still be sought there
+                ir.external_data.load_to_model(typed.model)
             ir.save(typed.model, written, external_data=data)
             check(written)
             for file in (data, path.name):

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trt_helper.cli import options
+
+if TYPE_CHECKING:
+    from trt_helper.graph import Graph
+    from trt_helper.locate import Budget, Located
+    from trt_helper.samples import Sample
+    from trt_helper.values import Plan, Tolerance, Trial
 
 DEFAULT_OUTPUT = Path("fp32_layers.yaml")
 
@@ -24,65 +30,36 @@ def run(
         Path | None, typer.Option("--config", "-c", metavar="FILE.yaml", help="Take the tolerance from here.")
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.yaml", help="The plan.")] = DEFAULT_OUTPUT,
+    max_pins: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="The best plan with at most N pins.", show_default=False)
+    ] = None,
+    max_trials: Annotated[
+        int | None, typer.Option(min=2, metavar="N", help="Stop after N trials.", show_default=False)
+    ] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(min=0, metavar="S", help="Stop after S seconds.", show_default=False)
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Find the smallest set of layers that must stay in FP32."""
     from trt_helper import text
     from trt_helper.cli import common
-    from trt_helper.cli.console import complain, progress, show, show_json, warn
-    from trt_helper.config import Config, read_config, write_config
+    from trt_helper.cli.console import show, show_json
+    from trt_helper.config import read_config
     from trt_helper.files import require_writable
-    from trt_helper.locate import Event, locate
+    from trt_helper.locate import Budget
     from trt_helper.record import evidence_yaml, located_json
-    from trt_helper.search.strategy import Stop
-    from trt_helper.shapes import ranges_of
-    from trt_helper.values import Plan, Trial, Verdict
+    from trt_helper.values import Verdict
 
     require_writable(output, keep=(model, *(inputs or ())))
     graph = common.open_graph(model)
     base = read_config(config).tolerance if config else None
     tolerance = common.tolerance(graph, atol, rtol, check_error_stat, base)
     samples = common.open_samples(graph, inputs, data_loader_script, shapes)
-    sizes = {"shapes": {name: [list(s) for s in sizes] for name, sizes in ranges_of(samples).items()}}
-    saved: list[Plan] = []
-
-    def save(plan: Plan, evidence: dict[str, object]) -> None:
-        pins = tuple(name for name in graph.candidates if name in plan.fp32)
-        write_config(
-            Config(
-                model=model,
-                sha256=graph.source.sha256,
-                fp32_layers=pins,
-                tolerance=tolerance,
-                evidence={**evidence, **sizes},
-            ),
-            output,
-        )
-
-    def keep_best(event: Event) -> None:
-        """The best plan so far is always on disk."""
-        passed = isinstance(event, Trial) and event.verdict is Verdict.PASS and event.plan != graph.all_pinned()
-        if isinstance(event, Trial) and passed and (not saved or len(event.plan) < len(saved[-1])):
-            saved.append(event.plan)
-            save(event.plan, {"minimal": False})
-        if not isinstance(event, Stop | Trial):
-            report(event.because, 0, 1)
-
-    try:
-        with progress() as report:
-            located = locate(graph, samples, tolerance, every_layer=as_json, on_event=keep_best, on_progress=report)
-    except KeyboardInterrupt:
-        if saved:
-            complain(
-                f"interrupted; the best plan so far ({len(saved[-1])} pins) is in {output}",
-                "run it again to go on",
-            )
-        else:
-            complain("interrupted before any plan passed; nothing was written", "run it again")
-        raise typer.Exit(130) from None
-    save(located.plan, evidence_yaml(located))
-    for warning in located.warnings:
-        warn(warning)
+    keeper = _Keeper(graph, samples, tolerance, output)
+    located = _search(keeper, Budget(max_trials, max_pins, time_limit), every_layer=as_json)
+    keeper.save(located.plan, evidence_yaml(located))
+    keeper.journal.remove()
     if as_json:
         show_json(located_json(located))
     else:
@@ -91,3 +68,87 @@ def run(
             show("", text.pins(located))
         show("", text.summary(located, output))
     raise typer.Exit(0 if located.after.verdict is Verdict.PASS else 1)
+
+
+class _Keeper:
+    """Keeps the best plan so far and the journal on disk."""
+
+    def __init__(self, graph: Graph, samples: list[Sample], tolerance: Tolerance, output: Path) -> None:
+        from trt_helper.journal import Journal, digest
+        from trt_helper.record import tolerance_json, versions
+        from trt_helper.shapes import ranges_of
+
+        self.graph, self.samples, self.tolerance, self.output = graph, samples, tolerance, output
+        self.best: Plan | None = None
+        self._shapes = {name: [list(shape) for shape in shapes] for name, shapes in ranges_of(samples).items()}
+        subject = {
+            "model": graph.source.sha256,
+            "samples": digest([sample.feed for sample in samples]),
+            "tolerance": tolerance_json(tolerance),
+            "versions": versions(),
+        }
+        self.journal = Journal(output.with_name(f"{output.name}.journal"), subject)
+
+    def save(self, plan: Plan, evidence: dict[str, Any]) -> None:
+        """Write `plan` to the output file."""
+        from trt_helper.config import Config, write_config
+
+        config = Config(
+            model=self.graph.source.path,
+            sha256=self.graph.source.sha256,
+            fp32_layers=tuple(name for name in self.graph.candidates if name in plan.fp32),
+            tolerance=self.tolerance,
+            evidence={**evidence, "shapes": self._shapes},
+        )
+        write_config(config, self.output)
+
+    def see(self, trial: Trial) -> None:
+        """Save the plan of a trial that passes with fewer pins than all before it."""
+        from trt_helper.values import Verdict
+
+        least = len(self.graph.candidates if self.best is None else self.best)
+        if trial.verdict is Verdict.PASS and len(trial.plan) < least:
+            self.best = trial.plan
+            self.save(trial.plan, {"minimal": False})
+
+
+def _search(keeper: _Keeper, budget: Budget, *, every_layer: bool) -> Located:
+    """Run the search; Ctrl-C leaves the best plan and the journal, an error leaves no journal."""
+    from trt_helper.cli.console import complain, progress, warn
+    from trt_helper.errors import TrtHelperError
+    from trt_helper.locate import Event, locate
+    from trt_helper.values import Trial
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, Trial):
+            keeper.see(event)
+        else:
+            report(event.because, 0, 1)
+
+    try:
+        with keeper.journal, progress() as report:
+            if keeper.journal.trials:
+                warn(f"going on with an interrupted search: {keeper.journal.trials} trials are known")
+            return locate(
+                keeper.graph,
+                keeper.samples,
+                keeper.tolerance,
+                budget=budget,
+                journal=keeper.journal,
+                every_layer=every_layer,
+                on_event=on_event,
+                on_warning=warn,
+                on_progress=report,
+            )
+    except KeyboardInterrupt:
+        best = keeper.best
+        state = (
+            "interrupted before any small plan passed; no plan was written"
+            if best is None
+            else f"interrupted; the best plan so far ({len(best)} pins) is in {keeper.output}"
+        )
+        complain(state, "run the same command again: it goes on where it was")
+        raise typer.Exit(130) from None
+    except TrtHelperError:
+        keeper.journal.remove()
+        raise

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 import traceback
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -67,12 +69,15 @@ def top(
 
 def main() -> None:
     """Run the command line and leave with its exit status."""
-    logging.getLogger().addHandler(logging.NullHandler())  # what libraries log is not for the user
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # 1.29 and later send the model's name and hashes away
+    logging.getLogger().addHandler(logging.NullHandler())  # what libraries log and warn of is not for the user
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without Unicode gets question marks
             stream.reconfigure(errors="replace")
     try:
-        app()
+        app(prog_name="trt-helper")
     except TrtHelperError as error:
         complain(error.message, error.fix)
         sys.exit(error.exit_status)
