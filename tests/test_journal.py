@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -106,17 +107,29 @@ def test_another_subject_begins_the_journal_afresh(tmp_path):
 
 def test_a_trial_that_took_its_process_with_it_twice_is_unresolved(tmp_path):
     path = tmp_path / "journal"
-    for _ in range(2):
-        with Journal(path, SUBJECT) as journal, pytest.raises(RuntimeError):
-            journal.remember(_dies, "all")(Plan.of(["n1"]))
+    for times in (1, 2):
+        with Journal(path, SUBJECT) as journal:
+            assert journal.trials == 0
+        with path.open("a") as file:  # a process that was killed in the middle leaves the beginning alone
+            file.write(json.dumps({"begin": ["n1"], "on": "all"}) + "\n")
+        assert path.read_text().count("begin") == times
     with Journal(path, SUBJECT) as journal:
         trial = journal.remember(judge, "all")(Plan.of(["n1"]))
     assert trial.verdict is Verdict.UNRESOLVED
     assert trial.why == "it ended trt-helper 2 times"
 
 
-def _dies(_plan: Plan) -> Trial:
-    raise RuntimeError("as if the process had been killed here")
+def test_a_trial_that_was_interrupted_twice_by_its_user_is_tried_again(tmp_path):
+    path = tmp_path / "journal"
+    for _ in range(2):
+        with Journal(path, SUBJECT) as journal, pytest.raises(KeyboardInterrupt):
+            journal.remember(_stopped, "all")(Plan.of(["n1"]))
+    with Journal(path, SUBJECT) as journal:
+        assert journal.remember(judge, "all")(Plan.of(["n1"])).verdict is Verdict.FAIL
+
+
+def _stopped(_plan: Plan) -> Trial:
+    raise KeyboardInterrupt
 
 
 def test_samples_are_told_apart_by_every_byte():

@@ -115,6 +115,16 @@ class Emulator:
             for read, follows, weight in reads
         )
 
+    def rounded_away(self, name: str) -> tuple[int, int]:
+        """How many of the layer's weights FP16 makes infinite, and how many 0."""
+        overflow = underflow = 0
+        for read, follows, weight in self._steps[self._index[name]].reads:
+            if weight and follows:
+                exact, half = self._weights[read], self._half_weight(read)
+                overflow += int(np.count_nonzero(np.isfinite(exact) & ~np.isfinite(half)))
+                underflow += int(np.count_nonzero((exact != 0) & (half == 0)))
+        return overflow, underflow
+
     def all_values(self, feed: Mapping[TensorName, Array]) -> Values:
         """Every tensor of the FP32 model at once."""
         values: Values = {**feed}

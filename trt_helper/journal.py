@@ -1,8 +1,9 @@
 """The trials of a search on disk, so that an interrupted one goes on where it was.
 
 One JSON object a line, appended and flushed to the disk: the first says what was searched, then a line
-before each trial and one after it. What was searched must be the same to the last bit, or the journal is
-begun afresh. A trial that was begun twice and never ended took its process with it: it is UNRESOLVED.
+before each trial and one after it, also when Ctrl-C ended it. What was searched must be the same to the
+last bit, or the journal is begun afresh. A trial that was begun twice and never ended took its process
+with it: it is UNRESOLVED.
 """
 
 from __future__ import annotations
@@ -66,7 +67,11 @@ class Journal:
         def judge(plan: Plan) -> Trial:
             if (samples, plan) not in self._known:
                 self._append(json.dumps({"begin": sorted(plan.fp32), "on": samples}))
-                trial = oracle(plan)
+                try:
+                    trial = oracle(plan)
+                except BaseException:  # Ctrl-C among them: the process lives, so the trial did not end it
+                    self._append(json.dumps({"left": sorted(plan.fp32), "on": samples}))
+                    raise
                 self._append(json.dumps({"end": _trial_json(trial), "on": samples}))
                 self._known[samples, plan] = trial
             return self._known[samples, plan]
@@ -105,6 +110,8 @@ class Journal:
     def _learn(self, entry: Mapping[str, Any], begun: Counter[Key]) -> None:
         if "begin" in entry:
             begun[entry["on"], Plan.of(entry["begin"])] += 1
+        elif "left" in entry:
+            begun[entry["on"], Plan.of(entry["left"])] -= 1
         else:
             trial = _trial(entry["end"])
             self._known[entry["on"], trial.plan] = trial

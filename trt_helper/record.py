@@ -55,6 +55,7 @@ def tolerance_json(tolerance: Tolerance) -> Json:
 
 def layer_json(report: LayerReport, *, pinned: bool) -> Json:
     """What FP16 does to one layer, as `locate` and `compare` report it."""
+    why, shown = cause(report)
     return {
         "name": report.layer.name,
         "op": report.layer.op,
@@ -64,7 +65,12 @@ def layer_json(report: LayerReport, *, pinned: bool) -> Json:
         "isolated": error_json(report.isolated),
         "overflow": report.overflow,
         "underflow": report.underflow,
-        "cause": cause(report),
+        "read": _number(report.read),
+        "written": _number(report.written),
+        "weights_overflow": report.weights_overflow,
+        "weights_underflow": report.weights_underflow,
+        "cause": why,
+        "cause_evidence": shown,
         "pinned": pinned,
     }
 
@@ -110,11 +116,13 @@ def located_json(located: Located) -> Json:
 def _pin_json(located: Located, name: str) -> Json:
     without = located.without(name)
     report = next(report for report in located.layers if report.layer.name == name)
+    why, shown = cause(report)
     return {
         "name": name,
         "op": report.layer.op,
         "module": report.layer.module,
-        "cause": cause(report),
+        "cause": why,
+        "cause_evidence": shown,
         "without": outputs_json(without.outputs) if without else {},
     }
 
@@ -132,7 +140,7 @@ def evidence_yaml(located: Located) -> Json:
         "layers": {
             pin["name"]: {
                 "op": pin["op"],
-                "cause": pin["cause"],
+                "cause": f"{pin['cause']}: {pin['cause_evidence']}",
                 "max-error-without": _max_of(pin["without"]),
             }
             for pin in (_pin_json(located, name) for name in located.pins)

@@ -60,12 +60,14 @@ def table(title: str, *columns: str, names: int = 1) -> Table:
 def before_after(located: Located) -> Table:
     """Each output in FP16 and with the plan."""
     made = table("Outputs, worst sample", "output", "FP16 max", "not finite", "with the plan", "median", "allowed")
-    for before, after in zip(located.before.outputs, located.after.outputs, strict=True):
+    found = {error.name: error for error in located.before.outputs}  # none where FP16 could not be computed
+    for after in located.after.outputs:
+        before = found.get(after.name)
         atol, rtol = located.tolerance.of(after.name)
         made.add_row(
             cell(after.name),
-            figure(before.max),
-            str(before.non_finite),
+            figure(before.max) if before else "-",
+            str(before.non_finite) if before else "-",
             figure(after.max) if not after.non_finite else f"{after.non_finite} not finite",
             figure(after.median),
             f"{located.tolerance.stat.value} ≤ {atol:g} or {rtol:g} rel",
@@ -75,13 +77,14 @@ def before_after(located: Located) -> Table:
 
 def pins(located: Located) -> Table:
     """Each pinned layer, why, and what happens without it."""
-    made = table("Layers that stay in FP32", "layer", "op", "cause", "error without it", names=3)
+    made = table("Layers that stay in FP32", "layer", "op", "cause", "what shows it", "error without it", names=4)
     reports = {report.layer.name: report for report in located.layers}
     for name in located.pins:
         report = reports[name]
         without = located.without(name)
         shown = f"{name}  ({report.layer.module})" if report.layer.module else name
-        made.add_row(cell(shown), cell(report.layer.op), cause(report), trial_figure(without) if without else "-")
+        why, value = cause(report)
+        made.add_row(cell(shown), cell(report.layer.op), why, value, trial_figure(without) if without else "-")
     return made
 
 

@@ -155,3 +155,7 @@ class LayerReport:
     isolated: TensorError  # fed with reference inputs: what this layer itself adds
     overflow: int  # finite in FP32, infinite in FP16, by this layer itself
     underflow: int  # not zero in FP32, zero in FP16, by this layer itself
+    read: float  # largest finite magnitude of the float tensors that it reads in FP32, weights aside
+    written: float  # the same of what it writes
+    weights_overflow: int  # finite weights that FP16 makes infinite
+    weights_underflow: int  # weights other than 0 that FP16 makes 0

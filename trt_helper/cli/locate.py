@@ -46,7 +46,7 @@ def run(
     from trt_helper.cli import common
     from trt_helper.cli.console import show, show_json
     from trt_helper.config import read_config
-    from trt_helper.files import require_writable
+    from trt_helper.files import make_folder_of, require_writable
     from trt_helper.locate import Budget
     from trt_helper.record import evidence_yaml, located_json
     from trt_helper.values import Verdict
@@ -56,6 +56,7 @@ def run(
     base = read_config(config).tolerance if config else None
     tolerance = common.tolerance(graph, atol, rtol, check_error_stat, base)
     samples = common.open_samples(graph, inputs, data_loader_script, shapes)
+    make_folder_of(output)
     keeper = _Keeper(graph, samples, tolerance, output)
     located = _search(keeper, Budget(max_trials, max_pins, time_limit), every_layer=as_json)
     keeper.save(located.plan, evidence_yaml(located))
