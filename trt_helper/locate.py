@@ -11,6 +11,7 @@ from trt_helper.errors import ControlError
 from trt_helper.evidence import survey
 from trt_helper.graph import Graph
 from trt_helper.journal import Journal
+from trt_helper.metric import Metric
 from trt_helper.oracle import EmulatedOracle
 from trt_helper.reference import references
 from trt_helper.samples import Sample, hold_out
@@ -18,7 +19,7 @@ from trt_helper.search.drive import drive
 from trt_helper.search.foresight import Foresight
 from trt_helper.search.strategy import HOPE, Guess, Stop, Strategy, Try, cure, smallest
 from trt_helper.sensitivity import roundings
-from trt_helper.values import LayerReport, Plan, Tolerance, Trial, Verdict
+from trt_helper.values import LayerReport, Plan, Statistic, Tolerance, Trial, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Located:
 
     graph: Graph
     tolerance: Tolerance
+    metric: Metric | None  # decided instead of the tolerance
     samples: tuple[str, ...]
     held_out: tuple[str, ...]
     plan: Plan
@@ -74,6 +76,8 @@ Event = Try | Trial | Stop
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it, out of how much
 
 
+MOST_MISSED = 100.0  # times that a metric is missed; more tells nothing about the size of errors
+METRIC_SHARE = 1e-3  # of an output's magnitude: errors below it move no metric
 SMALL, SMALL_SHARE = 16, 0.25  # more pins than this, in number and in share of the layers, are not a small set
 
 
@@ -86,6 +90,7 @@ def locate(
     samples: Sequence[Sample],
     tolerance: Tolerance,
     *,
+    metric: Metric | None = None,
     budget: Budget = Budget(),
     journal: Journal | None = None,
     every_layer: bool = True,
@@ -96,10 +101,11 @@ def locate(
     """Find the smallest plan that passes on every sample.
 
     With four or more samples a quarter is held out of the search; when it disagrees at the end, the
-    search goes on with all of them. An open `journal` lets it go on where it was interrupted.
-    When the `budget` is spent the best plan so far is the answer. `every_layer` asks for the errors of
-    every layer also when no layer needs FP32. Warnings come when they are known, and again in the result.
-    Raises ControlError when the model in FP32 does not pass: then precision is not the cause.
+    search goes on with all of them. A `metric` decides instead of the tolerance. When the `budget` is
+    spent the best plan so far is the answer. An open `journal` lets an interrupted search go on.
+    `every_layer` asks for the errors of every layer also when no layer needs FP32. Warnings come when
+    they are known, and again in the result. Raises ControlError when the model in FP32 does not pass:
+    then precision is not the cause.
     """
     started = time.monotonic()
     on_progress("FP32 reference", 0, 1)
@@ -110,7 +116,7 @@ def locate(
         warnings.append(text)
         on_warning(text)
 
-    search = _Search(graph, samples, expected, tolerance, budget, started, journal, on_event, on_progress, warn)
+    search = _Search(graph, samples, expected, tolerance, metric, budget, started, journal, on_event, on_progress, warn)
     searched, held_out = hold_out(samples)
     stop, plan = search.run(smallest(graph.candidates, lambda: search.guess(searched)), searched)
     after = search.judge_all(plan)
@@ -124,7 +130,7 @@ def locate(
         stop, plan = search.best_within(budget.pins, samples, len(plan))
         after = search.judge_all(plan)
     before = search.judge_all(Plan())
-    for text in _median_warnings(after, tolerance):
+    for text in _median_warnings(after, tolerance) if metric is None else ():
         warn(text)
     layers: tuple[LayerReport, ...] = ()
     if plan.fp32 or every_layer:
@@ -132,6 +138,7 @@ def locate(
     return Located(
         graph=graph,
         tolerance=tolerance,
+        metric=metric,
         samples=tuple(sample.source for sample in samples),
         held_out=tuple(sample.source for sample in held_out),
         plan=plan,
@@ -157,6 +164,7 @@ class _Search:
         samples: Sequence[Sample],
         expected: Sequence[Values],
         tolerance: Tolerance,
+        metric: Metric | None,
         budget: Budget,
         started: float,
         journal: Journal | None,
@@ -168,6 +176,7 @@ class _Search:
         self.samples = samples
         self.expected = expected
         self.tolerance = tolerance
+        self.metric = metric
         self.budget = budget
         self.started = started
         self.journal = journal
@@ -248,7 +257,7 @@ class _Search:
         which = [index for index, sample in enumerate(self.samples) if sample in samples]
         key = (tuple(which), plan)
         if key not in self._judged:
-            oracle = EmulatedOracle(self.emulator, self.samples, self.expected, self.tolerance).on(which)
+            oracle = EmulatedOracle(self.emulator, self.samples, self.expected, self.tolerance, self.metric).on(which)
             judge = self.journal.remember(oracle.judge, ",".join(map(str, which))) if self.journal else oracle.judge
             self._judged[key] = judge(plan)
             self.inferences += oracle.inferences
@@ -259,13 +268,23 @@ class _Search:
         found, passes = roundings(
             self.emulator,
             [sample.feed for sample in samples],
-            self.tolerance,
+            self._watched_tolerance(samples),
             lambda done, total: self.on_progress("what each rounding does", done, total),
         )
         self.inferences += passes
         self.evidence = Foresight(self.graph.candidates, found, self.tolerance.stat).guess()
         self._warn_when_spread(self.evidence, self._judge(Plan(), samples))
         return self.evidence
+
+    def _watched_tolerance(self, samples: Sequence[Sample]) -> Tolerance:
+        """The tolerance that the roundings are held against; for a metric, one that FP16 misses as far."""
+        if self.metric is None:
+            return self.tolerance
+        nothing = self._judge(Plan(), samples)
+        missed = min(max(nothing.excess, 1.0), MOST_MISSED)
+        finite = {e.name: e.max if not e.non_finite else 0.0 for e in nothing.outputs}
+        allowed = {e.name: max(finite[e.name] / missed, e.spread * METRIC_SHARE) for e in nothing.outputs}
+        return Tolerance(0.0, 0.0, Statistic.MAX, {name: (atol or 1.0, 0.0) for name, atol in allowed.items()})
 
     def _warn_when_spread(self, evidence: Guess, nothing: Trial) -> None:
         """Say early that no small set exists, what FP16 reaches, and what it would need."""

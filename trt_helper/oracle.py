@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from trt_helper.compare import compare_all, worst
 from trt_helper.emulate import Emulator, Values
 from trt_helper.kernels import EmulationError
+from trt_helper.metric import Metric
 from trt_helper.samples import Sample
 from trt_helper.values import Plan, TensorError, Tolerance, Trial, Verdict
 
@@ -22,25 +23,26 @@ class EmulatedOracle:
     samples: Sequence[Sample]
     references: Sequence[Values]  # of the user's own model, in FP32
     tolerance: Tolerance
+    metric: Metric | None = None  # decides instead of the tolerance
     inferences: int = field(default=0, init=False)
 
     def judge(self, plan: Plan) -> Trial:
-        """Run `plan` on all samples and hold the worst against the tolerance."""
+        """Run `plan` on all samples; the metric decides, else the worst sample against the tolerance."""
+        self.inferences += len(self.samples)
         try:
-            per_sample = self.errors(plan)
+            with ThreadPoolExecutor(min(len(self.samples), os.cpu_count() or 1)) as pool:
+                found = list(pool.map(lambda sample: self.emulator.run(plan, sample.feed), self.samples))
         except EmulationError as error:
             return Trial(plan, Verdict.UNRESOLVED, why=error.message)
-        return judge(plan, per_sample, self.tolerance)
-
-    def errors(self, plan: Plan) -> list[tuple[TensorError, ...]]:
-        """The error of every output, sample by sample."""
-        self.inferences += len(self.samples)
-        with ThreadPoolExecutor(min(len(self.samples), os.cpu_count() or 1)) as pool:
-            outputs = pool.map(lambda sample: self.emulator.run(plan, sample.feed), self.samples)
-            return [
-                compare_all(found, reference, self.tolerance)
-                for found, reference in zip(outputs, self.references, strict=True)
-            ]
+        per_sample = [
+            compare_all(outputs, reference, self.tolerance)
+            for outputs, reference in zip(found, self.references, strict=True)
+        ]
+        trial = judge(plan, per_sample, self.tolerance)
+        if self.metric is None:
+            return trial
+        excess = self.metric.excess(self.references, found)
+        return replace(trial, verdict=Verdict.PASS if excess <= 1 else Verdict.FAIL, excess=excess)
 
     def on(self, indices: Sequence[int]) -> EmulatedOracle:
         """The same oracle on some of the samples."""

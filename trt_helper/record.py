@@ -89,6 +89,7 @@ def located_json(located: Located) -> Json:
         "runner": "emulate",
         "model": {"path": str(source.path), "sha256": source.sha256, "layers": len(located.graph.layers)},
         "tolerance": tolerance_json(located.tolerance),
+        "metric": metric_json(located),
         "fp32_layers": list(located.pins),
         "minimal": located.minimal,
         "trials": len(located.trials),
@@ -113,6 +114,13 @@ def located_json(located: Located) -> Json:
     }
 
 
+def metric_json(located: Located) -> Json | None:
+    """The metric that decided instead of the tolerance, if one did."""
+    if located.metric is None:
+        return None
+    return {"function": located.metric.name, "threshold": located.metric.threshold}
+
+
 def _pin_json(located: Located, name: str) -> Json:
     without = located.without(name)
     report = next(report for report in located.layers if report.layer.name == name)
@@ -131,6 +139,7 @@ def evidence_yaml(located: Located) -> Json:
     """What the YAML keeps: why each layer, errors before and after, runner, versions, inputs."""
     return {
         "runner": "emulate",
+        **({"metric": metric_json(located)} if located.metric else {}),
         "samples": list(located.samples),
         "held-out": list(located.held_out),
         "trials": len(located.trials),

@@ -70,7 +70,9 @@ def before_after(located: Located) -> Table:
             str(before.non_finite) if before else "-",
             figure(after.max) if not after.non_finite else f"{after.non_finite} not finite",
             figure(after.median),
-            f"{located.tolerance.stat.value} ≤ {atol:g} or {rtol:g} rel",
+            f"{located.metric.name} ≥ {located.metric.threshold:g}"
+            if located.metric
+            else f"{located.tolerance.stat.value} ≤ {atol:g} or {rtol:g} rel",
         )
     return made
 

@@ -114,9 +114,9 @@ class _Renderer:
         self.graph.register_initializer(copy)
         return copy
 
-    def _cast(self, value: ir.Value, wanted: ir.DataType, name: str = "") -> ir.Value:
+    def _cast(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
         suffix = "to_fp16" if wanted is HALF else "to_fp32"
-        out = ir.Value(name=name or self._name(f"{value.name}_{suffix}"), type=ir.TensorType(wanted), shape=value.shape)
+        out = ir.Value(name=self._name(f"{value.name}_{suffix}"), type=ir.TensorType(wanted), shape=value.shape)
         node = ir.Node(
             "",
             "Cast",
@@ -138,12 +138,10 @@ class _Renderer:
         wanted = self.source.half_io.get(name, FLOAT)
         if value.dtype not in (FLOAT, HALF) or value.dtype is wanted:
             return
+        typed = self._as(value, wanted)
         value.name = self._name(f"{name}_inner")
-        shared = self.casts.get((name, wanted))
-        if shared is None or shared.is_initializer():
-            shared = self._cast(value, wanted, name)
-        shared.name = name
-        self.graph.outputs[index] = shared
+        typed.name = name
+        self.graph.outputs[index] = typed
 
     def _type_attributes(self, node: ir.Node) -> None:
         """Operators that write the type of their result into an attribute."""

@@ -12,6 +12,7 @@ from trt_helper.cli import options
 if TYPE_CHECKING:
     from trt_helper.graph import Graph
     from trt_helper.locate import Budget, Located
+    from trt_helper.metric import Metric
     from trt_helper.samples import Sample
     from trt_helper.values import Plan, Tolerance, Trial
 
@@ -30,6 +31,13 @@ def run(
         Path | None, typer.Option("--config", "-c", metavar="FILE.yaml", help="Take the tolerance from here.")
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.yaml", help="The plan.")] = DEFAULT_OUTPUT,
+    metric: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.py:function", help="Judge by this figure instead.", show_default=False),
+    ] = None,
+    metric_threshold: Annotated[
+        float | None, typer.Option(metavar="T", help="What the figure must reach.", show_default=False)
+    ] = None,
     max_pins: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="The best plan with at most N pins.", show_default=False)
     ] = None,
@@ -48,16 +56,20 @@ def run(
     from trt_helper.config import read_config
     from trt_helper.files import make_folder_of, require_writable
     from trt_helper.locate import Budget
+    from trt_helper.metric import load_metric
     from trt_helper.record import evidence_yaml, located_json
     from trt_helper.values import Verdict
 
+    if (metric is None) != (metric_threshold is None):
+        raise typer.BadParameter("--metric and --metric-threshold go together")
     require_writable(output, keep=(model, *(inputs or ())))
     graph = common.open_graph(model)
     base = read_config(config).tolerance if config else None
     tolerance = common.tolerance(graph, atol, rtol, check_error_stat, base)
     samples = common.open_samples(graph, inputs, data_loader_script, shapes)
     make_folder_of(output)
-    keeper = _Keeper(graph, samples, tolerance, output)
+    judged_by = load_metric(metric, metric_threshold) if metric and metric_threshold is not None else None
+    keeper = _Keeper(graph, samples, tolerance, output, judged_by)
     located = _search(keeper, Budget(max_trials, max_pins, time_limit), every_layer=as_json)
     keeper.save(located.plan, evidence_yaml(located))
     keeper.journal.remove()
@@ -74,18 +86,22 @@ def run(
 class _Keeper:
     """Keeps the best plan so far and the journal on disk."""
 
-    def __init__(self, graph: Graph, samples: list[Sample], tolerance: Tolerance, output: Path) -> None:
+    def __init__(
+        self, graph: Graph, samples: list[Sample], tolerance: Tolerance, output: Path, metric: Metric | None
+    ) -> None:
         from trt_helper.journal import Journal, digest
         from trt_helper.record import tolerance_json, versions
         from trt_helper.shapes import ranges_of
 
         self.graph, self.samples, self.tolerance, self.output = graph, samples, tolerance, output
+        self.metric = metric
         self.best: Plan | None = None
         self._shapes = {name: [list(shape) for shape in shapes] for name, shapes in ranges_of(samples).items()}
         subject = {
             "model": graph.source.sha256,
             "samples": digest([sample.feed for sample in samples]),
             "tolerance": tolerance_json(tolerance),
+            "metric": [metric.name, metric.threshold] if metric else None,
             "versions": versions(),
         }
         self.journal = Journal(output.with_name(f"{output.name}.journal"), subject)
@@ -134,6 +150,7 @@ def _search(keeper: _Keeper, budget: Budget, *, every_layer: bool) -> Located:
                 keeper.graph,
                 keeper.samples,
                 keeper.tolerance,
+                metric=keeper.metric,
                 budget=budget,
                 journal=keeper.journal,
                 every_layer=every_layer,
