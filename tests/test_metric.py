@@ -54,7 +54,7 @@ def test_a_threshold_that_fp32_misses_is_an_error_that_says_so():
 
 def test_an_error_in_the_users_function_is_shown_as_theirs():
     with pytest.raises(InputError, match="the metric bad failed: KeyError: 'z'"):
-        Metric(lambda reference, found: reference[0]["z"], 0.5, "bad").excess(RIGHT, RIGHT)
+        Metric(lambda reference, _found: reference[0]["z"], 0.5, "bad").excess(RIGHT, RIGHT)
 
 
 def test_a_metric_is_loaded_by_file_and_function(tmp_path):
