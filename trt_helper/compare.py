@@ -13,7 +13,7 @@ import numpy as np
 from trt_helper.kernels import Array
 from trt_helper.values import TensorError, TensorName, Tolerance
 
-SMALLEST = np.float64(2.2e-16)  # stands for a reference of 0, as in Polygraphy 0.53
+SMALLEST = np.finfo(np.float64).eps  # 2.2e-16 stands for a reference of 0, as in Polygraphy 0.53
 
 
 def compare(name: TensorName, found: Array, reference: Array, tolerance: Tolerance) -> TensorError:
@@ -47,7 +47,7 @@ def worst(errors: Iterable[TensorError], tolerance: Tolerance) -> TensorError:
 
 def _statistics(name: TensorName, difference: Array, reference: Array, tolerance: Tolerance) -> TensorError:
     magnitude = np.abs(reference)
-    relative = np.where(difference == 0, 0, difference / np.maximum(magnitude, SMALLEST))
+    relative = np.where(difference == 0, 0, difference / np.where(magnitude == 0, SMALLEST, magnitude))
     atol, rtol = tolerance.of(name)
     index = int(np.argmax(difference))
     return TensorError(

@@ -229,6 +229,13 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - PyYAML's signature
         return True
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """In double quotes what is not printable: PyYAML 6.0.3 loses a lone U+0085 in others."""
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
 
 def _relative(model: Path, folder: Path) -> str:
     """The model's path seen from the config's folder."""

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trt_helper.graph import Graph, captured
-from trt_helper.kernels import Array, Kernel, Kernels, Rounding
+from trt_helper.kernels import Array, EmulationError, Kernel, Kernels, Rounding
 from trt_helper.precision import Precisions, assign
 from trt_helper.values import Layer, Plan, Role, TensorName
 
@@ -75,7 +75,10 @@ class Emulator:
         return {name: self._round(array) if name in self.graph.half_io else array for name, array in outputs.items()}
 
     def walk(self, plan: Plan, feed: Mapping[TensorName, Array]) -> Iterator[Step]:
-        """Trial and FP32 reference side by side, layer by layer; holds only what is still to be read."""
+        """Trial and FP32 reference side by side, layer by layer; holds only what is still to be read.
+
+        What cannot be computed in the trial, such as a rounded index that points outside, is NaN there.
+        """
         precisions = assign(self.graph, plan)
         reference: Values = {**feed}
         trial: Values = {**feed}
@@ -88,11 +91,11 @@ class Emulator:
             if same and not in_half:
                 found = isolated = expected
             else:
-                found = self._compute(step, trial, rounded, precisions)
+                found = self._attempt(step, trial, rounded, precisions, expected)
                 isolated = found if same else expected
                 if in_half and not same:
                     alone = Precisions(frozenset((name,)), frozenset())
-                    isolated = self._compute(step, reference, {}, alone)
+                    isolated = self._attempt(step, reference, {}, alone, expected)
             yield Step(step.layer, expected, found, isolated)
             reference.update(expected)
             trial.update(found)
@@ -221,6 +224,17 @@ class Emulator:
             name: self._round(result) if in_half and rounds else result
             for (name, rounds), result in zip(step.writes, results, strict=True)
         }
+
+    def _attempt(
+        self, step: _Prepared, values: Values, rounded: Values, precisions: Precisions, expected: Values
+    ) -> Values:
+        try:
+            return self._compute(step, values, rounded, precisions)
+        except EmulationError:
+            return {
+                name: np.full_like(array, np.nan) if array.dtype.kind == "f" else array
+                for name, array in expected.items()
+            }
 
     def _read(
         self,

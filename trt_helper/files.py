@@ -5,31 +5,51 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 
 from trt_helper.errors import OutputError
 
 PREFIX = ".trt-helper-"  # of files that are not whole yet
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path`. Raises OutputError; the old file, if any, is then still there."""
-    temporary = None
+@contextmanager
+def partial_file(path: Path) -> Iterator[Path]:
+    """Hold a temporary file beside `path`: it becomes `path` when the block ends well, and vanishes otherwise.
+
+    Raises OutputError, at once where the folder cannot be written, before anything slow has run. The old
+    file, if any, is then still there.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder", fix="name a file in it: -o FOLDER/FILE")
+    partial = path.parent / f"{PREFIX}{token_hex(6)}.partial"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=PREFIX, delete=False) as stream:
-            temporary = Path(stream.name)
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # 0o666: the umask decides
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
+    try:
+        yield partial
+        try:
+            partial.replace(path)
+        except OSError as error:
+            raise cannot_write(path, error) from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, making its folder. Raises OutputError."""
+    make_folder_of(path)
+    with partial_file(path) as partial:
+        try:
+            with partial.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise cannot_write(path, error) from error
 
 
 def require_writable(path: Path, *, keep: Iterable[Path | None] = ()) -> None:
@@ -44,7 +64,7 @@ def require_writable(path: Path, *, keep: Iterable[Path | None] = ()) -> None:
             pass
         overwritten = next((file for file in keep if file and there and file.exists() and file.samefile(path)), None)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
     if overwritten:
         raise OutputError(f"{path} is what the result is made from", fix="give the name of another file")
     if there and not path.is_file():
@@ -57,7 +77,7 @@ def make_folder_of(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
 
 
 def _exists(path: Path) -> bool:
@@ -69,7 +89,8 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def _cannot_write(path: Path, error: OSError) -> OutputError:
+def cannot_write(path: Path, error: OSError) -> OutputError:
+    """What to say when the system says no: no space, no folder, no permission."""
     return OutputError(
         f"{path} cannot be written: {error.strerror or error}",
         fix="choose another place with -o, or make room",

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from trt_helper.errors import OutputError
+from trt_helper.files import cannot_write
 from trt_helper.kernels import Array
 from trt_helper.values import Plan, TensorError, Trial, Verdict
 
@@ -46,7 +46,7 @@ class Journal:
             whole = self._read()
             os.truncate(self.path, whole)
         except OSError as error:
-            raise _cannot_write(self.path, error) from error
+            raise cannot_write(self.path, error) from error
         if not whole:
             self._append(self._header)
         return self
@@ -86,7 +86,7 @@ class Journal:
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise _cannot_write(self.path, error) from error
+            raise cannot_write(self.path, error) from error
 
     def _read(self) -> int:
         """Learn from an older journal of the same search; returns how many of its bytes are sound."""
@@ -148,9 +148,3 @@ def digest(feeds: Sequence[Mapping[str, Array]]) -> str:
             found.update(repr((name, array.shape, str(array.dtype))).encode())
             found.update(array.tobytes())
     return found.hexdigest()
-
-
-def _cannot_write(path: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"{path} cannot be written: {error.strerror or error}", fix="choose another place with -o, or make room"
-    )

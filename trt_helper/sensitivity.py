@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trt_helper.emulate import Emulator
-from trt_helper.kernels import Array
+from trt_helper.kernels import Array, EmulationError
 from trt_helper.search.foresight import CAP, NEGLIGIBLE, Rounding
 from trt_helper.values import LayerName, Role, Statistic, TensorName, Tolerance
 
@@ -143,7 +143,10 @@ class _Probe:
 
     def errors(self, places: Iterable[tuple[TensorName, LayerName]]) -> Array:
         """Signed error over tolerance at the watched elements, with these roundings only."""
-        changed = self._emulator.inject(places, self._reference)
+        try:
+            changed = self._emulator.inject(places, self._reference)
+        except EmulationError:  # a rounded index that points outside, say: as wrong as can be
+            return np.full(max(1, sum(index.size for index, _, _ in self._watched.values())), CAP)
         parts = []
         for name, (index, reference, allowed) in self._watched.items():
             if name not in changed:

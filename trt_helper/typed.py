@@ -16,7 +16,8 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from trt_helper.errors import ModelError, OutputError
+from trt_helper.errors import ModelError
+from trt_helper.files import cannot_write
 from trt_helper.graph import Graph, captured, subgraphs
 from trt_helper.precision import Precisions, assign
 from trt_helper.values import Plan
@@ -201,10 +202,7 @@ def write(typed: TypedModel, path: Path) -> None:
                 if file:
                     (Path(folder) / file).replace(path.parent / file)
     except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written: {error.strerror or error}",
-            fix="choose another place with -o, or make room",
-        ) from error
+        raise cannot_write(path, error) from error
 
 
 def check(path: Path) -> None:

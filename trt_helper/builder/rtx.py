@@ -12,12 +12,13 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from trt_helper.builder.engine import EngineBuild, partial_file
+from trt_helper.builder.engine import EngineBuild
 from trt_helper.builder.failures import INSTALL, MIB, useful_warnings
 from trt_helper.builder.layer_info import EngineLayer, parse_layers
 from trt_helper.builder.process import ChildDiedError, Event, Limits, NotImportableError, run, signal_name
 from trt_helper.builder.settings import BuildSettings, Profile
 from trt_helper.errors import BuildError, MachineError, ModelError, OutputError
+from trt_helper.files import partial_file
 
 PRODUCT = "TensorRT-RTX"
 PACKAGE = "tensorrt_rtx"

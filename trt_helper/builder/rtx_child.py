@@ -14,7 +14,6 @@ from typing import Any
 
 import tensorrt_rtx as trt
 
-from trt_helper.builder.engine import cannot_write
 from trt_helper.builder.failures import (
     ParserComplaint,
     empty_model,
@@ -26,6 +25,7 @@ from trt_helper.builder.failures import (
 from trt_helper.builder.progress import Progress
 from trt_helper.builder.settings import OWNED, BuildSettings, NetworkInput, capability_member, check_profiles
 from trt_helper.errors import ConfigError, InputError, nearest
+from trt_helper.files import cannot_write
 
 Send = Callable[[dict[str, Any]], None]
 
