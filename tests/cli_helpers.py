@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -183,6 +184,17 @@ def nothing_written() -> Iterator[None]:
     before = everything(), everything(tempfile.gettempdir())
     yield
     assert (everything(), everything(tempfile.gettempdir())) == before
+
+
+@contextlib.contextmanager
+def full_disk(limit):
+    """No file can grow beyond `limit` bytes, in this process and in its children: writing fails as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def two_lines(err):

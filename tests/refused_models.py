@@ -84,3 +84,14 @@ def unfoldable():
           [join] y = ConcatFromSequence <axis=1> (s)
         }"""
     )
+
+
+@refused
+def sequence_left():
+    """Which piece is taken is only known when it runs, so folding leaves the list."""
+    return parsed(
+        """g (float[2,3] x, int64 i) => (float[1,3] y) {
+          [pieces] s = SplitToSequence(x)
+          [pick] y = SequenceAt(s, i)
+        }"""
+    )

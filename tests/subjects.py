@@ -33,9 +33,9 @@ class Subject:
     def emulator(self) -> Emulator:
         return Emulator(self.graph)
 
-    def write(self, plan: Plan) -> Path:
-        """The typed file of `plan`; the next one takes its place."""
-        path = self.path.with_name("typed.onnx")
+    def write(self, plan: Plan, folder: Path | None = None) -> Path:
+        """The typed file of `plan`, beside the model or in `folder`; the next one takes its place."""
+        path = (folder or self.path.parent) / "typed.onnx"
         write(render(self.graph, plan), path)
         return path
 
@@ -45,7 +45,7 @@ class Subject:
     def plans(self) -> dict[str, Plan]:
         """Nothing pinned, everything, each layer alone, all but each, and four random subsets."""
         names = self.graph.candidates
-        generator = random.Random(len(names))  # noqa: S311 - no secret
+        generator = random.Random(len(names))
         picked = [[name for name in names if generator.random() < share] for share in (0.2, 0.4, 0.6, 0.8)]
         return {
             "empty": Plan(),

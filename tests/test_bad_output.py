@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_helpers import clean, everything, own_folder, refused, run, save_input, save_overflowing, saved, two_lines
+from cli_helpers import (
+    clean,
+    everything,
+    full_disk,
+    own_folder,
+    refused,
+    run,
+    save_input,
+    save_overflowing,
+    saved,
+    two_lines,
+)
 
 
 @pytest.fixture(autouse=True)
 def work(tmp_path, monkeypatch):
     own_folder(tmp_path, monkeypatch)
-
-
-@contextmanager
-def full_disk(limit):
-    """No file can grow beyond `limit` bytes: writing fails as it does where there is no room."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 PLAN = ("locate", "model.onnx", "-o")

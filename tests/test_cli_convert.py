@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
 import signal
 import time
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from cli_helpers import (
     clean,
     constant,
     everything,
+    full_disk,
     in_process,
     misused,
     model,
@@ -246,17 +245,6 @@ def test_a_name_that_tensorrt_does_not_take_is_a_build_error():
     error, _ = two_lines(result.err)
     assert "The given name exceeds the limit (4096 characters)" in error
     assert len(error) < 1100
-
-
-@contextmanager
-def full_disk(limit):
-    """No file can grow beyond `limit` bytes, in this process and in its children."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @needs_rtx

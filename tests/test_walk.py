@@ -51,10 +51,10 @@ def test_the_reference_of_a_walk_is_the_fp32_file(subject, name):
                 np.testing.assert_array_equal(array, expected[tensor], err_msg=tensor)
 
 
-PLAIN = (  # every float input of every layer follows its precision
-    ["conv_bn_relu", "layernorm_overflow", "gelu_cube", "residual", "shared_initializer", "movement_between"]
-    + ["many_movements", "scatter_add", "lstm", "gru", "mask_constant", "huge_constant"]
-)
+PLAIN = [  # every float input of every layer follows its precision
+    *("conv_bn_relu", "layernorm_overflow", "gelu_cube", "residual", "shared_initializer", "movement_between"),
+    *("many_movements", "scatter_add", "lstm", "gru", "mask_constant", "huge_constant"),
+]
 
 
 @pytest.mark.parametrize("name", PLAIN)

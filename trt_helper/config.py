@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from yaml.composer import ComposerError
 
-from trt_helper.errors import ConfigError, nearest
+from trt_helper.errors import ConfigError, UsageError, nearest
 from trt_helper.files import write_atomically
 from trt_helper.values import LayerName, Statistic, Tolerance
 
@@ -269,7 +269,5 @@ def per_output(texts: Sequence[str], option: str, default: float) -> dict[str, f
         except ValueError:
             numbers[name] = math.nan
         if not 0 <= numbers[name] < math.inf:
-            raise ConfigError(
-                f"{option} {text!r} is no tolerance", fix=f"such as {option} 1e-3 or {option} OUTPUT:1e-2"
-            )
+            raise UsageError(f"{option} {text!r} is no tolerance", fix=f"such as {option} 1e-3 or {option} OUTPUT:1e-2")
     return numbers

@@ -43,8 +43,9 @@ def read_engine(path: Path) -> dict[str, Any]:
         try:
             record = json.loads(beside.read_text(encoding="utf-8"))
             belongs = record["engine"]["sha256"] == sha256
+            complete = all(isinstance(record[key], list) for key in ("pins", "layers")) and record["model"]["path"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{beside} cannot be read", fix="remove it, or convert the model again") from error
-        if belongs:
+        if belongs and complete:
             facts["proof"] = record
     return facts

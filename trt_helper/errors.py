@@ -43,6 +43,12 @@ class ConfigError(TrtHelperError):
     """The YAML file is not what it should be, or does not belong to this model."""
 
 
+class UsageError(ConfigError):
+    """An option on the command line has a value that it cannot have."""
+
+    exit_status = 2
+
+
 class OutputError(TrtHelperError):
     """A result cannot be written."""
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from trt_helper.emulate import Emulator, Values
+from trt_helper.emulate import Emulator
 from trt_helper.errors import ControlError
 from trt_helper.evidence import survey
 from trt_helper.graph import Graph
@@ -107,34 +107,21 @@ def locate(
     they are known, and again in the result. Raises ControlError when the model in FP32 does not pass:
     then precision is not the cause.
     """
-    started = time.monotonic()
-    on_progress("FP32 reference", 0, 1)
-    expected = references(graph, samples)
-    warnings: list[str] = []
-
-    def warn(text: str) -> None:
-        warnings.append(text)
-        on_warning(text)
-
-    search = _Search(graph, samples, expected, tolerance, metric, budget, started, journal, on_event, on_progress, warn)
+    listener = _Listener(on_event, on_warning, on_progress, [])
+    search = _Search(graph, samples, tolerance, metric, budget, journal, listener)
     searched, held_out = hold_out(samples)
     stop, plan = search.run(smallest(graph.candidates, lambda: search.guess(searched)), searched)
     after = search.judge_all(plan)
     if held_out and after.verdict is not Verdict.PASS:
-        warn("the held-out samples disagreed: the search goes on with all samples, none is held out now")
+        listener.warn("the held-out samples disagreed: the search goes on with all samples, none is held out now")
         held_out = []
         strategy = cure(lambda: search.guess(samples), after.excess, len(plan))
         stop, plan = search.run(strategy, samples)
-        after = search.judge_all(plan)
     if budget.pins is not None and len(plan) > budget.pins:
         stop, plan = search.best_within(budget.pins, samples, len(plan))
-        after = search.judge_all(plan)
-    before = search.judge_all(Plan())
+    after = search.judge_all(plan)
     for text in _median_warnings(after, tolerance) if metric is None else ():
-        warn(text)
-    layers: tuple[LayerReport, ...] = ()
-    if plan.fp32 or every_layer:
-        layers = search.survey()
+        listener.warn(text)
     return Located(
         graph=graph,
         tolerance=tolerance,
@@ -144,15 +131,29 @@ def locate(
         plan=plan,
         minimal=stop.minimal,
         because=stop.because,
-        before=before,
+        before=search.judge_all(Plan()),
         after=after,
         trials=tuple(search.trials),
-        layers=layers,
+        layers=search.survey() if plan.fp32 or every_layer else (),
         inferences=search.inferences,
-        seconds=time.monotonic() - started,
-        warnings=tuple(warnings),
+        seconds=time.monotonic() - search.started,
+        warnings=tuple(listener.warnings),
         curve=search.curve(),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Listener:
+    """Whoever wants to hear how the search goes on."""
+
+    event: Callable[[Event], None]
+    warning: Callable[[str], None]
+    progress: Progress
+    warnings: list[str]
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+        self.warning(text)
 
 
 class _Search:
@@ -162,27 +163,22 @@ class _Search:
         self,
         graph: Graph,
         samples: Sequence[Sample],
-        expected: Sequence[Values],
         tolerance: Tolerance,
         metric: Metric | None,
         budget: Budget,
-        started: float,
         journal: Journal | None,
-        on_event: Callable[[Event], None],
-        on_progress: Progress,
-        warn: Callable[[str], None],
+        listener: _Listener,
     ) -> None:
+        self.started = time.monotonic()
         self.graph = graph
         self.samples = samples
-        self.expected = expected
         self.tolerance = tolerance
         self.metric = metric
         self.budget = budget
-        self.started = started
         self.journal = journal
-        self.warn = warn
-        self.on_event = on_event
-        self.on_progress = on_progress
+        self.listener = listener
+        listener.progress("FP32 reference", 0, 1)
+        self.expected = references(graph, samples)
         self.emulator = Emulator(graph)
         self.evidence: Guess | None = None
         self.trials: list[Trial] = []
@@ -193,7 +189,7 @@ class _Search:
         """Search on some of the samples. Raises ControlError when even FP32 does not pass on them."""
         best = self.graph.all_pinned()
         for event in drive(strategy, lambda plan: self._judge(plan, samples)):
-            self.on_event(event)
+            self.listener.event(event)
             if isinstance(event, Trial):
                 self.trials.append(event)
                 if event.verdict is Verdict.PASS and len(event.plan) < len(best):
@@ -243,7 +239,7 @@ class _Search:
         def count() -> None:
             nonlocal done
             done += 1
-            self.on_progress("every layer", done, total)
+            self.listener.progress("every layer", done, total)
 
         self.inferences += 3 * len(self.samples)  # reference, accumulated and isolated
         return survey(self.emulator, Plan(), [sample.feed for sample in self.samples], self.tolerance, count)
@@ -269,7 +265,7 @@ class _Search:
             self.emulator,
             [sample.feed for sample in samples],
             self._watched_tolerance(samples),
-            lambda done, total: self.on_progress("what each rounding does", done, total),
+            lambda done, total: self.listener.progress("what each rounding does", done, total),
         )
         self.inferences += passes
         self.evidence = Foresight(self.graph.candidates, found, self.tolerance.stat).guess()
@@ -293,7 +289,7 @@ class _Search:
         if enough <= max(SMALL, SMALL_SHARE * count) or nothing.excess == float("inf"):
             return
         tenth = evidence.errors[round(count / 10)]
-        self.warn(
+        self.listener.warn(
             f"rounding is spread over the model: some {enough} of {count} layers would have to stay in FP32. "
             f"FP16 alone is {nothing.excess:.2g} times the tolerance off, with a tenth of the layers in FP32 about "
             f"{tenth:.2g} times; loosen the tolerance that much, or set --max-pins"

@@ -32,6 +32,7 @@ HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 FOLD_LIMIT = 1 << 30  # elements: weights may be folded whatever their size
 GROWTH_LIMIT = 1 << 24  # elements of a folded result, so that an Expand does not fill the memory
 DOMAINS = ("", "ai.onnx")
+RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
 QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
 
 
@@ -64,15 +65,18 @@ def normalise(model: ir.Model) -> Normalised:
     passes.RemoveUnusedNodesPass()(model)
     _restore_names(model.graph, before, producers)
     name_nodes(model.graph)
+    _refuse_sequences(model)
     infer_types(model)
     alive = {node.name or "" for node in model.graph}
     if not alive:
         raise ModelError("every output is a constant", fix="there is nothing to decide in this model")
-    aliases = {name: heir for name in before if name not in alive and (heir := _heir(name, before, alive))}
+    vanished = [name for name in before if name not in alive]
+    parents = _reversed(before)  # a no-op before an output went into what computes the output
+    aliases = {n: heir for n in vanished if (heir := _heir(n, before, alive) or _heir(n, parents, alive))}
     return Normalised(
         model,
         {**aliases, **folded},
-        frozenset({aliases.get(name, name) for name in author_fp32} & alive),
+        frozenset({folded.get(name, name) for name in author_fp32} & alive),
         half_io,
     )
 
@@ -110,6 +114,29 @@ def refuse(model: ir.Model) -> None:
                 f"{where} is {node.op_type}: the model is quantised already",
                 fix="give the FP32 model from before quantisation; trt-helper chooses between FP32 and FP16",
             )
+        if node.op_type in RANDOM or _drops_at_random(node):
+            raise ModelError(
+                f"{where} is {node.op_type}: it draws random numbers, so no two runs can be compared",
+                fix="export the model in evaluation mode, or give the random numbers as an input",
+            )
+
+
+def _drops_at_random(node: ir.Node) -> bool:
+    """A Dropout that was exported in training mode."""
+    if node.op_type != "Dropout" or len(node.inputs) < 3 or node.inputs[2] is None:  # noqa: PLR2004 - training_mode
+        return False
+    mode = ir.convenience.get_const_tensor(node.inputs[2])
+    return mode is not None and bool(mode.numpy().any())
+
+
+def _refuse_sequences(model: ir.Model) -> None:
+    """Lists of tensors that folding did not dissolve: nothing can be cast there, and TensorRT has none."""
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if "Sequence" in node.op_type or node.op_type.startswith("Optional"):
+            raise ModelError(
+                f"node {node.name!r} is {node.op_type}: TensorRT has no sequences and no optional tensors",
+                fix="export the model without lists of tensors",
+            )
 
 
 def name_nodes(graph: ir.Graph) -> None:
@@ -117,11 +144,13 @@ def name_nodes(graph: ir.Graph) -> None:
 
     An unnamed node is called `node_of_<first output>`, as TensorRT's parser calls it.
     """
+    nodes = list(ir.traversal.RecursiveGraphIterator(graph))
+    given = {node.name for node in nodes}
     taken: set[str] = set()
-    for node in ir.traversal.RecursiveGraphIterator(graph):
+    for node in nodes:
         name = node.name or f"node_of_{node.outputs[0].name}"
         unique, number = name, 0
-        while unique in taken:
+        while unique in taken or (unique in given and unique != node.name):
             number += 1
             unique = f"{name}_{number}"
         taken.add(unique)
@@ -243,6 +272,14 @@ def _consumers(node: ir.Node) -> tuple[str, ...]:
     return tuple(user.name or "" for out in node.outputs for user, _ in out.uses())
 
 
+def _reversed(consumers: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    makers: dict[str, list[str]] = {name: [] for name in consumers}
+    for name, readers in consumers.items():
+        for reader in readers:
+            makers.setdefault(reader, []).append(name)
+    return {name: tuple(found) for name, found in makers.items()}
+
+
 def _restore_names(
     graph: ir.Graph, before: dict[str, tuple[str, ...]], producers: dict[str | None, str | None]
 ) -> None:
@@ -257,14 +294,14 @@ def _restore_names(
             taken.add(name)
 
 
-def _heir(name: str, before: dict[str, tuple[str, ...]], alive: set[str]) -> str | None:
-    """The first surviving layer downstream of a vanished one."""
-    queue, seen = list(before[name]), {name}
+def _heir(name: str, links: dict[str, tuple[str, ...]], alive: set[str]) -> str | None:
+    """The surviving layer that is nearest to a vanished one, in the direction of `links`."""
+    queue, seen = list(links[name]), {name}
     while queue:
         candidate = queue.pop(0)
         if candidate in alive:
             return candidate
         if candidate not in seen:
             seen.add(candidate)
-            queue.extend(before.get(candidate, ()))
+            queue.extend(links.get(candidate, ()))
     return None

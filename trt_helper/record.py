@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -14,7 +14,7 @@ from trt_helper.convert import Converted, proof_json
 from trt_helper.evidence import cause
 from trt_helper.graph import Graph
 from trt_helper.locate import Located
-from trt_helper.values import LayerReport, TensorError, Tolerance
+from trt_helper.values import LayerReport, Plan, TensorError, Tolerance
 
 SCHEMA = 1
 Json = dict[str, Any]
@@ -180,6 +180,27 @@ def _round(number: float) -> float | None:
 
 def _number(number: float) -> float | None:
     return float(number) if math.isfinite(number) else None
+
+
+def compared_json(
+    graph: Graph,
+    plan: Plan,
+    tolerance: Tolerance,
+    samples: Mapping[str, Sequence[TensorError]],
+    reports: Sequence[LayerReport],
+) -> Json:
+    """`compare --json`: every output of every sample, and every layer."""
+    passed = all(error.passes(tolerance) for outputs in samples.values() for error in outputs)
+    return {
+        "schema": SCHEMA,
+        "verdict": "pass" if passed else "fail",
+        "runner": "emulate",
+        "model": {"path": str(graph.source.path), "sha256": graph.source.sha256, "layers": len(graph.layers)},
+        "tolerance": tolerance_json(tolerance),
+        "fp32_layers": [name for name in graph.candidates if name in plan.fp32],
+        "samples": [{"source": source, "outputs": outputs_json(errors)} for source, errors in samples.items()],
+        "layers": [layer_json(report, pinned=report.layer.name in plan.fp32) for report in reports],
+    }
 
 
 def converted_json(converted: Converted) -> Json:

@@ -99,13 +99,10 @@ def role_and_ports(node: ir.Node, opset: int, *, shape_only: bool) -> tuple[Role
 
 
 def _has_no_half(node: ir.Node) -> bool:
-    """A body of its own, its result's type in an attribute, sequences, or bits that are read as another type."""
+    """A body of its own, its result's type in an attribute, or bits that are read as another type."""
     if "dtype" in node.attributes or node.op_type == "BitCast":
         return True
-    if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
-        return True
-    types = (value.type for value in (*node.inputs, *node.outputs) if value is not None)
-    return any(kind is not None and not isinstance(kind, ir.TensorType) for kind in types)
+    return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
 
 
 def picks(node: ir.Node) -> bool:

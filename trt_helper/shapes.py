@@ -89,16 +89,35 @@ def recorded_ranges(evidence: Mapping[str, Any], graph: Graph) -> dict[str, Rang
 
 def profile(graph: Graph, known: Mapping[str, Range]) -> tuple[dict[str, Range], tuple[str, ...]]:
     """The optimisation profile of the dynamic inputs, and the inputs whose size had to be made up."""
+    symbols = _symbol_ranges(graph, known)
     ranges: dict[str, Range] = {}
     guessed: list[str] = []
     for value in graph.inputs:
-        name = value.name or ""
-        if value.shape is not None and all(isinstance(d, int) for d in value.shape):
+        name, shape = value.name or "", value.shape
+        if shape is not None and all(isinstance(d, int) for d in shape):
             continue
         if name in known:
             ranges[name] = known[name]
-        else:
-            shape = tuple(d if isinstance(d, int) else DEFAULT_DIMENSION for d in value.shape or ())
-            ranges[name] = (shape, shape, shape)
+            continue
+        names = [str(d) for d in shape or ()]  # a fixed size is its own name
+        sizes = [symbols.get(d, (DEFAULT_DIMENSION,) * 3) for d in names]
+        low, usual, high = (tuple(size[which] for size in sizes) for which in range(3))
+        ranges[name] = (low, usual, high)
+        if shape is None or any(d not in symbols for d in names):
             guessed.append(name)
     return ranges, tuple(guessed)
+
+
+def _symbol_ranges(graph: Graph, known: Mapping[str, Range]) -> dict[str, Shape]:
+    """Smallest, usual and largest size of every dimension: by its symbol where it is dynamic, else by itself."""
+    found: dict[str, Shape] = {}
+    for value in graph.inputs:
+        for dimension in value.shape or ():
+            if isinstance(dimension, int):
+                found[str(dimension)] = (dimension,) * 3
+        sizes_of = known.get(value.name or "", ((), (), ()))
+        if value.shape is not None and len(value.shape) == len(sizes_of[0]):
+            for dimension, *sizes in zip(value.shape, *sizes_of, strict=True):
+                if not isinstance(dimension, int) and dimension.value is not None:
+                    found[str(dimension)] = tuple(sizes)
+    return found

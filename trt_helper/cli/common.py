@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trt_helper.cli.console import warn
 from trt_helper.config import Config, per_output
-from trt_helper.errors import ConfigError
+from trt_helper.errors import ConfigError, UsageError
 from trt_helper.graph import Graph, read_graph
 from trt_helper.model import load
 from trt_helper.samples import RANDOM_WARNING, Sample, load_samples
@@ -50,7 +50,7 @@ def tolerance(
     try:
         statistic = Statistic(stat) if stat else base.stat
     except ValueError:
-        raise ConfigError(
+        raise UsageError(
             f"--check-error-stat {stat!r} is no statistic", fix="it is one of: max, mean, median, elemwise"
         ) from None
     return Tolerance(absolute[""], relative[""], statistic, own)
@@ -62,7 +62,7 @@ def named_values(texts: Sequence[str], option: str) -> dict[str, str]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not (name and equals):
-            raise ConfigError(f"{option} {text!r} is not NAME=VALUE", fix=f"such as {option} STRICT_NANS=on")
+            raise UsageError(f"{option} {text!r} is not NAME=VALUE", fix=f"such as {option} STRICT_NANS=on")
         found[name] = value
     return found
 

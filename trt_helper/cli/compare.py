@@ -29,7 +29,7 @@ def run(
     from trt_helper.config import Config, model_path, read_config, require_same_model
     from trt_helper.emulate import Emulator
     from trt_helper.evidence import survey
-    from trt_helper.record import layer_json, outputs_json, tolerance_json
+    from trt_helper.record import compared_json
     from trt_helper.reference import references
 
     plan_file = read_config(config) if config else Config()
@@ -58,25 +58,7 @@ def run(
     passed = all(error.passes(tolerance) for outputs in errors for error in outputs)
     sources = [sample.source for sample in samples]
     if as_json:
-        show_json(
-            {
-                "schema": 1,
-                "verdict": "pass" if passed else "fail",
-                "runner": "emulate",
-                "model": {
-                    "path": str(graph.source.path),
-                    "sha256": graph.source.sha256,
-                    "layers": len(graph.layers),
-                },
-                "tolerance": tolerance_json(tolerance),
-                "fp32_layers": [name for name in graph.candidates if name in plan.fp32],
-                "samples": [
-                    {"source": source, "outputs": outputs_json(outputs)}
-                    for source, outputs in zip(sources, errors, strict=True)
-                ],
-                "layers": [layer_json(r, pinned=r.layer.name in plan.fp32) for r in reports],
-            }
-        )
+        show_json(compared_json(graph, plan, tolerance, dict(zip(sources, errors, strict=True)), reports))
     else:
         show(text.layers(reports, plan.fp32, rows), "", text.per_sample(sources, errors, tolerance))
     raise typer.Exit(0 if passed else 1)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from trt_helper.cli import options
+
+if TYPE_CHECKING:
+    from trt_helper.config import Config
+    from trt_helper.convert import Converted
+    from trt_helper.graph import Graph
+    from trt_helper.shapes import Range
 
 
 def run(
@@ -38,15 +44,12 @@ def run(
     as_json: options.AsJson = False,
 ) -> None:
     """Build the TensorRT engine with the plan: typed ONNX, engine, proof of the pins."""
-    from trt_helper import text
     from trt_helper.builder import BuildSettings
     from trt_helper.cli import common
-    from trt_helper.cli.console import progress, show, show_json, warn
+    from trt_helper.cli.console import progress
     from trt_helper.config import Config, model_path, read_config, require_same_model
     from trt_helper.convert import convert, sidecar
     from trt_helper.files import make_folder_of, require_writable
-    from trt_helper.record import converted_json
-    from trt_helper.shapes import parse_shapes, profile, ranges_of, recorded_ranges
 
     plan_file = read_config(config) if config else Config()
     if model is None and plan_file.model is None:
@@ -70,13 +73,7 @@ def run(
     if plan_file.exclude_tactics:
         common.refuse_tactics(plan_file)
     plan = graph.plan(plan_file.fp32_layers)
-    known = recorded_ranges(plan_file.evidence, graph)
-    if inputs:
-        known |= ranges_of(common.open_samples(graph, inputs, None, None))
-    known |= parse_shapes(shapes or (), graph)
-    ranges, guessed = profile(graph, known)
-    for name in guessed:
-        warn(f"input {name!r} is dynamic and no size is known: the engine takes 1; give --inputs or --shapes")
+    ranges = _profile(graph, plan_file, inputs, shapes)
     if engine:
         make_folder_of(engine)
     with progress() as report:
@@ -89,9 +86,33 @@ def run(
             settings=settings,
             on_progress=lambda phase, fraction: report(f"TensorRT: {phase}", round(100 * fraction), 100),
         )
+    _show(converted, as_json=as_json)
+
+
+def _show(converted: Converted, *, as_json: bool) -> None:
+    from trt_helper import text
+    from trt_helper.cli.console import show, show_json, warn
+    from trt_helper.record import converted_json
+
     for message in text.conversion_warnings(converted):
         warn(message)
     if as_json:
         show_json(converted_json(converted))
     else:
         show(*text.conversion(converted))
+
+
+def _profile(graph: Graph, config: Config, inputs: list[Path] | None, shapes: list[str] | None) -> dict[str, Range]:
+    """Sizes of the dynamic inputs: what `locate` saw, then --inputs, then --shapes; the last word counts."""
+    from trt_helper.cli import common
+    from trt_helper.cli.console import warn
+    from trt_helper.shapes import parse_shapes, profile, ranges_of, recorded_ranges
+
+    known = recorded_ranges(config.evidence, graph)
+    if inputs:
+        known |= ranges_of(common.open_samples(graph, inputs, None, None))
+    known |= parse_shapes(shapes or (), graph)
+    ranges, guessed = profile(graph, known)
+    for name in guessed:
+        warn(f"input {name!r} is dynamic and no size is known: the engine takes 1; give --inputs or --shapes")
+    return ranges
