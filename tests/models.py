@@ -223,8 +223,35 @@ def movement_between():
         }""",
         w=normal(2, 2, 3, 3),
         shape=i64(4, 2),
-        more=normal(4, 1),
+        more=f32(0.5, -0.25, 1, 0).reshape(4, 1),
         v=normal(3, 3),
+    )
+
+
+@case()
+def joined():
+    """What two layers make is joined for a third."""
+    return parsed(
+        """g (float[2,3] x) => (float[2,6] y) {
+          [left] a = Exp(x)
+          [right] b = Tanh(x)
+          [join] c = Concat <axis=1> (a, b)
+          [tail] y = Softmax(c)
+        }"""
+    )
+
+
+@case()
+def padded():
+    """The constant that is padded with is 2048 in half."""
+    return parsed(
+        """g (float[2,3] x) => (float[2,5] y) {
+          [head] h = Exp(x)
+          [pad] p = Pad(h, pads, fill)
+          [tail] y = Sqrt(p)
+        }""",
+        pads=i64(0, 1, 0, 1),
+        fill=np.array(2049, np.float32),
     )
 
 
@@ -251,7 +278,7 @@ def many_movements():
         zero=i64(0),
         repeats=i64(1, 3, 1),
         pads=i64(0, 0, 1, 0, 0, 1),
-        fill=np.array(0.1, np.float32),
+        fill=np.array(0.125, np.float32),
     )
 
 

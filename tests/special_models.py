@@ -157,14 +157,16 @@ def embedding():
 def top_k():
     """Neighbours above 2048 are one number in half, so a rounding changes what is picked."""
     return parsed(
-        """g (float[1,6] x) => (float[1,2] best, int64[1,2] where, int64[1,1] top, int32[1,6] whole) {
+        """g (float[1,6] x) => (float[1,2] best, int64[1,2] where, int64[1,1] next, int32[1,6] whole) {
           [layer] a = Mul(x, one)
           [topk] best, where = TopK(a, k)
           [argmax] top = ArgMax <axis=1> (a)
+          [after] next = Add(top, k1)
           [trunc] whole = Cast <to=6> (a)
         }""",
         one=f32(1.0),
         k=i64(2),
+        k1=i64(1),
     )
 
 
@@ -217,9 +219,9 @@ def made_of_shapes():
     """A tensor filled with a constant, a range, and values of other types on the way."""
     return parsed(
         """g (int64[2] n, float[2,3] x) => (float[2,3] y, double[2,3] d, float[3] r, bool[2,3] small) {
-          [fill] c = ConstantOfShape <value = float[1] {0.1}> (n)
+          [fill] c = ConstantOfShape <value = float[1] {2049.0}> (n)
           [sum] a = Add(c, x)
-          [tail] y = Exp(a)
+          [tail] y = Sin(a)
           [wide] d = Cast <to=11> (a)
           [narrow] q = Cast <to=1> (d)
           [test] small = Less(q, x)

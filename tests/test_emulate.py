@@ -184,7 +184,7 @@ def test_a_whole_number_above_2048_loses_its_last_digit_and_another_is_picked(su
     subject = subject("top_k")
     half = subject.emulator.run(Plan(), subject.feed)
     pinned = subject.emulator.run(subject.graph.plan(["layer"]), subject.feed)
-    assert (pinned["top"].tolist(), half["top"].tolist()) == ([[5]], [[4]])
+    assert (pinned["next"].tolist(), half["next"].tolist()) == ([[6]], [[5]])
     assert (pinned["where"].tolist(), half["where"].tolist()) == ([[5, 4]], [[4, 5]])
     assert pinned["whole"].tolist() == [[1, 2049, 2048, 3, 2049, 2050]]
     assert half["whole"].tolist() == [[1, 2048, 2048, 3, 2050, 2050]]

@@ -102,6 +102,16 @@ def test_movement_between_two_pins_stays_in_fp32(subject):
     assert HALF not in {element_types(model)[name] for name in ("c", "t", "f", "more", "j", "p")}
 
 
+def test_a_constant_that_half_would_change_is_moved_in_fp32_for_a_pin_and_in_half_otherwise(subject):
+    assert casts(subject("padded").typed("tail")) == [("", "fp16", ("head",)), ("head", "fp32", ("pad",))]
+    assert casts(subject("padded").typed("head")) == [("head", "fp16", ("pad",)), ("tail", "fp32", ("",))]
+
+
+def test_a_join_for_a_pin_stays_in_fp32_when_any_part_is_and_casts_the_other_part(subject):
+    assert casts(subject("joined").typed("left", "tail")) == [("", "fp16", ("right",)), ("right", "fp32", ("join",))]
+    assert casts(subject("joined").typed("tail")) == [("", "fp16", ("left", "right")), ("join", "fp32", ("tail",))]
+
+
 def test_movement_before_a_single_pin_moves_in_half(subject):
     assert casts(subject("movement_between").typed("product")) == [
         ("", "fp16", ("conv",)),

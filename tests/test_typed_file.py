@@ -66,7 +66,7 @@ def test_what_rounds_to_infinity_is_not(lost):
 
 def test_a_constant_that_fills_a_tensor_is_rounded_in_its_attribute(subject):
     (node,) = (n for n in subject("made_of_shapes").typed().graph.node if n.op_type == "ConstantOfShape")
-    np.testing.assert_array_equal(numpy_helper.to_array(node.attribute[0].t), np.array([0.1], np.float16), strict=True)
+    np.testing.assert_array_equal(numpy_helper.to_array(node.attribute[0].t), np.array([2048], np.float16), strict=True)
 
 
 # ------------------------------------------------------------------------------ weights in other files

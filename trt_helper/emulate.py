@@ -179,16 +179,18 @@ class Emulator:
         if not rounded or maker is None or maker.layer.role is not Role.MOVEMENT:
             return current
         arrived = [
-            self._weights[read] if weight else self._travelled(read, rounded, reference, changed)
+            self._moved_constant(read, rounded) if weight else self._travelled(read, rounded, reference, changed)
             for read, _, weight in maker.reads
         ]
-        before = [changed.get(read, reference.get(read)) for read, _, weight in maker.reads if not weight]
-        if all(
-            a is b
-            for a, b in zip((a for a, r in zip(arrived, maker.reads, strict=True) if not r[2]), before, strict=True)
-        ):
+        before = [
+            self._weights[read] if weight else changed.get(read, reference.get(read)) for read, _, weight in maker.reads
+        ]
+        if all(a is b for a, b in zip(arrived, before, strict=True)):
             return current
         return dict(zip((write for write, _ in maker.writes), maker.kernel.run(arrived), strict=True))[name]
+
+    def _moved_constant(self, name: TensorName, rounded: Collection[TensorName]) -> Array:
+        return self._half_weight(name) if name in rounded else self._weights[name]
 
     def _prepare(self, layer: Layer, kernels: Kernels, last_read: tuple[TensorName, ...]) -> _Prepared:
         node, ports = self.graph.nodes[layer.name], self.graph.ports[layer.name]

@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from trt_helper.errors import ConfigError, nearest
@@ -29,6 +30,7 @@ class Graph:
     aliases: Mapping[LayerName, LayerName]
     half_io: Mapping[TensorName, ir.DataType]  # graph inputs and outputs that are half for the user
     picking: frozenset[LayerName]
+    inexact: frozenset[TensorName]  # initializers that movement layers mix with tensors and that half would change
 
     @property
     def candidates(self) -> tuple[LayerName, ...]:
@@ -93,7 +95,30 @@ def read_graph(model: Model) -> Graph:
         aliases=normal.aliases,
         half_io=normal.half_io,
         picking=frozenset(name for name, node in nodes.items() if picks(node)),
+        inexact=_inexact_constants(layers, nodes, ports),
     )
+
+
+def _inexact_constants(
+    layers: list[Layer], nodes: Mapping[LayerName, ir.Node], ports: Mapping[LayerName, Ports]
+) -> frozenset[TensorName]:
+    found: set[TensorName] = set()
+    for layer in layers:
+        if layer.role is not Role.MOVEMENT:
+            continue
+        moved = [nodes[layer.name].inputs[index] for index in ports[layer.name].inputs]
+        if any(value is not None and not value.is_initializer() for value in moved):
+            constants = [value for value in moved if value is not None and value.is_initializer()]
+            found.update(value.name or "" for value in constants if not _is_exact_in_half(value))
+    return frozenset(found)
+
+
+def _is_exact_in_half(value: ir.Value) -> bool:
+    if value.const_value is None:
+        return False
+    array = value.const_value.numpy()
+    with np.errstate(over="ignore"):
+        return bool(np.array_equal(array.astype(np.float16).astype(np.float32), array, equal_nan=True))
 
 
 def _children(graph: ir.Graph) -> dict[LayerName, list[LayerName]]:

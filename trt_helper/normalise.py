@@ -33,6 +33,7 @@ FOLD_LIMIT = 1 << 30  # elements: weights may be folded whatever their size
 GROWTH_LIMIT = 1 << 24  # elements of a folded result, so that an Expand does not fill the memory
 DOMAINS = ("", "ai.onnx")
 RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
+LISTS = ("SplitToSequence", "ConcatFromSequence")  # and all that begin with Sequence or Optional
 QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
 
 
@@ -132,7 +133,7 @@ def _drops_at_random(node: ir.Node) -> bool:
 def _refuse_sequences(model: ir.Model) -> None:
     """Lists of tensors that folding did not dissolve: nothing can be cast there, and TensorRT has none."""
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        if "Sequence" in node.op_type or node.op_type.startswith("Optional"):
+        if node.op_type in LISTS or node.op_type.startswith(("Sequence", "Optional")):
             raise ModelError(
                 f"node {node.name!r} is {node.op_type}: TensorRT has no sequences and no optional tensors",
                 fix="export the model without lists of tensors",

@@ -49,11 +49,12 @@ def assign(graph: Graph, plan: Plan) -> Precisions:
 
 
 def _is_given_fp32(graph: Graph, layer: Layer, half: set[TensorName]) -> bool:
-    """Whether an FP32 tensor is moved; initializers have any precision, so they alone count as FP32."""
+    """Whether something is moved that half would change: an FP32 tensor, or a constant that is not exact in half."""
     node = graph.nodes[layer.name]
     moved = [node.inputs[index] for index in graph.ports[layer.name].inputs]
     tensors = [value.name for value in moved if value is not None and not value.is_initializer()]
-    return not tensors or any(name not in half for name in tensors)
+    constants = [value.name for value in moved if value is not None and value.is_initializer()]
+    return not tensors or any(name not in half for name in tensors) or any(name in graph.inexact for name in constants)
 
 
 def _wanted_in_fp32(graph: Graph, plan: Plan) -> set[TensorName]:

@@ -43,7 +43,9 @@ def rounded_values(emulator: Emulator) -> list[Value]:
         for layer in graph.layers
         if layer.role is Role.COMPUTE and emulator.has_rounded_weights(layer.name)
     ]
+    constants = {value.name or "" for value in graph.model.graph.initializers.values()}
     makers: dict[TensorName, LayerName] = {v.name or "": "" for v in graph.inputs if v.name not in graph.half_io}
+    makers.update(dict.fromkeys(constants, ""))  # for the readers behind a layer that only moves them
     readers: dict[TensorName, dict[LayerName, bool]] = {}
     origins: dict[TensorName, tuple[TensorName, ...]] = {name: (name,) for name in makers}
     for layer in graph.layers:
@@ -53,9 +55,11 @@ def rounded_values(emulator: Emulator) -> list[Value]:
         written = [layer.outputs[i] for i in ports.outputs]
         if layer.role is Role.MOVEMENT and layer.name not in graph.picking:
             moved = tuple(dict.fromkeys(o for name in read if name in followed for o in origins[name]))
-            origins.update(dict.fromkeys(written, moved))
+            for name in written:  # a layer that reads no float fills in a constant of its own
+                origins[name] = moved or (name,)
+                makers.setdefault(name, "")
             continue
-        for name in read:
+        for name in (name for name in read if name not in constants):
             rounds = layer.role is Role.COMPUTE and name in followed
             for origin in origins[name]:
                 known = readers.setdefault(origin, {})
