@@ -44,7 +44,8 @@ test: $(TORCH)  ## run every test that this machine can run
 check: lint type test  ## what CI runs: lint, type, test
 
 bench: $(READY)  ## measure speed, memory and trials against references in the same run
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/search.py
 
 clean:  ## remove everything that was made
 	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

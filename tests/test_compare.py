@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from models import f32, i64
 
-from trt_helper.compare import compare, compare_all, worst
+from trt_helper.compare import compare, compare_all, median, worst
 from trt_helper.values import Statistic, TensorError, Tolerance
 
 LOOSE = Tolerance(atol=1e-3, rtol=1e-3)
@@ -207,3 +207,17 @@ def test_polygraphy_says_the_same(stat, atol, rtol):
         ),
         rtol=1e-6,
     )
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 16_384, 16_385, 100_001])
+@pytest.mark.parametrize("kind", ["normal", "zeros", "two values", "heavy tail", "equal"])
+def test_the_median_is_exact_whatever_the_size(size, kind):
+    random = np.random.default_rng(size)
+    values = {
+        "normal": np.abs(random.standard_normal(size)),
+        "zeros": np.zeros(size),
+        "two values": (random.random(size) > 0.5) * 1.0,
+        "heavy tail": np.abs(random.standard_cauchy(size)),
+        "equal": np.full(size, 0.1),
+    }[kind].astype(np.float32)
+    assert median(values) == np.median(values)

@@ -52,6 +52,7 @@ class Emulator:
         self._round = Rounding()
         self._weights: Values = {}
         self._half_weights: Values = {}
+        self._rounded_away: dict[str, tuple[int, int]] = {}
         kernels = Kernels(graph.model)
         last = _last_readers(graph)
         self._steps = tuple(self._prepare(layer, kernels, last.get(layer.name, ())) for layer in graph.layers)
@@ -120,13 +121,15 @@ class Emulator:
 
     def rounded_away(self, name: str) -> tuple[int, int]:
         """How many of the layer's weights FP16 makes infinite, and how many 0."""
-        overflow = underflow = 0
-        for read, follows, weight in self._steps[self._index[name]].reads:
-            if weight and follows:
-                exact, half = self._weights[read], self._half_weight(read)
-                overflow += int(np.count_nonzero(np.isfinite(exact) & ~np.isfinite(half)))
-                underflow += int(np.count_nonzero((exact != 0) & (half == 0)))
-        return overflow, underflow
+        if name not in self._rounded_away:
+            overflow = underflow = 0
+            for read, follows, weight in self._steps[self._index[name]].reads:
+                if weight and follows:
+                    exact, half = self._weights[read], self._half_weight(read)
+                    overflow += int(np.count_nonzero(np.isfinite(exact) & ~np.isfinite(half)))
+                    underflow += int(np.count_nonzero((exact != 0) & (half == 0)))
+            self._rounded_away[name] = overflow, underflow
+        return self._rounded_away[name]
 
     def all_values(self, feed: Mapping[TensorName, Array]) -> Values:
         """Every tensor of the FP32 model at once."""

@@ -1,4 +1,4 @@
-"""Speed and trials, each against a reference measured in the same run: `python benchmarks/run.py`.
+"""Speed and trials, each against a reference measured in the same run: `python benchmarks/speed.py`.
 
 Every figure is a ratio of medians, with one thread on both sides. Plain inference is the same model as
 one ONNX Runtime session without graph optimisation; with it, the last column says how much faster that
@@ -89,7 +89,7 @@ def main() -> int:
         for name, path, inputs in models(Path(folder)):
             layers, plain, *ratios = measure(path, inputs)
             table.add_row(name, str(layers), f"{plain:.2f}", *(f"{ratio:.2f} x" for ratio in ratios))
-    Console().print(table)
+    Console(width=110).print(table)
     print(f"onnxruntime {ort.__version__}, numpy {np.__version__}, Python {sys.version.split()[0]}")
     return 0
 

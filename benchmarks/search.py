@@ -1,0 +1,113 @@
+"""Trials to an answer, for several searches on the same emulated oracle: `python benchmarks/search.py`.
+
+- trt-helper: this project.
+- delta debugging: Zeller's ddmin over the pins, as the minimality of one pin promises it too.
+- bisection: the first N layers in network order, as `polygraphy debug precision --mode bisect --dir forward`
+  documents it ("try running the first N layers in higher precision"); it gives a prefix, not a set.
+
+The floor for k pins is k + 2 trials. Uses magika under ../shared/models where it is there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from trt_helper.emulate import Emulator
+from trt_helper.graph import Graph, read_graph
+from trt_helper.locate import locate
+from trt_helper.model import load
+from trt_helper.oracle import EmulatedOracle
+from trt_helper.reference import references
+from trt_helper.samples import Sample, load_samples
+from trt_helper.values import Plan, Tolerance, Verdict
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "models"
+CASES = (("magika_standard_v3_3", (0.05, 0.01, 0.001)),)
+
+Passes = Callable[[Sequence[str]], bool]
+
+
+def ddmin(pins: list[str], passes: Passes) -> list[str]:
+    """Zeller and Hildebrandt, "Simplifying and isolating failure-inducing input" (2002), figure 3."""
+    parts = 2
+    while len(pins) >= 2:
+        size = -(-len(pins) // parts)
+        chunks = [pins[start : start + size] for start in range(0, len(pins), size)]
+        for chunk in chunks:
+            if passes(chunk):
+                pins, parts = chunk, 2
+                break
+        else:
+            for index in range(len(chunks)):
+                rest = [name for other, chunk in enumerate(chunks) if other != index for name in chunk]
+                if passes(rest):
+                    pins, parts = rest, max(parts - 1, 2)
+                    break
+            else:
+                if parts >= len(pins):
+                    return pins
+                parts = min(len(pins), 2 * parts)
+    return pins
+
+
+def prefix(layers: list[str], passes: Passes) -> list[str]:
+    low, high = 0, len(layers)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if passes(layers[:middle]):
+            high = middle
+        else:
+            low = middle
+    return layers[:high]
+
+
+def counted(graph: Graph, samples: list[Sample], tolerance: Tolerance) -> tuple[Passes, list[Plan]]:
+    oracle = EmulatedOracle(Emulator(graph), samples, references(graph, samples), tolerance)
+    tried: dict[Plan, bool] = {}
+
+    def passes(pins: Sequence[str]) -> bool:
+        plan = Plan.of(pins)
+        if plan not in tried:
+            tried[plan] = oracle.judge(plan).verdict is Verdict.PASS
+            order.append(plan)
+        return tried[plan]
+
+    order: list[Plan] = []
+    return passes, order
+
+
+def main() -> int:
+    table = Table(title="Pins and trials (trials over the floor k + 2)", title_justify="left", box=None)
+    for column in ("model", "atol", "trt-helper", "delta debugging", "bisection of the first N"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for name, tolerances in CASES:
+        folder = SHARED / name
+        if not folder.is_dir():
+            print(f"skipped: {name} is not under {SHARED}")
+            continue
+        graph = read_graph(load(folder / "model.onnx"))
+        samples = load_samples(graph, [folder / "inputs"])
+        for atol in tolerances:
+            tolerance = Tolerance(atol, 0.0)
+            located = locate(graph, samples, tolerance, every_layer=False)
+            row = [_cell(len(located.plan), len(located.trials))]
+            for search in (ddmin, prefix):
+                passes, order = counted(graph, samples, tolerance)
+                passes(graph.candidates), passes(())
+                row.append(_cell(len(search(list(graph.candidates), passes)), len(order)))
+            table.add_row(name, f"{atol:g}", *row)
+    Console(width=110).print(table)
+    return 0
+
+
+def _cell(pins: int, trials: int) -> str:
+    return f"{pins} pins, {trials} trials ({trials / (pins + 2):.2f})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
