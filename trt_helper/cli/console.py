@@ -69,6 +69,9 @@ def _one_line(text: str) -> str:
 def progress() -> Iterator[Callable[[str, int, int], None]]:
     """A bar on stderr, if that is a terminal: call it with what is done, how far, out of how much."""
     console = stderr()
+    if not console.is_terminal:
+        yield lambda _what, _done, _total: None
+        return
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
@@ -76,7 +79,7 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with Progress(*columns, console=console, transient=True) as bars:
         tasks: dict[str, Any] = {}
 
         def report(what: str, done: int, total: int) -> None:
