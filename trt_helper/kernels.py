@@ -18,7 +18,7 @@ from trt_helper.errors import ModelError, TrtHelperError
 from trt_helper.graph import captured, subgraphs
 
 Array = np.ndarray[Any, Any]
-WEIGHTS_ONLY_LOG = 4  # fatal: ONNX Runtime's own chatter is not for the user
+FATAL = 4  # log severity: ONNX Runtime's own chatter is not for the user
 
 
 class EmulationError(TrtHelperError):
@@ -32,7 +32,7 @@ def session_options(threads: int = 1) -> ort.SessionOptions:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = False
-    options.log_severity_level = WEIGHTS_ONLY_LOG
+    options.log_severity_level = FATAL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
