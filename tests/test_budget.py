@@ -1,0 +1,78 @@
+"""A bounded search ends with the best plan that was verified, and says that it was bounded."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_journal import overflowing_norm
+
+from trt_helper.graph import read_graph
+from trt_helper.locate import Budget, locate
+from trt_helper.metric import Metric
+from trt_helper.model import load
+from trt_helper.samples import Sample
+from trt_helper.values import Plan, Tolerance, Verdict
+
+TOLERANCE = Tolerance(0.05, 0.0)
+PINS = ("square", "mean", "root")  # squares of thousands, until the root has brought them back
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    path = tmp_path_factory.mktemp("budget") / "model.onnx"
+    overflowing_norm(path, width=32, depth=6)
+    feed = {"x": np.random.default_rng(1).standard_normal((64, 32)).astype(np.float32)}
+    return read_graph(load(path)), [Sample("seed 1", feed)]
+
+
+def test_without_a_budget_the_smallest_plan_is_found(task):
+    located = locate(*task, TOLERANCE)
+    assert located.pins == PINS
+    assert located.minimal
+
+
+def test_after_the_allowed_trials_the_best_plan_so_far_is_the_answer(task):
+    located = locate(*task, TOLERANCE, budget=Budget(trials=3))
+    assert len(located.trials) == 3
+    assert located.after.verdict is Verdict.PASS
+    assert not located.minimal
+    assert located.because == "the best plan after 3 trials, as many as were allowed"
+
+
+def test_with_too_few_pins_the_least_bad_plan_is_given_as_failing(task):
+    located = locate(*task, TOLERANCE, budget=Budget(pins=2))
+    assert len(located.plan) <= 2
+    assert located.after.verdict is Verdict.FAIL
+    assert located.because == "the best of those tried with at most 2 pins; 3 pins are enough"
+    within = [trial.excess for trial in located.trials if len(trial.plan) <= 2]
+    assert located.after.excess == min(within)
+
+
+def test_no_time_at_all_still_ends_with_a_plan_that_passes(task):
+    located = locate(*task, TOLERANCE, budget=Budget(seconds=0))
+    assert located.after.verdict is Verdict.PASS
+    assert located.plan == task[0].all_pinned()
+
+
+def test_the_curve_goes_from_nothing_pinned_to_everything_pinned(task):
+    located = locate(*task, TOLERANCE)
+    assert located.curve[0].pins == 0
+    assert located.curve[-1].pins == len(task[0].candidates)
+    assert located.curve[-1].foreseen == 0
+    measured = {point.pins: point.measured for point in located.curve if point.measured is not None}
+    assert measured[0] == located.before.excess
+    assert measured[3] <= 1
+
+
+def test_a_metric_decides_instead_of_the_tolerance(task):
+    """The figure decides; the tolerance of 0 would allow nothing."""
+
+    def alike(reference, found) -> float:
+        (name,) = reference[0]
+        error = max(float(np.abs(r[name] - f[name]).max()) for r, f in zip(reference, found, strict=True))
+        return 1.0 - error if np.isfinite(error) else 0.0
+
+    located = locate(*task, Tolerance(0.0, 0.0), metric=Metric(alike, 0.95, "alike"))
+    assert located.pins == PINS
+    assert located.after.verdict is Verdict.PASS
+    assert locate(*task, Tolerance(0.0, 0.0), metric=Metric(lambda *_: 1.0, 0.5, "blind")).plan == Plan()
