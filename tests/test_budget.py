@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from test_journal import overflowing_norm
 
+from trt_helper.errors import ControlError
 from trt_helper.graph import read_graph
 from trt_helper.locate import Budget, locate
 from trt_helper.metric import Metric
@@ -52,6 +53,15 @@ def test_no_time_at_all_still_ends_with_a_plan_that_passes(task):
     located = locate(*task, TOLERANCE, budget=Budget(seconds=0))
     assert located.after.verdict is Verdict.PASS
     assert located.plan == task[0].all_pinned()
+
+
+def test_a_budget_does_not_hide_that_precision_is_not_the_cause(task, monkeypatch):
+    """The reference of another model: even everything pinned is far off, and that is said first."""
+    graph, samples = task
+    wrong = [{name: np.full((64, 32), 7, np.float32) for name in graph.outputs}]
+    monkeypatch.setattr("trt_helper.locate.references", lambda *_: wrong)
+    with pytest.raises(ControlError, match="with every layer in FP32 the model already misses the tolerance"):
+        locate(graph, samples, TOLERANCE, budget=Budget(seconds=0))
 
 
 def test_the_curve_goes_from_nothing_pinned_to_everything_pinned(task):

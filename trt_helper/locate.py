@@ -187,14 +187,14 @@ class _Search:
 
     def run(self, strategy: Strategy, samples: Sequence[Sample]) -> tuple[Stop, Plan]:
         """Search on some of the samples. Raises ControlError when even FP32 does not pass on them."""
-        best = self.graph.all_pinned()
+        best: Plan | None = None  # until everything pinned has passed, there is nothing to stop with
         for event in drive(strategy, lambda plan: self._judge(plan, samples)):
             self.listener.event(event)
             if isinstance(event, Trial):
                 self.trials.append(event)
-                if event.verdict is Verdict.PASS and len(event.plan) < len(best):
+                if event.verdict is Verdict.PASS and (best is None or len(event.plan) < len(best)):
                     best = event.plan
-                if spent := self._spent():
+                if best is not None and (spent := self._spent()):
                     return Stop(best, minimal=False, because=spent), best
             if isinstance(event, Stop):
                 if event.best is None:

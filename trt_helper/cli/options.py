@@ -12,10 +12,6 @@ OptionalModel = Annotated[
     Path | None,
     typer.Argument(metavar="[MODEL.onnx]", help="The model; else the one the config names.", show_default=False),
 ]
-ConfigOption = Annotated[
-    Path,
-    typer.Option("--config", "-c", metavar="FILE.yaml", help="The plan: fp32_layers.yaml.", show_default=False),
-]
 OptionalConfig = Annotated[
     Path | None,
     typer.Option("--config", "-c", metavar="FILE.yaml", help="A plan to apply.", show_default=False),
