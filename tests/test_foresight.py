@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from trt_helper.search.foresight import Foresight, Rounding
+from trt_helper.search.foresight import Conflict, Foresight, Rounding
 from trt_helper.values import Plan, Statistic
 
 
@@ -94,7 +94,42 @@ def test_what_is_missed_least_comes_first():
     foresight = Foresight(
         ["a", "b", "c"], [weights("a", vector(2.0)), weights("b", vector(9.0)), weights("c", vector(0.5))]
     )
-    assert list(foresight.guess().least_missed(Plan.of(["a", "b", "c"]))) == ["c", "a", "b"]
+    without = foresight.guess().without(Plan.of(["a", "b", "c"]))
+    assert without == {"a": pytest.approx(2.0), "b": pytest.approx(9.0), "c": pytest.approx(0.5)}
+
+
+def test_opposite_effects_cancel():
+    """Two sides of a difference: either rounding alone does harm, both together do none."""
+    up, down = weights("a", vector(4.0, -1.0)), weights("b", vector(-4.0, 1.0))
+    foresight = Foresight(["a", "b", "c"], [up, down, weights("c", vector(0.0, 30.0))])
+    assert foresight.error(Plan()) == pytest.approx(30.0)
+    assert foresight.error(Plan.of(["c"])) == 0
+    assert foresight.error(Plan.of(["a", "c"])) == pytest.approx(4.0)
+    guess = foresight.guess()
+    assert guess.order[0] == "c"
+    assert guess.errors[1] == pytest.approx(0.0)
+    assert guess.errors[2] == pytest.approx(4.0)
+
+
+def test_effects_that_are_not_finite_never_cancel():
+    overflow = [weights("a", vector(1e4)), weights("b", vector(-1e4))]
+    assert Foresight(["a", "b"], overflow).error(Plan()) > 1e4
+
+
+def test_a_conflict_is_put_down_to_the_party_that_takes_fewer_pins():
+    """`left` is one layer, `right` three whose values stand in for each other."""
+    quiet = vector(0.0)
+    roundings = [
+        Rounding(frozenset({maker}), (reader,), quiet, (), (maker, maker))
+        for maker, reader in [("left", "gate"), ("right_1", "right_2"), ("right_2", "right_3"), ("right_3", "gate")]
+    ]
+    right = tuple((name, name) for name in ("right_1", "right_2", "right_3"))
+    conflict = Conflict(((("left", "left"),), right), vector(50.0))
+    layers = ["right_1", "left", "right_2", "right_3", "gate"]
+    guess = Foresight(layers, roundings, conflicts=[conflict]).guess()
+    assert set(guess.order[:2]) == {"left", "gate"}
+    assert guess.errors[1] == pytest.approx(50.0)
+    assert guess.errors[2] == 0
 
 
 def test_the_statistic_decides_what_an_error_is():

@@ -16,9 +16,9 @@ from trt_helper.oracle import EmulatedOracle
 from trt_helper.reference import references
 from trt_helper.samples import Sample, hold_out
 from trt_helper.search.drive import drive
-from trt_helper.search.foresight import Foresight
-from trt_helper.search.strategy import HOPE, Guess, Stop, Strategy, Try, cure, smallest
-from trt_helper.sensitivity import roundings
+from trt_helper.search.foresight import Conflict, Foresight, Rounding
+from trt_helper.search.strategy import HOPE, Guess, Stop, Strategy, Try, smallest
+from trt_helper.sensitivity import conflict, roundings
 from trt_helper.values import LayerReport, Plan, Statistic, Tolerance, Trial, Verdict
 
 
@@ -78,6 +78,8 @@ Progress = Callable[[str, int, int], None]  # what is being done, how much of it
 
 MOST_MISSED = 100.0  # times that a metric is missed; more tells nothing about the size of errors
 METRIC_SHARE = 1e-3  # of an output's magnitude: errors below it move no metric
+SURPRISE = 5.0  # times that a measured error passes the foreseen one before another explanation is sought
+MOST_CONFLICTS = 12
 SMALL, SMALL_SHARE = 16, 0.25  # more pins than this, in number and in share of the layers, are not a small set
 
 
@@ -100,25 +102,18 @@ def locate(
 ) -> Located:
     """Find the smallest plan that passes on every sample.
 
-    With four or more samples a quarter is held out of the search; when it disagrees at the end, the
-    search goes on with all of them. A `metric` decides instead of the tolerance. When the `budget` is
-    spent the best plan so far is the answer. An open `journal` lets an interrupted search go on.
-    `every_layer` asks for the errors of every layer also when no layer needs FP32. Warnings come when
-    they are known, and again in the result. Raises ControlError when the model in FP32 does not pass:
-    then precision is not the cause.
+    With four or more samples a quarter is held out of the search. It is asked only about plans that pass on
+    the others, at last about the answer; as soon as it disagrees, the search goes on with all samples. A
+    `metric` decides instead of the tolerance. When the `budget` is spent the best plan so far is the answer.
+    An open `journal` lets an interrupted search go on. `every_layer` asks for the errors of every layer also
+    when no layer needs FP32. Warnings come when they are known, and again in the result. Raises ControlError
+    when the model in FP32 does not pass: then precision is not the cause.
     """
     listener = _Listener(on_event, on_warning, on_progress, [])
     search = _Search(graph, samples, tolerance, metric, budget, journal, listener)
-    searched, held_out = hold_out(samples)
-    stop, plan = search.run(smallest(graph.candidates, lambda: search.guess(searched)), searched)
-    after = search.judge_all(plan)
-    if held_out and after.verdict is not Verdict.PASS:
-        listener.warn("the held-out samples disagreed: the search goes on with all samples, none is held out now")
-        held_out = []
-        strategy = cure(lambda: search.guess(samples), after.excess, len(plan))
-        stop, plan = search.run(strategy, samples)
+    stop, plan = search.run(smallest(graph.candidates, search.guess))
     if budget.pins is not None and len(plan) > budget.pins:
-        stop, plan = search.best_within(budget.pins, samples, len(plan))
+        stop, plan = search.best_within(budget.pins, len(plan))
     after = search.judge_all(plan)
     for text in _median_warnings(after, tolerance) if metric is None else ():
         listener.warn(text)
@@ -127,7 +122,7 @@ def locate(
         tolerance=tolerance,
         metric=metric,
         samples=tuple(sample.source for sample in samples),
-        held_out=tuple(sample.source for sample in held_out),
+        held_out=tuple(sample.source for sample in search.held_out),
         plan=plan,
         minimal=stop.minimal,
         because=stop.because,
@@ -180,15 +175,19 @@ class _Search:
         listener.progress("FP32 reference", 0, 1)
         self.expected = references(graph, samples)
         self.emulator = Emulator(graph)
+        self.searched, self.held_out = hold_out(samples)
         self.evidence: Guess | None = None
         self.trials: list[Trial] = []
         self.inferences = len(samples)
+        self._roundings: list[Rounding] = []
+        self._conflicts: list[Conflict] = []
+        self._held_out_asked = False
         self._judged: dict[tuple[tuple[int, ...], Plan], Trial] = {}
 
-    def run(self, strategy: Strategy, samples: Sequence[Sample]) -> tuple[Stop, Plan]:
-        """Search on some of the samples. Raises ControlError when even FP32 does not pass on them."""
+    def run(self, strategy: Strategy) -> tuple[Stop, Plan]:
+        """Search with the samples that are not held out. Raises ControlError when even FP32 does not pass on them."""
         best: Plan | None = None  # until everything pinned has passed, there is nothing to stop with
-        for event in drive(strategy, lambda plan: self._judge(plan, samples)):
+        for event in drive(strategy, self._try):
             self.listener.event(event)
             if isinstance(event, Trial):
                 self.trials.append(event)
@@ -198,9 +197,23 @@ class _Search:
                     return Stop(best, minimal=False, because=spent), best
             if isinstance(event, Stop):
                 if event.best is None:
-                    raise _control_error(self.trials[-1], samples, self.tolerance)
+                    raise _control_error(self.trials[-1], self.searched, self.tolerance)
                 return event, event.best
         raise AssertionError("a strategy ends with Stop")
+
+    def _try(self, plan: Plan) -> Trial:
+        """Judge a plan for the search. It passes when the held-out samples agree; else they are held out no longer."""
+        trial = self._judge(plan, self.searched)
+        if trial.verdict is not Verdict.PASS or not self.held_out:
+            return trial
+        everywhere = self.judge_all(plan)
+        if everywhere.verdict is not Verdict.PASS:
+            self.listener.warn(
+                "the held-out samples disagreed: the search goes on with all samples, none is held out now"
+            )
+            self.searched, self.held_out = list(self.samples), []
+            self.evidence, self._conflicts = None, []
+        return everywhere
 
     def _spent(self) -> str:
         """What part of the budget is used up, in words; empty while there is some left."""
@@ -210,12 +223,12 @@ class _Search:
             return f"the best plan after {self.budget.seconds:g} s, as long as was allowed"
         return ""
 
-    def best_within(self, pins: int, samples: Sequence[Sample], enough: int) -> tuple[Stop, Plan]:
+    def best_within(self, pins: int, enough: int) -> tuple[Stop, Plan]:
         """The plan of at most `pins` pins with the smallest error, of those tried and the foreseen one."""
         if self.evidence is not None:
             plan = Plan.of(self.evidence.order[:pins])
             if all(trial.plan != plan for trial in self.trials):
-                self.trials.append(self._judge(plan, samples))
+                self.trials.append(self._judge(plan, self.searched))
         best = min((t for t in self.trials if len(t.plan) <= pins), key=lambda t: (t.excess, len(t.plan))).plan
         because = f"the best of those tried with at most {pins} pins; {enough} pins are enough"
         return Stop(best, minimal=False, because=because), best
@@ -259,24 +272,36 @@ class _Search:
             self.inferences += oracle.inferences
         return self._judged[key]
 
-    def guess(self, samples: Sequence[Sample]) -> Guess:
-        """What each rounding does to the outputs of `samples`."""
-        found, passes = roundings(
-            self.emulator,
-            [sample.feed for sample in samples],
-            self._watched_tolerance(samples),
-            lambda done, total: self.listener.progress("what each rounding does", done, total),
-        )
-        self.inferences += passes
-        self.evidence = Foresight(self.graph.candidates, found, self.tolerance.stat).guess()
-        self._warn_when_spread(self.evidence, self._judge(Plan(), samples))
+    def guess(self, trial: Trial) -> Guess:
+        """What the evidence says after `trial`: what each rounding does, and what those do that surprised."""
+        if self.evidence is None:
+            self._roundings, passes = roundings(
+                self.emulator,
+                [sample.feed for sample in self.searched],
+                self._watched_tolerance(),
+                lambda done, total: self.listener.progress("what each rounding does", done, total),
+            )
+            self.inferences += passes
+            self.evidence = Foresight(self.graph.candidates, self._roundings, self.tolerance.stat).guess()
+            self._warn_when_spread(self.evidence, self._judge(Plan(), self.searched))
+        if trial.verdict is Verdict.PASS or self.metric is not None:
+            return self.evidence
+        expected = self.evidence.error(trial.plan)
+        if trial.excess > SURPRISE * max(expected, 1.0) and len(self._conflicts) < MOST_CONFLICTS:
+            feeds = [sample.feed for sample in self.searched]
+            found, passes = conflict(self.emulator, feeds, self.tolerance, trial, expected)
+            self.inferences += passes
+            if found is not None:
+                self._conflicts.append(found)
+                stat = self.tolerance.stat
+                self.evidence = Foresight(self.graph.candidates, self._roundings, stat, self._conflicts).guess()
         return self.evidence
 
-    def _watched_tolerance(self, samples: Sequence[Sample]) -> Tolerance:
+    def _watched_tolerance(self) -> Tolerance:
         """The tolerance that the roundings are held against; for a metric, one that FP16 misses as far."""
         if self.metric is None:
             return self.tolerance
-        nothing = self._judge(Plan(), samples)
+        nothing = self._judge(Plan(), self.searched)
         missed = min(max(nothing.excess, 1.0), MOST_MISSED)
         finite = {e.name: e.max if not e.non_finite else 0.0 for e in nothing.outputs}
         allowed = {e.name: max(finite[e.name] / missed, e.spread * METRIC_SHARE) for e in nothing.outputs}

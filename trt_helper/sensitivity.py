@@ -9,20 +9,29 @@ These are forward passes, not trials: no plan rounds one value and nothing else.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import TypeVar
 
 import numpy as np
 
 from trt_helper.emulate import Emulator
 from trt_helper.kernels import Array, EmulationError
-from trt_helper.search.foresight import CAP, NEGLIGIBLE, Rounding
-from trt_helper.values import LayerName, Role, Statistic, TensorName, Tolerance
+from trt_helper.search.foresight import CAP, NEGLIGIBLE, Conflict, Rounding, ValueName
+from trt_helper.values import LayerName, Plan, Role, Statistic, TensorName, Tolerance, Trial
 
 WATCHED = 512  # elements per output and sample whose error is followed
 MOST_PASSES = 2000  # per sample; what is left then stays in groups
+OPPOSED = -0.8  # cosine between two errors that may cancel
+CANCELLED = 0.1  # what two errors that cancel leave of one
+MOST_PASSES_TOGETHER = 200  # on the worst sample, to find out which roundings do harm only together
+
+T = TypeVar("T")
+Places = list[tuple[TensorName, LayerName]]  # where a tensor is read rounded; as in Emulator.inject
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +42,11 @@ class Value:
     maker: LayerName  # empty for a graph input, or what a layer without an FP16 form makes
     readers: tuple[LayerName, ...]  # computing layers that read it, be it through movement layers
     others: tuple[LayerName, ...]  # readers that take it as it is; an empty name for the graph's outputs
+
+    @property
+    def names(self) -> frozenset[LayerName]:
+        """The layers that would have to be pinned to keep it from being rounded."""
+        return frozenset((self.maker, *self.readers)) - {""}
 
 
 def rounded_values(emulator: Emulator) -> list[Value]:
@@ -103,7 +117,7 @@ def roundings(
             passes += len(probes)
             return np.concatenate(list(pool.map(lambda probe: probe.errors(places), probes)))
 
-        found: list[Rounding] = []
+        found: dict[Value, Rounding] = {}
         queue = _first_groups(every)
         while queue:
             group = queue.pop()
@@ -117,13 +131,110 @@ def roundings(
             for value in group:
                 split = len(group) == 1 and matters and len(value.readers) > 1
                 apart = tuple(errors((value.tensor, reader)) for reader in value.readers) if split else ()
-                found.append(Rounding(frozenset({value.maker} - {""}), value.readers, share, apart))
+                makers = frozenset({value.maker} - {""})
+                found[value] = Rounding(makers, value.readers, share, apart, (value.tensor, value.maker))
             done += len(group)
             on_progress(done, len(every))
-    return found, passes
+        for one, other in _opposites(emulator, found):
+            left = float(np.abs(errors(*_places(one), *_places(other))).max(initial=0.0))
+            if left <= CANCELLED * float(np.abs(found[one].together).max()):
+                found[other] = replace(found[other], together=-found[one].together)
+    return list(found.values()), passes
 
 
-def _places(value: Value) -> list[tuple[TensorName, LayerName]]:
+def _opposites(emulator: Emulator, found: Mapping[Value, Rounding]) -> list[tuple[Value, Value]]:
+    """Values that meet in a layer and whose roundings may cancel there, as on the two sides of a difference."""
+    children = {layer.name: layer.children for layer in emulator.graph.layers}
+    met: dict[LayerName, list[Value]] = {}
+    for value, rounding in found.items():
+        if NEGLIGIBLE < np.abs(rounding.together).max(initial=0.0) < CAP:
+            for name in value.readers or children[value.maker]:
+                met.setdefault(name, []).append(value)
+    pairs = dict.fromkeys(pair for values in met.values() for pair in combinations(values, 2))
+    return [pair for pair in pairs if _against(*(found[value].together for value in pair)) < OPPOSED]
+
+
+def _against(a: Array, b: Array) -> float:
+    """Cosine of the angle between two errors."""
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+
+def conflict(
+    emulator: Emulator,
+    feeds: Sequence[Mapping[TensorName, Array]],
+    tolerance: Tolerance,
+    failed: Trial,
+    expected: float,
+) -> tuple[Conflict | None, int]:
+    """Few roundings that only together explain why `failed` is so much worse than expected; and the passes taken.
+
+    `expected` is its foreseen error over tolerance. All roundings of the plan are put into the FP32 model and
+    taken out by halves as long as the harm stays (QuickXplain, Junker 2004): some 2 k log2(n / k) passes for k
+    of n. None where they do no such harm, where one of them does it alone, or where that would take too many passes.
+    """
+    loud = [(value, places) for value in rounded_values(emulator) if (places := _places_under(value, failed.plan))]
+    harm = math.sqrt(max(expected, 1.0) * min(failed.excess, CAP))
+    worst = _Probe(emulator, feeds[failed.sample], tolerance)
+    passes = 1
+
+    def harmful(group: Sequence[tuple[Value, Places]]) -> bool:
+        nonlocal passes
+        passes += 1
+        if passes > MOST_PASSES_TOGETHER:
+            return False
+        return float(np.abs(worst.errors(place for _, places in group for place in places)).max(initial=0.0)) > harm
+
+    members = _smallest_group(loud, harmful) if loud and harmful(loud) else []
+    if passes > MOST_PASSES_TOGETHER or len(members) <= 1:
+        return None, passes
+    parties = []
+    for member in members:
+        others = [other for other in members if other is not member]
+        parties.append(_party(member, loud, lambda value, others=others: harmful([*others, value])))  # type: ignore[misc]
+    places = [place for _, places in members for place in places]
+    probes = (_Probe(emulator, feed, tolerance) for feed in feeds)
+    errors = np.concatenate([probe.errors(places) for probe in probes])
+    return Conflict(tuple(parties), errors), passes + 2 * len(feeds)
+
+
+Loud = tuple[Value, Places]  # a value, and where a plan rounds it
+
+
+def _party(member: Loud, loud: Sequence[Loud], stands_in: Callable[[Loud], bool]) -> tuple[ValueName, ...]:
+    """`member` and what can stand in for it: neighbours, and theirs, that do the same harm in its place."""
+    party, border = [member], [member]
+    while border:
+        names = {name for value, _ in border for name in value.names}
+        fresh = [one for one in loud if one not in party and not names.isdisjoint(one[0].names)]
+        border = [one for one in fresh if stands_in(one)]
+        party += border
+    return tuple((value.tensor, value.maker) for value, _ in party)
+
+
+def _smallest_group(items: Sequence[T], harmful: Callable[[Sequence[T]], bool]) -> list[T]:
+    """A subset of `items` that is harmful while it is not without any one of its members; `items` is harmful."""
+
+    def explain(kept: list[T], fresh: bool, rest: Sequence[T]) -> list[T]:
+        if fresh and harmful(kept):
+            return []
+        if len(rest) == 1:
+            return list(rest)
+        left, right = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+        of_right = explain([*kept, *left], True, right)
+        of_left = explain([*kept, *of_right], bool(of_right), left)
+        return of_left + of_right
+
+    return explain([], False, items)
+
+
+def _places_under(value: Value, plan: Plan) -> Places:
+    """Where `value` is rounded under a plan: everywhere when its maker rounds, else where its readers do."""
+    if value.maker and value.maker not in plan.fp32:
+        return _places(value)
+    return [(value.tensor, name) for name in value.readers if name not in plan.fp32]
+
+
+def _places(value: Value) -> Places:
     return [(value.tensor, name) for name in (*value.readers, *value.others)]
 
 

@@ -10,14 +10,20 @@ means that each single pin was taken out of the final plan and the result did no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from trt_helper.values import LayerName, Plan, Trial, Verdict
 
 HOPE = 2.0  # how far the foreseen error may pass the tolerance in a plan that is worth a trial
 NEAR = 2.0  # error over tolerance of a near miss
 WORTHWHILE = 0.75  # a smaller plan is tried before the shrinking if it has at most this share of the pins
+USUAL = 1.6  # measured over foreseen error, before anything was measured
+FAR = 50.0  # error over tolerance that tells nothing about errors near it
+TINY = 1e-9
+FORESEEN, MEASURED = 0.3, 0.04  # spread of the logarithm of an error: foreseen, or measured in a plan with other pins
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +51,27 @@ class Guess:
     """What the evidence says before anything is tried; it orders the search and decides nothing.
 
     `order` are all layers, the one whose pin helps most first; pinning the first k is foreseen to leave
-    `errors[k]` times the tolerance. `least_missed(plan)` are the pins of a plan, the one that can be
-    given up most easily first.
+    `errors[k]` times the tolerance. `error(plan)` is the same for any plan, and `without(plan)` for the plan
+    less each of its pins.
     """
 
     order: Sequence[LayerName]
     errors: Sequence[float]
-    least_missed: Callable[[Plan], Sequence[LayerName]]
+    error: Callable[[Plan], float]
+    without: Callable[[Plan], Mapping[LayerName, float]]
 
 
-def smallest(layers: Sequence[LayerName], guess: Callable[[], Guess]) -> Strategy:
+Evidence = Callable[[Trial], Guess]  # what it says after this trial: a new guess where the trial surprised
+
+
+def smallest(layers: Sequence[LayerName], evidence: Evidence) -> Strategy:
     """The smallest set of pins that passes, as far as single pins can be taken out.
 
     1. Controls: everything pinned has to pass, or precision is not the cause; nothing pinned may pass.
     2. Climb: find a small plan that passes, in the order of the evidence.
     3. Shrink: take pins out until every single one is needed.
 
-    `guess` is asked only when the controls say that there is something to find.
+    `evidence` is asked only when the controls say that there is something to find.
     """
     everything = Plan.of(layers)
     if not (yield from _passes(everything, "control: every layer pinned")):
@@ -69,85 +79,98 @@ def smallest(layers: Sequence[LayerName], guess: Callable[[], Guess]) -> Strateg
     nothing = yield Try(Plan(), "control: no layer pinned")
     if nothing.verdict is Verdict.PASS:
         return Stop(Plan(), minimal=True, because="the model passes in FP16")
-    return (yield from cure(guess, nothing.excess))
-
-
-def cure(guess: Callable[[], Guess], excess: float, start: int = 0) -> Strategy:
-    """Climb and shrink, when it is known that everything pinned passes and `start` pins were too few."""
-    evidence = guess()
-    found = yield from climb(evidence, excess, start)
-    best = yield from shrink(found, evidence.least_missed)
+    found, guess = yield from climb(evidence, nothing)
+    best = yield from shrink(found, guess, evidence)
     return Stop(best, minimal=True, because="every pin was taken out once more, and each is needed")
 
 
-def climb(evidence: Guess, excess: float, start: int) -> Generator[Try, Trial, Plan]:
-    """The first k layers of the order, for a small k that passes; the first `start` missed by `excess`.
+def climb(evidence: Evidence, failed: Trial) -> Generator[Try, Trial, tuple[Plan, Guess]]:
+    """The first k layers of the order, for a small k that passes, after a plan that `failed`.
 
     A trial costs what a pin costs later, when it has to be proven that it is needed. So the first k is a
     hopeful one. After a near miss a few more pins are tried, for roundings that are left may cancel;
-    after a wide one the foreseen error, corrected by what was measured, says how many more. Then the gap
-    between what failed and what passed is halved.
+    after a wide one the foreseen error, corrected by what was measured, says how many more. A failure that
+    changes the evidence starts the climb afresh. Then the gap between what failed and what passed is halved.
     """
-    order, errors = evidence.order, evidence.errors
-    low, high = start, len(order)  # what failed, and everything pinned, which passed
+    guess = evidence(failed)
+    low, high = 0, len(guess.order)  # what failed, and everything pinned, which passed
     step = 1
-    while high == len(order):
-        k = _next_k(errors, low, excess, low + step)
+    while high == len(guess.order):
+        k = _next_k(guess, failed, low, step)
         if k >= high:
             break
-        trial = yield Try(Plan.of(order[:k]), f"{k} pins, foreseen to be enough")
+        trial = yield Try(Plan.of(guess.order[:k]), f"{k} pins, foreseen to be enough")
         if trial.verdict is Verdict.PASS:
             high = k
-        else:
-            low, excess, step = k, trial.excess, 2 * step
-    if low == start:  # passed at once: perhaps far fewer will do
-        k = _first_below(errors, 2 * max(errors[high], 1.0), start + 1)
-        while k <= WORTHWHILE * high:
-            if (yield from _passes(Plan.of(order[:k]), f"{k} pins, perhaps enough")):
-                high, k = k, _first_below(errors, 2 * max(errors[k], 1.0), start + 1)
-            else:
-                low = k
-                break
-    while low > start and high - low > 1:
+            continue
+        before, guess, failed = guess, evidence(trial), trial
+        low, step = (k, 2 * step) if guess is before else (0, 1)
+    if low == 0:  # passed at once: perhaps far fewer will do
+        low, high = yield from _far_fewer(guess, high)
+    while low > 0 and high - low > 1:
         k = (low + high) // 2
-        if (yield from _passes(Plan.of(order[:k]), f"{k} pins, between too few and enough")):
+        if (yield from _passes(Plan.of(guess.order[:k]), f"{k} pins, between too few and enough")):
             high = k
         else:
             low = k
-    return Plan.of(order[:high])
+    return Plan.of(guess.order[:high]), guess
 
 
-def _next_k(errors: Sequence[float], k: int, excess: float, at_least: int) -> int:
-    """How many pins to try after the first `k` were off by `excess`."""
-    if k and excess <= NEAR:
-        return at_least
-    seen = errors[k] if errors[k] > 0 else 1.0
-    correction = min(max(excess / seen, 1 / NEAR), NEAR)  # further off than that, something else is wrong
-    return _first_below(errors, HOPE / correction, at_least)
+def _far_fewer(guess: Guess, high: int) -> Generator[Try, Trial, tuple[int, int]]:
+    """Go down from `high` pins as long as far fewer are foreseen to be near enough; what failed, what passed."""
+    k = _first_below(guess.errors, 2 * max(guess.errors[high], 1.0), 1)
+    while k <= WORTHWHILE * high:
+        if not (yield from _passes(Plan.of(guess.order[:k]), f"{k} pins, perhaps enough")):
+            return k, high
+        high, k = k, _first_below(guess.errors, 2 * max(guess.errors[k], 1.0), 1)
+    return 0, high
+
+
+def _next_k(guess: Guess, failed: Trial, low: int, step: int) -> int:
+    """How many pins to try after `failed`, if the first `low` are known to be too few."""
+    if failed.plan.fp32 and failed.excess <= NEAR:
+        return len(failed.plan) + step
+    seen = guess.error(failed.plan) or 1.0
+    correction = min(max(failed.excess / seen, 1 / NEAR), NEAR)  # further off than that, something else is wrong
+    return _first_below(guess.errors, HOPE / correction, low + step)
 
 
 def _first_below(errors: Sequence[float], allowed: float, at_least: int) -> int:
     return next((k for k in range(at_least, len(errors)) if errors[k] <= allowed), len(errors) - 1)
 
 
-def shrink(plan: Plan, least_missed: Callable[[Plan], Sequence[LayerName]]) -> Generator[Try, Trial, Plan]:
-    """Take out pins, the least missed first, until taking out any single one does not pass.
+def shrink(plan: Plan, guess: Guess, evidence: Evidence) -> Generator[Try, Trial, Plan]:
+    """Take out pins, the likeliest to go well first, until taking out any single one does not pass.
 
     As long as it goes well, twice as many are taken out at once. A success makes what was learned about
-    larger plans worthless as a proof, so every pin has its turn again: the ones that were missed least
-    when they were tried come first.
+    larger plans worthless as a proof, so every pin has its turn again. Where a pin was tried before, its
+    error is all but known; elsewhere the foreseen one, corrected by what such trials measured, is far less
+    certain, and so a pin that is foreseen to be missed may be tried before one that just failed.
     """
     missed: dict[LayerName, float] = {}  # error without it, perhaps in a larger plan
     proven: set[LayerName] = set()  # failed in this plan
+    corrections = [USUAL]
     chunk = 1
+    foreseen = guess.without(plan)
     while len(proven) < len(plan):
-        names = [name for name in least_missed(plan) if name not in missed][:chunk]
-        if not names:
-            names = [min(plan.fp32 - proven, key=lambda name: (missed[name], name))]
+        odds = {
+            name: math.log(error * median(corrections) or TINY) / FORESEEN
+            for name, error in foreseen.items()
+            if name not in missed
+        }
+        names = sorted(odds, key=lambda name: odds[name])[:chunk]
+        known = {name: math.log(missed[name] or TINY) / MEASURED for name in plan.fp32 - proven if name in missed}
+        likeliest = min(known, key=lambda name: (known[name], name), default="")
+        if likeliest and (not names or known[likeliest] < odds[names[0]]):
+            names = [likeliest]
         rest = Plan(plan.fp32.difference(names))
         trial = yield Try(rest, f"without {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else ""))
+        if 0 < trial.excess < FAR and (expected := guess.error(rest)) > 0:
+            corrections.append(trial.excess / expected)
         if trial.verdict is Verdict.PASS:
             plan, proven, chunk = rest, set(), 2 * chunk
+            guess = evidence(trial)
+            foreseen = guess.without(plan)
         else:
             if len(names) == 1:
                 missed[names[0]] = trial.excess
