@@ -16,7 +16,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
+FLOAT, HALF, BRAIN = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 Feed = Mapping[str, np.ndarray]
 
 
@@ -68,32 +68,33 @@ def run_with_pairs(path: Path, feed: Feed) -> Feed:
 
 
 def with_pairs(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    """Rewrite `model` in place; returns its float weights, which become inputs."""
+    """Rewrite `model` in place, BF16 as well; returns its float weights, which become inputs."""
     types = element_types(model)
     graph = model.graph
     nodes: list[onnx.NodeProto] = []
     rounded: dict[str, str] = {}
     for value in graph.input:
         if types.get(value.name) == HALF:
-            rounded[value.name] = _pair(value.name, nodes)
+            rounded[value.name] = _pair(value.name, nodes, kind=HALF)
     for node in graph.node:
         _require_no_half_inside(node)
         node.input[:] = [rounded.get(name, name) for name in node.input]
         for attribute in node.attribute:
             _raise(attribute)
         for index, name in enumerate(node.output):
-            if types.get(name) == HALF:
+            if types.get(name) in (HALF, BRAIN):
                 node.output[index] = f"{name}__raw"
         nodes.append(node)
         for name in node.output:
             if name.endswith("__raw"):
-                _pair(name, nodes, name.removesuffix("__raw"))
+                out = name.removesuffix("__raw")
+                _pair(name, nodes, out, kind=types[out])
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
     for value in (*graph.input, *graph.output):
         if value.type.tensor_type.elem_type == HALF:
             value.type.tensor_type.elem_type = FLOAT
-    return _weights_as_inputs(graph, (FLOAT, HALF))
+    return _weights_as_inputs(graph, (FLOAT, HALF, BRAIN))
 
 
 def element_types(model: onnx.ModelProto) -> dict[str, int]:
@@ -112,7 +113,7 @@ def casts(model: onnx.ModelProto) -> list[tuple[str, str, tuple[str, ...]]]:
     for node in model.graph.node:
         for name in _read_names(node):
             readers.setdefault(name, set()).add(node.name)
-    kinds = {FLOAT: "fp32", HALF: "fp16"}
+    kinds = {FLOAT: "fp32", HALF: "fp16", BRAIN: "bf16"}
     return sorted(
         (makers.get(node.input[0], ""), kinds[to], tuple(sorted(readers.get(node.output[0], ()))))
         for node in model.graph.node
@@ -181,15 +182,15 @@ def as_half(array: np.ndarray) -> np.ndarray:
         return array.astype(np.float16).astype(np.float32)
 
 
-def _pair(name: str, nodes: list[onnx.NodeProto], out: str = "") -> str:
+def _pair(name: str, nodes: list[onnx.NodeProto], out: str = "", *, kind: int) -> str:
     out = out or f"{name}__rounded"
-    nodes.append(helper.make_node("Cast", [name], [f"{name}__half"], to=HALF))
+    nodes.append(helper.make_node("Cast", [name], [f"{name}__half"], to=kind))
     nodes.append(helper.make_node("Cast", [f"{name}__half"], [out], to=FLOAT))
     return out
 
 
 def _raise(attribute: onnx.AttributeProto) -> None:
-    if attribute.name in ("to", "dtype") and attribute.i == HALF:
+    if attribute.name in ("to", "dtype") and attribute.i in (HALF, BRAIN):
         attribute.i = FLOAT
     elif attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == HALF:
         attribute.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.float32)))

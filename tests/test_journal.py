@@ -112,7 +112,7 @@ def test_a_trial_that_took_its_process_with_it_twice_is_unresolved(tmp_path):
         with Journal(path, SUBJECT) as journal:
             assert journal.trials == 0
         with path.open("a") as file:  # a process that was killed in the middle leaves the beginning alone
-            file.write(json.dumps({"begin": ["n1"], "on": "all"}) + "\n")
+            file.write(json.dumps({"begin": [["n1"], []], "on": "all"}) + "\n")
         assert path.read_text().count("begin") == times
     with Journal(path, SUBJECT) as journal:
         trial = journal.remember(judge, "all")(Plan.of(["n1"]))

@@ -14,9 +14,9 @@ from yaml.composer import ComposerError
 
 from trt_helper.errors import ConfigError, UsageError, nearest
 from trt_helper.files import write_atomically
-from trt_helper.values import LayerName, Statistic, Tolerance
+from trt_helper.values import CURES, Cure, LayerName, Statistic, Tolerance
 
-KEYS = ("model", "FP32_LAYERS_FOR_FP16", "TRT_EXCLUDE_TACTIC", "atol", "rtol", "check-error-stat", "evidence")
+KEYS = ("model", "FP32_LAYERS_FOR_FP16", "TRT_EXCLUDE_TACTIC", "cures", "atol", "rtol", "check-error-stat", "evidence")
 TACTIC_KEYS = ("layer", "tactic", "kernel", "tensorrt", "gpu")
 LARGEST_FILE = 8 << 20  # bytes: some 150,000 layer names
 HEADER = "# Layers that stay in FP32 when the model is built in FP16. Written by trt-helper; made to be edited.\n"
@@ -31,6 +31,8 @@ class Config:
     sha256: str = ""
     fp32_layers: tuple[LayerName, ...] = ()
     exclude_tactics: tuple[Mapping[str, Any], ...] = ()
+    cures: tuple[Cure, ...] = ()  # how the graph is rewritten before the plan is applied
+    bf16_layers: tuple[LayerName, ...] = ()  # layers that compute in BF16, the cure of that name
     tolerance: Tolerance = field(default_factory=Tolerance)
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
@@ -46,12 +48,15 @@ def read_config(path: Path) -> Config:
                 fix=f"did you mean {near!r}?" if near else f"the keys are: {', '.join(KEYS)}",
             )
     model, sha256 = _model(data.get("model"), path)
+    cures = _cures(data.get("cures"), path)
     return Config(
         path=path,
         model=model,
         sha256=sha256,
         fp32_layers=_names(data.get("FP32_LAYERS_FOR_FP16"), path),
         exclude_tactics=_tactics(data.get("TRT_EXCLUDE_TACTIC"), path),
+        cures=tuple(cure for cure in cures if cure.kind != "bf16"),
+        bf16_layers=tuple(cure.name for cure in cures if cure.kind == "bf16"),
         tolerance=_tolerance(data, path),
         evidence=_mapping(data.get("evidence"), "evidence", path),
     )
@@ -94,6 +99,14 @@ class _Loader(yaml.SafeLoader):
                 raise ComposerError(None, None, f"{key.value!r} stands there twice", key.start_mark)
             seen.update([key.value] if isinstance(key, yaml.ScalarNode) else ())
         return super().construct_mapping(node, deep)
+
+
+def pin_lines(path: Path) -> dict[LayerName, int]:
+    """The line, from 1, on which each pin of a config that reads well stands."""
+    root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    pairs = root.value if isinstance(root, yaml.MappingNode) else ()
+    lists = [value.value for key, value in pairs if key.value == "FP32_LAYERS_FOR_FP16"]
+    return {name.value: name.start_mark.line + 1 for names in lists for name in names}
 
 
 def _shown(value: object) -> str:
@@ -163,6 +176,27 @@ def _tactics(value: object, path: Path) -> tuple[Mapping[str, Any], ...]:
     return tuple(value)
 
 
+def _cures(value: object, path: Path) -> tuple[Cure, ...]:
+    """One mapping each: {constants: TENSOR}, {norms: LAYER, as: OPERATOR} or {bf16: LAYER}."""
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise ConfigError(f"{path}: cures must be a list", fix="one mapping each, such as {bf16: LAYER}")
+    found = []
+    for entry in value:
+        fields = dict(_mapping(entry, "an entry of cures", path))
+        op = fields.pop("as", "")
+        kind, name = next(iter(fields.items()), ("", ""))
+        sound = len(fields) == 1 and kind in CURES[1:] and isinstance(name, str) and isinstance(op, str)
+        if not sound or (kind == "norms") != bool(op):
+            raise ConfigError(
+                f"{path}: cures holds {_shown(entry)}",
+                fix="an entry is {constants: TENSOR}, {norms: LAYER, as: LayerNormalization} or {bf16: LAYER}",
+            )
+        found.append(Cure(kind, name, op))
+    return tuple(found)
+
+
 def _tolerance(data: Mapping[str, Any], path: Path) -> Tolerance:
     """`atol` and `rtol` are one number, or a mapping from output to number ('' for all the others)."""
     default = Tolerance()
@@ -206,21 +240,29 @@ def _number(value: object) -> float:
 
 def write_config(config: Config, path: Path) -> None:
     """Write `config` so that it reads back the same. Raises OutputError."""
-    tolerance = config.tolerance
     data: dict[str, Any] = {}
     if config.model is not None:
-        data["model"] = {"path": _relative(config.model, path.parent), "sha256": config.sha256}
+        data["model"] = {"path": seen_from(path.parent, config.model), "sha256": config.sha256}
     data["FP32_LAYERS_FOR_FP16"] = list(config.fp32_layers)
     data["TRT_EXCLUDE_TACTIC"] = [dict(entry) for entry in config.exclude_tactics]
-    for index, key in enumerate(("atol", "rtol")):
-        own = {name: pair[index] for name, pair in tolerance.per_output.items()}
-        common = getattr(tolerance, key)
-        data[key] = {"": common, **own} if own else common
-    data["check-error-stat"] = tolerance.stat.value
+    if config.cures or config.bf16_layers:
+        cures = [{cure.kind: cure.name, **({"as": cure.op} if cure.op else {})} for cure in config.cures]
+        data["cures"] = [*cures, *({"bf16": name} for name in config.bf16_layers)]
+    data |= tolerance_yaml(config.tolerance)
     if config.evidence:
         data["evidence"] = dict(config.evidence)
     text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
     write_atomically(path, (HEADER + text).encode())
+
+
+def tolerance_yaml(tolerance: Tolerance) -> dict[str, Any]:
+    """A tolerance under the keys of the file."""
+    data: dict[str, Any] = {}
+    for index, key in enumerate(("atol", "rtol")):
+        own = {name: pair[index] for name, pair in tolerance.per_output.items()}
+        common = getattr(tolerance, key)
+        data[key] = {"": common, **own} if own else common
+    return {**data, "check-error-stat": tolerance.stat.value}
 
 
 class _Dumper(yaml.SafeDumper):
@@ -237,9 +279,9 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(str, _Dumper.represent_str)
 
 
-def _relative(model: Path, folder: Path) -> str:
-    """The model's path seen from the config's folder."""
-    return Path(os.path.relpath(model.resolve(), folder.resolve())).as_posix()
+def seen_from(folder: Path, path: Path) -> str:
+    """`path` relative to the config's folder, as paths in a config are."""
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
 
 
 def require_same_model(config: Config, sha256: str, model: Path) -> None:

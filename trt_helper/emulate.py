@@ -8,7 +8,7 @@ in FP32 and drops the roundings between them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +17,13 @@ import onnx_ir as ir
 from trt_helper.graph import Graph, captured
 from trt_helper.kernels import Array, EmulationError, Kernel, Kernels, Rounding
 from trt_helper.precision import Precisions, assign
-from trt_helper.values import Layer, Plan, Role, TensorName
+from trt_helper.values import Layer, Narrow, Plan, Role, TensorName
 
 Values = dict[TensorName, Array]
-FP32 = Precisions(frozenset(), frozenset())
+Rounded = dict[tuple[TensorName, Narrow], Array]  # what has been rounded for its readers
+Watch = Callable[[str, Array, Array], None]  # layer, a float tensor of it, and what a half holds of that
+FP32 = Precisions({}, {})
+FP16 = Narrow.FP16
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -49,9 +52,9 @@ class Emulator:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self._round = Rounding()
+        self._round = {kind: Rounding(kind) for kind in Narrow}
         self._weights: Values = {}
-        self._half_weights: Values = {}
+        self._narrow_weights: dict[tuple[TensorName, Narrow], Array] = {}
         self._rounded_away: dict[str, tuple[int, int]] = {}
         kernels = Kernels(graph.model)
         last = _last_readers(graph)
@@ -64,16 +67,18 @@ class Emulator:
             if value.name and value.const_value is not None
         }
 
-    def run(self, plan: Plan, feed: Mapping[TensorName, Array]) -> Values:
-        """The model's outputs under `plan`, as FP32 arrays by name."""
+    def run(self, plan: Plan, feed: Mapping[TensorName, Array], watch: Watch | None = None) -> Values:
+        """The model's outputs under `plan`, as FP32 arrays by name; `watch` sees every rounding on the way."""
         precisions = assign(self.graph, plan)
         values: Values = {**feed}
-        rounded: Values = {}
+        rounded: Rounded = {}
         for step in self._steps:
-            values.update(self._compute(step, values, rounded, precisions))
+            values.update(self._compute(step, values, rounded, precisions, watch))
             _forget(step.last_read, values, rounded)
         outputs = self._outputs(values)
-        return {name: self._round(array) if name in self.graph.half_io else array for name, array in outputs.items()}
+        return {
+            name: self._round[FP16](array) if name in self.graph.half_io else array for name, array in outputs.items()
+        }
 
     def walk(self, plan: Plan, feed: Mapping[TensorName, Array]) -> Iterator[Step]:
         """Trial and FP32 reference side by side, layer by layer; holds only what is still to be read.
@@ -83,19 +88,19 @@ class Emulator:
         precisions = assign(self.graph, plan)
         reference: Values = {**feed}
         trial: Values = {**feed}
-        rounded: Values = {}
+        rounded: Rounded = {}
         for step in self._steps:
             name = step.layer.name
             expected = self._compute(step, reference, {}, FP32)
-            in_half = name in precisions.layers
+            narrow = precisions.layers.get(name)
             same = all(trial.get(read) is reference.get(read) for read, _, weight in step.reads if not weight)
-            if same and not in_half:
+            if same and not narrow:
                 found = isolated = expected
             else:
                 found = self._attempt(step, trial, rounded, precisions, expected)
                 isolated = found if same else expected
-                if in_half and not same:
-                    alone = Precisions(frozenset((name,)), frozenset())
+                if narrow and not same:
+                    alone = Precisions({name: narrow}, {})
                     isolated = self._attempt(step, reference, {}, alone, expected)
             yield Step(step.layer, expected, found, isolated)
             reference.update(expected)
@@ -115,7 +120,9 @@ class Emulator:
         """Whether rounding changes any weight of this layer."""
         reads = self._steps[self._index[name]].reads
         return any(
-            weight and follows and not np.array_equal(self._weights[read], self._half_weight(read), equal_nan=True)
+            weight
+            and follows
+            and not np.array_equal(self._weights[read], self._narrow_weight(read, FP16), equal_nan=True)
             for read, follows, weight in reads
         )
 
@@ -125,7 +132,7 @@ class Emulator:
             overflow = underflow = 0
             for read, follows, weight in self._steps[self._index[name]].reads:
                 if weight and follows:
-                    exact, half = self._weights[read], self._half_weight(read)
+                    exact, half = self._weights[read], self._narrow_weight(read, FP16)
                     overflow += int(np.count_nonzero(np.isfinite(exact) & ~np.isfinite(half)))
                     underflow += int(np.count_nonzero((exact != 0) & (half == 0)))
             self._rounded_away[name] = overflow, underflow
@@ -156,7 +163,7 @@ class Emulator:
                 continue
             results = step.kernel.run(
                 [
-                    self._read(name, "" in rounded and follows, True, {}, {}, FP32)
+                    self._read(name, FP16 if "" in rounded and follows else None, True, {}, {}, FP32)
                     if weight
                     else self._travelled(name, rounded, reference, changed)
                     for name, follows, weight in step.reads
@@ -177,7 +184,7 @@ class Emulator:
         if current is None:
             return self._constant_outputs[name]
         if name in rounded:
-            return self._round(current)
+            return self._round[FP16](current)
         maker = self._makers.get(name)
         if not rounded or maker is None or maker.layer.role is not Role.MOVEMENT:
             return current
@@ -193,7 +200,7 @@ class Emulator:
         return dict(zip((write for write, _ in maker.writes), maker.kernel.run(arrived), strict=True))[name]
 
     def _moved_constant(self, name: TensorName, rounded: Collection[TensorName]) -> Array:
-        return self._half_weight(name) if name in rounded else self._weights[name]
+        return self._narrow_weight(name, FP16) if name in rounded else self._weights[name]
 
     def _prepare(self, layer: Layer, kernels: Kernels, last_read: tuple[TensorName, ...]) -> _Prepared:
         node, ports = self.graph.nodes[layer.name], self.graph.ports[layer.name]
@@ -218,20 +225,30 @@ class Emulator:
             self._weights[value.name] = value.const_value.numpy()
         return True
 
-    def _compute(self, step: _Prepared, values: Values, rounded: Values, precisions: Precisions) -> Values:
-        in_half = step.layer.name in precisions.layers
+    def _compute(
+        self, step: _Prepared, values: Values, rounded: Rounded, precisions: Precisions, watch: Watch | None = None
+    ) -> Values:
+        narrow = precisions.layers.get(step.layer.name)
         feeds = [
-            self._read(name, in_half and follows, weight, values, rounded, precisions)
+            self._read(name, narrow if follows else None, weight, values, rounded, precisions)
             for name, follows, weight in step.reads
         ]
         results = step.kernel.run(feeds)
-        return {
-            name: self._round(result) if in_half and rounds else result
+        written = {
+            name: self._round[narrow](result) if narrow and rounds else result
             for (name, rounds), result in zip(step.writes, results, strict=True)
         }
+        if watch and narrow:
+            for (name, follows, weight), array in zip(step.reads, feeds, strict=True):
+                if follows:
+                    watch(step.layer.name, self._weights[name] if weight else values[name], array)
+            for (name, rounds), result in zip(step.writes, results, strict=True):
+                if rounds:
+                    watch(step.layer.name, result, written[name])
+        return written
 
     def _attempt(
-        self, step: _Prepared, values: Values, rounded: Values, precisions: Precisions, expected: Values
+        self, step: _Prepared, values: Values, rounded: Rounded, precisions: Precisions, expected: Values
     ) -> Values:
         try:
             return self._compute(step, values, rounded, precisions)
@@ -244,33 +261,34 @@ class Emulator:
     def _read(
         self,
         name: TensorName,
-        in_half: bool,
+        narrow: Narrow | None,
         weight: bool,
         values: Values,
-        rounded: Values,
+        rounded: Rounded,
         precisions: Precisions,
     ) -> Array:
         if weight:
-            return self._half_weight(name) if in_half else self._weights[name]
-        if not in_half or name in precisions.tensors:
+            return self._narrow_weight(name, narrow) if narrow else self._weights[name]
+        if not narrow or precisions.tensors.get(name) is narrow:
             return values[name]
-        if name not in rounded:
-            rounded[name] = self._round(values[name])
-        return rounded[name]
+        if (name, narrow) not in rounded:
+            rounded[name, narrow] = self._round[narrow](values[name])
+        return rounded[name, narrow]
 
-    def _half_weight(self, name: TensorName) -> Array:
-        if name not in self._half_weights:
-            self._half_weights[name] = self._round(self._weights[name])
-        return self._half_weights[name]
+    def _narrow_weight(self, name: TensorName, narrow: Narrow) -> Array:
+        if (name, narrow) not in self._narrow_weights:
+            self._narrow_weights[name, narrow] = self._round[narrow](self._weights[name])
+        return self._narrow_weights[name, narrow]
 
     def _outputs(self, values: Values) -> Values:
         return {name: self._constant_outputs.get(name, values.get(name)) for name in self.graph.outputs}  # type: ignore[misc]
 
 
-def _forget(names: tuple[TensorName, ...], values: Values, rounded: Values) -> None:
+def _forget(names: tuple[TensorName, ...], values: Values, rounded: Rounded) -> None:
     for name in names:
         values.pop(name, None)
-        rounded.pop(name, None)
+        for narrow in Narrow:
+            rounded.pop((name, narrow), None)
 
 
 def _last_readers(graph: Graph) -> dict[str, tuple[TensorName, ...]]:

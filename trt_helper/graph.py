@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
+from trt_helper.cures import apply, raise_opset
 from trt_helper.errors import ConfigError, nearest
 from trt_helper.model import Model
 from trt_helper.normalise import normalise
 from trt_helper.roles import Ports, picks, role_and_ports, shape_only_values
-from trt_helper.values import Layer, LayerName, Plan, Role, TensorName
+from trt_helper.values import Cure, Layer, LayerName, Plan, Role, TensorName
 
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"  # torch.onnx's dynamo exporter: "['', 'gate', 'gate.norm', 'mul_4']"
 
@@ -31,6 +32,7 @@ class Graph:
     half_io: Mapping[TensorName, ir.DataType]  # graph inputs and outputs that are half for the user
     picking: frozenset[LayerName]
     inexact: frozenset[TensorName]  # initializers that movement layers mix with tensors and that half would change
+    cures: tuple[Cure, ...] = ()  # how it was rewritten after normalising
 
     @property
     def candidates(self) -> tuple[LayerName, ...]:
@@ -49,13 +51,17 @@ class Graph:
         """The control: every layer that can be FP32 is."""
         return Plan.of(self.candidates)
 
-    def plan(self, names: Iterable[LayerName]) -> Plan:
-        """The plan that pins `names`; folded names stand for the layer they went into.
+    def plan(self, names: Iterable[LayerName], bf16: Iterable[LayerName] = ()) -> Plan:
+        """The plan that pins `names` and puts `bf16` into BF16; folded names stand for the layer they went into.
 
         Raises ConfigError for a name that the model does not have. Movement and fixed layers are
         accepted and change nothing: they follow their neighbours, or are FP32 already.
         """
-        pins = set()
+        pins = self._computing(names)
+        return Plan(pins, self._computing(bf16) - pins)
+
+    def _computing(self, names: Iterable[LayerName]) -> frozenset[LayerName]:
+        found = set()
         roles = {layer.name: layer.role for layer in self.layers}
         for name in names:
             actual = self.aliases.get(name, name)
@@ -64,13 +70,16 @@ class Graph:
                 hint = f"did you mean {near!r}?" if near else f"list them: trt-helper inspect {self.source.path}"
                 raise ConfigError(f"the model has no layer named {name!r}", fix=hint)
             if roles[actual] is Role.COMPUTE:
-                pins.add(actual)
-        return Plan(frozenset(pins))
+                found.add(actual)
+        return frozenset(found)
 
 
-def read_graph(model: Model) -> Graph:
-    """Normalise a copy of `model` and describe its layers."""
-    normal = normalise(model.ir_model.clone())
+def read_graph(model: Model, cures: Sequence[Cure] = ()) -> Graph:
+    """Normalise a copy of `model`, rewrite it by `cures` and describe its layers."""
+    copy = model.ir_model.clone()
+    raise_opset(copy, cures)
+    normal = normalise(copy)
+    heirs = apply(normal.model, cures) if cures else {}
     graph = normal.model.graph
     shapes = shape_only_values(graph)
     opset = normal.model.opset_imports.get("", 1)
@@ -92,10 +101,11 @@ def read_graph(model: Model) -> Graph:
         layers=tuple(layers),
         nodes=nodes,
         ports=ports,
-        aliases=normal.aliases,
+        aliases={**{name: heirs.get(heir, heir) for name, heir in normal.aliases.items()}, **heirs},
         half_io=normal.half_io,
         picking=frozenset(name for name, node in nodes.items() if picks(node)),
         inexact=_inexact_constants(layers, nodes, ports),
+        cures=tuple(cures),
     )
 
 

@@ -66,11 +66,11 @@ class Journal:
 
         def judge(plan: Plan) -> Trial:
             if (samples, plan) not in self._known:
-                self._append(json.dumps({"begin": sorted(plan.fp32), "on": samples}))
+                self._append(json.dumps({"begin": _plan_json(plan), "on": samples}))
                 try:
                     trial = oracle(plan)
                 except BaseException:  # Ctrl-C among them: the process lives, so the trial did not end it
-                    self._append(json.dumps({"left": sorted(plan.fp32), "on": samples}))
+                    self._append(json.dumps({"left": _plan_json(plan), "on": samples}))
                     raise
                 self._append(json.dumps({"end": _trial_json(trial), "on": samples}))
                 self._known[samples, plan] = trial
@@ -109,17 +109,26 @@ class Journal:
 
     def _learn(self, entry: Mapping[str, Any], begun: Counter[Key]) -> None:
         if "begin" in entry:
-            begun[entry["on"], Plan.of(entry["begin"])] += 1
+            begun[entry["on"], _plan(entry["begin"])] += 1
         elif "left" in entry:
-            begun[entry["on"], Plan.of(entry["left"])] -= 1
+            begun[entry["on"], _plan(entry["left"])] -= 1
         else:
             trial = _trial(entry["end"])
             self._known[entry["on"], trial.plan] = trial
 
 
+def _plan_json(plan: Plan) -> list[list[str]]:
+    return [sorted(plan.fp32), sorted(plan.bf16)]
+
+
+def _plan(entry: list[list[str]]) -> Plan:
+    fp32, bf16 = entry
+    return Plan(frozenset(fp32), frozenset(bf16))
+
+
 def _trial_json(trial: Trial) -> dict[str, Any]:
     return {
-        "fp32": sorted(trial.plan.fp32),
+        "plan": _plan_json(trial.plan),
         "verdict": trial.verdict.value,
         "outputs": [asdict(error) for error in trial.outputs],
         "excess": trial.excess,
@@ -131,7 +140,7 @@ def _trial_json(trial: Trial) -> dict[str, Any]:
 def _trial(entry: Mapping[str, Any]) -> Trial:
     outputs = tuple(TensorError(**{**error, "worst": tuple(error["worst"])}) for error in entry["outputs"])
     return Trial(
-        plan=Plan.of(entry["fp32"]),
+        plan=_plan(entry["plan"]),
         verdict=Verdict(entry["verdict"]),
         outputs=outputs,
         excess=float(entry["excess"]),

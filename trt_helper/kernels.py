@@ -16,6 +16,7 @@ import onnxruntime as ort
 
 from trt_helper.errors import ModelError, TrtHelperError
 from trt_helper.graph import captured, subgraphs
+from trt_helper.values import Narrow
 
 Array = np.ndarray[Any, Any]
 FATAL = 4  # log severity: ONNX Runtime's own chatter is not for the user
@@ -126,16 +127,17 @@ def _info(value: ir.Value, name: str) -> onnx.ValueInfoProto:
 
 
 class Rounding:
-    """Rounds FP32 arrays to the nearest half and back: what an FP16 tensor can hold.
+    """Rounds FP32 arrays to the nearest half and back: what an FP16 tensor can hold. The same for BF16.
 
     ONNX Runtime honours an explicit pair of casts at every optimisation level, and does it some 30
     times faster than numpy's `astype`.
     """
 
-    def __init__(self) -> None:
-        half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    def __init__(self, kind: Narrow = Narrow.FP16) -> None:
+        narrow = onnx.TensorProto.FLOAT16 if kind is Narrow.FP16 else onnx.TensorProto.BFLOAT16
+        single = onnx.TensorProto.FLOAT
         nodes = [
-            onnx.helper.make_node("Cast", ["x"], ["h"], to=half),
+            onnx.helper.make_node("Cast", ["x"], ["h"], to=narrow),
             onnx.helper.make_node("Cast", ["h"], ["y"], to=single),
         ]
         infos = [onnx.helper.make_tensor_value_info(name, single, None) for name in "xy"]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -20,9 +21,11 @@ from trt_helper.errors import ModelError
 from trt_helper.files import cannot_write
 from trt_helper.graph import Graph, captured, subgraphs
 from trt_helper.precision import Precisions, assign
-from trt_helper.values import Plan
+from trt_helper.values import Narrow, Plan
 
-FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+FLOAT, HALF, BRAIN = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
+TYPES = {Narrow.FP16: HALF, Narrow.BF16: BRAIN}
+SUFFIX = {FLOAT: "fp32", HALF: "fp16", BRAIN: "bf16"}
 PROTOBUF_LIMIT = 1_800_000_000  # bytes; above it weights go into a file of their own
 
 
@@ -56,8 +59,8 @@ class _Renderer:
     def render(self, plan: Plan) -> TypedModel:
         order = list(self.graph)
         for value in self._values():
-            if value.name in self.precisions.tensors:
-                value.type = ir.TensorType(HALF)
+            if narrow := self.precisions.tensors.get(value.name or ""):
+                value.type = ir.TensorType(TYPES[narrow])
         for node in order:
             self._type_attributes(node)
             self._type_inputs(node)
@@ -79,44 +82,44 @@ class _Renderer:
 
     def _type_inputs(self, node: ir.Node) -> None:
         follow = self.source.ports[node.name or ""].inputs
-        in_half = node.name in self.precisions.layers
+        narrow = self.precisions.layers.get(node.name or "")
         for index, value in enumerate(node.inputs):
-            if value is None or value.dtype not in (FLOAT, HALF):
+            if value is None or value.dtype not in SUFFIX:
                 continue
-            wanted = HALF if index in follow and in_half else FLOAT
+            wanted = TYPES[narrow] if narrow and index in follow else FLOAT
             node.replace_input_with(index, self._as(value, wanted))
         for value in captured(node):
-            if value.dtype is HALF:
+            if value.dtype in (HALF, BRAIN):
                 _replace_in_subgraphs(node, value, self._as(value, FLOAT))
 
     def _as(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
-        """`value` in the wanted precision: itself, an initializer's half copy, or one shared cast."""
+        """`value` in the wanted precision: itself, an initializer's narrow copy, or one shared cast."""
         if value.dtype is wanted:
             return value
         key = (value.name or "", wanted)
         if key not in self.casts:
             if value.const_value is not None and value.is_initializer():
-                self.casts[key] = self._half_copy(value)
+                self.casts[key] = self._narrow_copy(value, wanted)
             else:
                 self.casts[key] = self._cast(value, wanted)
         return self.casts[key]
 
-    def _half_copy(self, value: ir.Value) -> ir.Value:
+    def _narrow_copy(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
         array = value.const_value.numpy()  # type: ignore[union-attr]
-        half, exact = round_to_half(array)
+        narrow, exact = round_to_half(array) if wanted is HALF else (array.astype(ml_dtypes.bfloat16), True)
         if not exact:
             self.unrepresentable.append(value.name or "")
         copy = ir.Value(
-            name=self._name(f"{value.name}_fp16"),
-            const_value=ir.Tensor(half),
-            type=ir.TensorType(HALF),
-            shape=ir.Shape(half.shape),
+            name=self._name(f"{value.name}_{SUFFIX[wanted]}"),
+            const_value=ir.Tensor(narrow),
+            type=ir.TensorType(wanted),
+            shape=ir.Shape(narrow.shape),
         )
         self.graph.register_initializer(copy)
         return copy
 
     def _cast(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
-        suffix = "to_fp16" if wanted is HALF else "to_fp32"
+        suffix = f"to_{SUFFIX[wanted]}"
         out = ir.Value(name=self._name(f"{value.name}_{suffix}"), type=ir.TensorType(wanted), shape=value.shape)
         node = ir.Node(
             "",
@@ -137,7 +140,7 @@ class _Renderer:
         """The user's outputs keep their names and types."""
         name = value.name or ""
         wanted = self.source.half_io.get(name, FLOAT)
-        if value.dtype not in (FLOAT, HALF) or value.dtype is wanted:
+        if value.dtype not in SUFFIX or value.dtype is wanted:
             return
         typed = self._as(value, wanted)
         value.name = self._name(f"{name}_inner")
@@ -146,10 +149,11 @@ class _Renderer:
 
     def _type_attributes(self, node: ir.Node) -> None:
         """Operators that write the type of their result into an attribute."""
-        if node.name not in self.precisions.layers or node.outputs[0].dtype is not HALF:
+        dtype = node.outputs[0].dtype
+        if node.name not in self.precisions.layers or dtype not in (HALF, BRAIN):
             return
         if node.op_type == "Cast":
-            node.attributes["to"] = ir.AttrInt64("to", HALF)
+            node.attributes["to"] = ir.AttrInt64("to", dtype)
         elif node.op_type == "ConstantOfShape":
             given = node.attributes.get("value")
             array = given.as_tensor().numpy() if given is not None else np.zeros(1, np.float32)

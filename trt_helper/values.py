@@ -35,11 +35,19 @@ class Layer:
     module: str = ""  # path of the PyTorch module it came from, where the exporter wrote it
 
 
+class Narrow(Enum):
+    """A float type of 16 bits."""
+
+    FP16 = "fp16"
+    BF16 = "bf16"  # the range of FP32, 8 bits of significand: for layers whose trouble is range
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The layers that stay in FP32. Everything else is FP16."""
+    """The layers that stay in FP32, and those that compute in BF16. Everything else is FP16."""
 
     fp32: frozenset[LayerName] = frozenset()
+    bf16: frozenset[LayerName] = frozenset()
 
     @classmethod
     def of(cls, names: Iterable[LayerName]) -> Plan:
@@ -47,6 +55,18 @@ class Plan:
 
     def __len__(self) -> int:
         return len(self.fp32)
+
+
+CURES = ("pins", "constants", "norms", "bf16")
+
+
+@dataclass(frozen=True, slots=True)
+class Cure:
+    """One rewrite of the graph: of the initializer `name`, or of the layer `name` into the operator `op`."""
+
+    kind: str
+    name: str
+    op: str = ""
 
 
 class Statistic(str, Enum):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,12 +13,17 @@ from trt_helper.graph import Graph, read_graph
 from trt_helper.model import load
 from trt_helper.samples import RANDOM_WARNING, Sample, load_samples
 from trt_helper.shapes import parse_shapes
-from trt_helper.values import Statistic, Tolerance
+from trt_helper.values import Cure, Statistic, Tolerance
 
 
-def open_graph(path: Path) -> Graph:
-    """Load, check and normalise a model."""
-    return read_graph(load(path))
+def command_line() -> list[str]:
+    """What was typed, as the run record keeps it."""
+    return ["trt-helper", *sys.argv[1:]]
+
+
+def open_graph(path: Path, cures: Sequence[Cure] = ()) -> Graph:
+    """Load, check and normalise a model, and rewrite it by the cures of a config."""
+    return read_graph(load(path), cures)
 
 
 def open_samples(

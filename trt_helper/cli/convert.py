@@ -68,11 +68,11 @@ def run(
             require_writable(target, keep=(path, config, *(inputs or ())))
     if engine and typed_onnx and engine.absolute() == typed_onnx.absolute():
         raise typer.BadParameter("-o and --typed-onnx name the same file")
-    graph = common.open_graph(path)
+    graph = common.open_graph(path, plan_file.cures)
     require_same_model(plan_file, graph.source.sha256, path)
     if plan_file.exclude_tactics:
         common.refuse_tactics(plan_file)
-    plan = graph.plan(plan_file.fp32_layers)
+    plan = graph.plan(plan_file.fp32_layers, plan_file.bf16_layers)
     ranges = _profile(graph, plan_file, inputs, shapes)
     if engine:
         make_folder_of(engine)

@@ -246,8 +246,9 @@ class _Classes:
             effect = self._effects[number - 1]
             if float(np.abs(effect - errors).max(initial=0.0)) <= SAME * size:
                 return number
-        if size < CAP and (number := self._exact.get((-errors).tobytes())):
-            return -number
+        opposite = self._exact.get((-errors).tobytes(), 0) if size < CAP else 0
+        if opposite:
+            return -opposite
         self._effects.append(errors)
         self._exact[errors.tobytes()] = len(self._effects)
         return len(self._effects)
