@@ -46,6 +46,7 @@ check: lint type test  ## what CI runs: lint, type, test
 bench: $(READY)  ## measure speed, memory and trials against references in the same run
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/gate.py
 
 clean:  ## remove everything that was made
 	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

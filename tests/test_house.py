@@ -20,11 +20,11 @@ LONGEST_MODULE, LONGEST_FUNCTION = 400, 50  # lines; of a function without its s
 ROWS = (
     {"", "errors", "values"},
     {"files", "search.strategy", "search.drive", "search.foresight", "search"},
-    {"model", "normalise", "roles", "graph", "config"},
+    {"model", "normalise", "cures", "roles", "graph", "config"},
     {"precision", "typed", "kernels", "emulate", "compare", "samples", "reference", "metric", "shapes", "builder"},
-    {"evidence", "sensitivity", "oracle", "journal"},
-    {"locate", "convert", "machine"},
-    {"record", "text", "engine_file"},
+    {"evidence", "sensitivity", "oracle", "journal", "cache", "baseline", "findings"},
+    {"gate", "locate", "remedy", "convert", "machine"},
+    {"ci", "record", "report", "text", "engine_file"},
     {"cli", "__main__"},
 )
 HEAVY = {

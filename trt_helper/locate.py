@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from trt_helper.emulate import Emulator
 from trt_helper.errors import ControlError
@@ -12,14 +12,14 @@ from trt_helper.evidence import survey
 from trt_helper.graph import Graph
 from trt_helper.journal import Journal
 from trt_helper.metric import Metric
-from trt_helper.oracle import EmulatedOracle
+from trt_helper.oracle import EmulatedOracle, PerSample
 from trt_helper.reference import references
 from trt_helper.samples import Sample, hold_out
 from trt_helper.search.drive import drive
 from trt_helper.search.foresight import Conflict, Foresight, Rounding
 from trt_helper.search.strategy import HOPE, Guess, Stop, Strategy, Try, smallest
 from trt_helper.sensitivity import conflict, roundings
-from trt_helper.values import LayerReport, Plan, Statistic, Tolerance, Trial, Verdict
+from trt_helper.values import Cure, LayerReport, Plan, Statistic, Tolerance, Trial, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +51,18 @@ class Located:
     seconds: float
     warnings: tuple[str, ...]
     curve: tuple[CurvePoint, ...]
+    reasons: tuple[str, ...] = ()  # why each of the trials was made
+    per_sample: Mapping[str, PerSample] = field(default_factory=dict)  # 'before' and 'after'; () if not computable
+    without_cure: Mapping[Cure, Trial] = field(default_factory=dict)  # the plan without each cure of the graph
 
     @property
     def pins(self) -> tuple[str, ...]:
-        """The plan's layers in topological order."""
-        return tuple(name for name in self.graph.candidates if name in self.plan.fp32)
+        """The plan's layers, in FP32 and in BF16, in topological order."""
+        return tuple(name for name in self.graph.candidates if name in self.plan.fp32 or name in self.plan.bf16)
 
     def without(self, name: str) -> Trial | None:
         """The trial of the final plan with this one pin taken out."""
-        less = Plan(self.plan.fp32 - {name})
+        less = Plan(self.plan.fp32 - {name}, self.plan.bf16 - {name})
         return next((trial for trial in self.trials if trial.plan == less), None)
 
 
@@ -117,6 +120,7 @@ def locate(
     after = search.judge_all(plan)
     for text in _median_warnings(after, tolerance) if metric is None else ():
         listener.warn(text)
+    per_sample = {"before": search.per_sample(Plan()), "after": search.per_sample(plan)}
     return Located(
         graph=graph,
         tolerance=tolerance,
@@ -134,6 +138,8 @@ def locate(
         seconds=time.monotonic() - search.started,
         warnings=tuple(listener.warnings),
         curve=search.curve(),
+        reasons=tuple(search.reasons),
+        per_sample=per_sample,
     )
 
 
@@ -178,17 +184,21 @@ class _Search:
         self.searched, self.held_out = hold_out(samples)
         self.evidence: Guess | None = None
         self.trials: list[Trial] = []
+        self.reasons: list[str] = []
         self.inferences = len(samples)
         self._roundings: list[Rounding] = []
         self._conflicts: list[Conflict] = []
         self._held_out_asked = False
         self._judged: dict[tuple[tuple[int, ...], Plan], Trial] = {}
+        self._per_sample: dict[Plan, PerSample] = {}
 
     def run(self, strategy: Strategy) -> tuple[Stop, Plan]:
         """Search with the samples that are not held out. Raises ControlError when even FP32 does not pass on them."""
         best: Plan | None = None  # until everything pinned has passed, there is nothing to stop with
         for event in drive(strategy, self._try):
             self.listener.event(event)
+            if isinstance(event, Try):
+                self.reasons.append(event.because)
             if isinstance(event, Trial):
                 self.trials.append(event)
                 if event.verdict is Verdict.PASS and (best is None or len(event.plan) < len(best)):
@@ -228,6 +238,7 @@ class _Search:
         if self.evidence is not None:
             plan = Plan.of(self.evidence.order[:pins])
             if all(trial.plan != plan for trial in self.trials):
+                self.reasons.append(f"the first {pins} pins in the foreseen order")
                 self.trials.append(self._judge(plan, self.searched))
         best = min((t for t in self.trials if len(t.plan) <= pins), key=lambda t: (t.excess, len(t.plan))).plan
         because = f"the best of those tried with at most {pins} pins; {enough} pins are enough"
@@ -267,10 +278,21 @@ class _Search:
         key = (tuple(which), plan)
         if key not in self._judged:
             oracle = EmulatedOracle(self.emulator, self.samples, self.expected, self.tolerance, self.metric).on(which)
-            judge = self.journal.remember(oracle.judge, ",".join(map(str, which))) if self.journal else oracle.judge
+            judge = self.journal.remember(oracle.judge, label(self.graph, which)) if self.journal else oracle.judge
             self._judged[key] = judge(plan)
             self.inferences += oracle.inferences
+            if len(which) == len(self.samples):
+                self._per_sample.update(oracle.per_sample)
         return self._judged[key]
+
+    def per_sample(self, plan: Plan) -> PerSample:
+        """The errors of a plan on every sample; measured once more where the journal knew only the worst."""
+        if plan not in self._per_sample and not self.judge_all(plan).why:
+            oracle = EmulatedOracle(self.emulator, self.samples, self.expected, self.tolerance)
+            oracle.judge(plan)
+            self.inferences += oracle.inferences
+            self._per_sample.update(oracle.per_sample)
+        return self._per_sample.get(plan, ())
 
     def guess(self, trial: Trial) -> Guess:
         """What the evidence says after `trial`: what each rounding does, and what those do that surprised."""
@@ -319,6 +341,11 @@ class _Search:
             f"FP16 alone is {nothing.excess:.2g} times the tolerance off, with a tenth of the layers in FP32 about "
             f"{tenth:.2g} times; loosen the tolerance that much, or set --max-pins"
         )
+
+
+def label(graph: Graph, samples: Sequence[int]) -> str:
+    """What a trial in the journal was judged on: samples by their number, and the cures of the graph."""
+    return ",".join(map(str, samples)) + "".join(f" {cure.kind}:{cure.name}" for cure in graph.cures)
 
 
 def _control_error(trial: Trial, samples: Sequence[Sample], tolerance: Tolerance) -> ControlError:

@@ -15,6 +15,9 @@ from trt_helper.samples import Sample
 from trt_helper.values import Plan, TensorError, Tolerance, Trial, Verdict
 
 
+PerSample = tuple[tuple[TensorError, ...], ...]  # of each sample, each output
+
+
 @dataclass(eq=False)
 class EmulatedOracle:
     """Judges plans on the emulator, on every sample; the worst one decides."""
@@ -25,6 +28,7 @@ class EmulatedOracle:
     tolerance: Tolerance
     metric: Metric | None = None  # decides instead of the tolerance
     inferences: int = field(default=0, init=False)
+    per_sample: dict[Plan, PerSample] = field(default_factory=dict, init=False)  # the errors of every plan judged
 
     def judge(self, plan: Plan) -> Trial:
         """Run `plan` on all samples; the metric decides, else the worst sample against the tolerance."""
@@ -38,6 +42,7 @@ class EmulatedOracle:
             compare_all(outputs, reference, self.tolerance)
             for outputs, reference in zip(found, self.references, strict=True)
         ]
+        self.per_sample[plan] = tuple(per_sample)
         trial = judge(plan, per_sample, self.tolerance)
         if self.metric is None:
             return trial

@@ -1,19 +1,28 @@
-"""Results go in, the JSON that scripts may rely on comes out (DESIGN.md section 5)."""
+"""Results go in, the JSON that scripts may rely on comes out (DESIGN.md section 5), and the record of a run."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 import onnxruntime
 
 import trt_helper
+from trt_helper import machine
 from trt_helper.convert import Converted, proof_json
 from trt_helper.evidence import cause
+from trt_helper.files import write_atomically
 from trt_helper.graph import Graph
 from trt_helper.locate import Located
+from trt_helper.oracle import PerSample
+from trt_helper.precision import assign
 from trt_helper.values import LayerReport, Plan, TensorError, Tolerance
 
 SCHEMA = 1
@@ -90,7 +99,12 @@ def located_json(located: Located) -> Json:
         "model": {"path": str(source.path), "sha256": source.sha256, "layers": len(located.graph.layers)},
         "tolerance": tolerance_json(located.tolerance),
         "metric": metric_json(located),
-        "fp32_layers": list(located.pins),
+        "fp32_layers": [name for name in located.pins if name in located.plan.fp32],
+        "bf16_layers": [name for name in located.pins if name in located.plan.bf16],
+        "cures": [
+            {cure.kind: cure.name, **({"as": cure.op} if cure.op else {}), "without": outputs_json(trial.outputs)}
+            for cure, trial in located.without_cure.items()
+        ],
         "minimal": located.minimal,
         "trials": len(located.trials),
         "inferences": located.inferences,
@@ -99,6 +113,12 @@ def located_json(located: Located) -> Json:
         "held_out": list(located.held_out),
         "before": outputs_json(located.before.outputs),
         "after": outputs_json(located.after.outputs),
+        "excess": {"before": _number(located.before.excess), "after": _number(located.after.excess)},
+        "not_computed": {"before": located.before.why, "after": located.after.why},
+        "because": located.because,
+        "share": share_json(located.graph, located.plan, located.layers),
+        "per_sample": _per_sample_json(located.samples, located.held_out, located.per_sample),
+        "search": list(_search_json(located)),
         "pins": [_pin_json(located, name) for name in located.pins],
         "layers": [layer_json(r, pinned=r.layer.name in located.plan.fp32) for r in located.layers],
         "curve": [
@@ -110,8 +130,96 @@ def located_json(located: Located) -> Json:
             for p in located.curve
         ],
         "warnings": list(located.warnings),
-        "versions": versions(),
+        **setting_json(located.graph),
     }
+
+
+def setting_json(graph: Graph) -> Json:
+    """What was judged and what the figures depend on."""
+    return {
+        "opset": graph.model.opset_imports.get("", 0),
+        "inputs": [_value_json(graph, value) for value in graph.inputs],
+        "outputs": [_value_json(graph, value) for value in graph.model.graph.outputs],
+        "versions": {**versions(), **{name: version(name) for name in ("numpy", "onnx", "onnx-ir")}},
+        "platform": machine.platform_line(),
+    }
+
+
+def record_path(beside: Path) -> Path:
+    """Where the record of a run lies: `fp32_layers.run.json` beside `fp32_layers.yaml`."""
+    return beside.with_name(f"{beside.stem}.run.json")
+
+
+def write_record(path: Path, result: Json, command: str, argv: Sequence[str]) -> None:
+    """Write the run record: `result` as `--json` shows it, what gave it, and when. Raises OutputError."""
+    record = {
+        **result,
+        "command": command,
+        "argv": list(argv),
+        "reproduce": shlex.join(argv),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    write_atomically(path, (json.dumps(record, allow_nan=False, indent=1) + "\n").encode())
+
+
+def share_json(graph: Graph, plan: Plan, reports: Sequence[LayerReport]) -> Json:
+    """How much of the model computes in FP16 under `plan`: layers, and bytes moved, an estimate of what it costs.
+
+    `traffic` counts each tensor once for the layer that makes it and once for each that reads it, weights
+    included, at 2 or 4 bytes, as if nothing were fused; null where no layer was looked at. A layer's tensor is
+    as large as its worst sample had it.
+    """
+    traffic = None
+    if reports:
+        sizes = {report.layer.name: report.isolated.total for report in reports}
+        made = {name: sizes[layer.name] for layer in graph.layers for name in layer.outputs if layer.name in sizes}
+        weights = (value for value in graph.model.graph.initializers.values() if value.dtype is ir.DataType.FLOAT)
+        made |= {value.name or "": value.const_value.size for value in weights if value.const_value}
+        moved = {
+            layer.name: sum(made.get(name, 0) for name in (*layer.inputs, *layer.outputs)) for layer in graph.layers
+        }
+        traffic = {
+            "fp32": 4 * sum(moved.values()),
+            "fp16": _bytes(moved, assign(graph, Plan()).layers),
+            "plan": _bytes(moved, assign(graph, plan).layers),
+        }
+    return {"layers": len(graph.candidates), "pinned": len(plan.fp32), "traffic": traffic}
+
+
+def _bytes(moved: Mapping[str, int], narrow: Mapping[str, object]) -> int:
+    return sum((2 if name in narrow else 4) * count for name, count in moved.items())
+
+
+def _search_json(located: Located) -> Iterator[Json]:
+    """Each trial with the pins that it has more and less than the last one before it that did not pin everything."""
+    every, before = frozenset(located.graph.candidates), frozenset[str]()
+    for trial, because in zip(located.trials, located.reasons, strict=True):
+        whole = trial.plan.fp32 == every
+        now = before if whole else trial.plan.fp32
+        yield {
+            "pins": len(trial.plan),
+            "every_layer": whole,
+            "added": sorted(now - before),
+            "removed": sorted(before - now),
+            "because": because,
+            "verdict": trial.verdict.value,
+            "excess": _number(trial.excess),
+            "not_computed": trial.why,
+            "outputs": {e.name: {"max": _number(e.max), "non_finite": e.non_finite} for e in trial.outputs},
+        }
+        before = now
+
+
+def _per_sample_json(sources: Sequence[str], held_out: Sequence[str], found: Mapping[str, PerSample]) -> list[Json]:
+    """Every output of every sample, before and after."""
+    return [
+        {
+            "source": source,
+            "held_out": source in held_out,
+            **{which: outputs_json(errors[index]) if errors else {} for which, errors in found.items()},
+        }
+        for index, source in enumerate(sources)
+    ]
 
 
 def metric_json(located: Located) -> Json | None:
@@ -132,6 +240,8 @@ def _pin_json(located: Located, name: str) -> Json:
         "cause": why,
         "cause_evidence": shown,
         "without": outputs_json(without.outputs) if without else {},
+        "without_excess": _number(without.excess) if without else None,
+        "not_computed": without.why if without else "",
     }
 
 
@@ -186,11 +296,11 @@ def compared_json(
     graph: Graph,
     plan: Plan,
     tolerance: Tolerance,
-    samples: Mapping[str, Sequence[TensorError]],
+    samples: Sequence[tuple[str, Sequence[TensorError]]],
     reports: Sequence[LayerReport],
 ) -> Json:
     """`compare --json`: every output of every sample, and every layer."""
-    passed = all(error.passes(tolerance) for outputs in samples.values() for error in outputs)
+    passed = all(error.passes(tolerance) for _, outputs in samples for error in outputs)
     return {
         "schema": SCHEMA,
         "verdict": "pass" if passed else "fail",
@@ -198,8 +308,10 @@ def compared_json(
         "model": {"path": str(graph.source.path), "sha256": graph.source.sha256, "layers": len(graph.layers)},
         "tolerance": tolerance_json(tolerance),
         "fp32_layers": [name for name in graph.candidates if name in plan.fp32],
-        "samples": [{"source": source, "outputs": outputs_json(errors)} for source, errors in samples.items()],
+        "samples": [{"source": source, "outputs": outputs_json(errors)} for source, errors in samples],
+        "share": share_json(graph, plan, reports),
         "layers": [layer_json(report, pinned=report.layer.name in plan.fp32) for report in reports],
+        **setting_json(graph),
     }
 
 
@@ -230,18 +342,12 @@ def converted_json(converted: Converted) -> Json:
 
 def graph_json(graph: Graph) -> Json:
     """`inspect --json` of a model."""
-
-    def value_json(value: ir.Value) -> Json:
-        dtype = graph.half_io.get(value.name or "", value.dtype)
-        shape = None if value.shape is None else [d if isinstance(d, int) else d.value for d in value.shape]
-        return {"name": value.name, "type": dtype.name.lower() if dtype else None, "shape": shape}
-
     return {
         "schema": SCHEMA,
         "model": {"path": str(graph.source.path), "sha256": graph.source.sha256, "layers": len(graph.layers)},
         "opset": graph.model.opset_imports.get("", 0),
-        "inputs": [value_json(value) for value in graph.inputs],
-        "outputs": [value_json(value) for value in graph.model.graph.outputs],
+        "inputs": [_value_json(graph, value) for value in graph.inputs],
+        "outputs": [_value_json(graph, value) for value in graph.model.graph.outputs],
         "layers": [
             {
                 "name": layer.name,
@@ -255,3 +361,9 @@ def graph_json(graph: Graph) -> Json:
         ],
         "folded": dict(graph.aliases),
     }
+
+
+def _value_json(graph: Graph, value: ir.Value) -> Json:
+    dtype = graph.half_io.get(value.name or "", value.dtype)
+    shape = None if value.shape is None else [d if isinstance(d, int) else d.value for d in value.shape]
+    return {"name": value.name, "type": dtype.name.lower() if dtype else None, "shape": shape}

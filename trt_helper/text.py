@@ -27,12 +27,12 @@ UNPROVEN = {
 }
 
 
-def plain(name: str) -> str:
+def plain(name: str, longest: int = LONGEST_NAME) -> str:
     """`name` without control characters, escapes and bidirectional marks, cut in the middle when long."""
     visible = "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c)[0] == "C" else c for c in name)
-    if len(visible) <= LONGEST_NAME:
+    if len(visible) <= longest:
         return visible
-    half = LONGEST_NAME // 2
+    half = longest // 2
     return f"{visible[:half]}…{visible[-half:]}"
 
 
@@ -82,11 +82,26 @@ def pins(located: Located) -> Table:
     made = table("Layers that stay in FP32", "layer", "op", "cause", "what shows it", "error without it", names=4)
     reports = {report.layer.name: report for report in located.layers}
     for name in located.pins:
+        if name in located.plan.bf16:
+            continue
         report = reports[name]
         without = located.without(name)
         shown = f"{name}  ({report.layer.module})" if report.layer.module else name
         why, value = cause(report)
         made.add_row(cell(shown), cell(report.layer.op), why, value, trial_figure(without) if without else "-")
+    return made
+
+
+def cures(located: Located) -> Table:
+    """How the graph is rewritten, and what happens without that."""
+    made = table("Cures that cost nothing at run time", "what", "by", "error without it", names=2)
+    for cure, without in located.without_cure.items():
+        how = f"one {cure.op}" if cure.op else "bringing it into FP16's range"
+        made.add_row(cell(cure.name), how, trial_figure(without))
+    for name in located.pins:
+        if name in located.plan.bf16:
+            lacking = located.without(name)
+            made.add_row(cell(name), "BF16", trial_figure(lacking) if lacking else "-")
     return made
 
 
@@ -166,16 +181,18 @@ def values(title: str, graph: Graph, which: str) -> Table:
     return made
 
 
-def summary(located: Located, output: Path) -> str:
+def summary(located: Located, output: Path, record: Path) -> str:
     """What was decided, how sure it is, and what comes next."""
     count, of = len(located.plan), len(located.graph.candidates)
-    said = "FP16 is accurate as it is: no layer needs FP32" if not count else f"{count} of {of} layers stay in FP32"
+    cured = f" with {len(located.without_cure)} cure{'s' * (len(located.without_cure) > 1)}" if located.without_cure else " as it is"
+    said = f"FP16 is accurate{cured}: no layer needs FP32" if not count else f"{count} of {of} layers stay in FP32"
     held = f", {len(located.held_out)} of them held out of the search" if located.held_out else ""
     return (
         f"{said} ({located.because}).\n"
         f"{len(located.samples)} samples{held}; {len(located.trials)} trials, {located.inferences} inferences,"
         f" {located.seconds:.1f} s, emulated FP16.\n"
-        f"Plan written to {output}. Next: trt-helper convert --config {output}"
+        f"Plan written to {output}, how it was found to {record}.\n"
+        f"Next: trt-helper report {record}; trt-helper convert --config {output}"
     )
 
 

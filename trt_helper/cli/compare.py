@@ -35,9 +35,9 @@ def run(
     plan_file = read_config(config) if config else Config()
     if model is None and plan_file.model is None:
         raise typer.BadParameter("give a model, or a --config that names one")
-    graph = common.open_graph(model_path(plan_file, model))
+    graph = common.open_graph(model_path(plan_file, model), plan_file.cures)
     require_same_model(plan_file, graph.source.sha256, graph.source.path)
-    plan = graph.plan(plan_file.fp32_layers)
+    plan = graph.plan(plan_file.fp32_layers, plan_file.bf16_layers)
     tolerance = common.tolerance(graph, atol, rtol, check_error_stat, plan_file.tolerance)
     samples = common.open_samples(graph, inputs, data_loader_script, shapes)
     emulator = Emulator(graph)

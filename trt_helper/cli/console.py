@@ -51,6 +51,11 @@ def warn(message: str) -> None:
     stderr().print(Text.assemble(("warning: ", "yellow"), _one_line(message)), soft_wrap=True)
 
 
+def note(message: str) -> None:
+    """One remark to stderr."""
+    stderr().print(Text.assemble(("note: ", "bold"), _one_line(message)), soft_wrap=True)
+
+
 def complain(message: str, fix: str) -> None:
     """The two lines of an error, to stderr."""
     console = stderr()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,8 +45,16 @@ def run(
     max_trials: Annotated[
         int | None, typer.Option(min=2, metavar="N", help="Stop after N trials.", show_default=False)
     ] = None,
+    cures: Annotated[
+        str,
+        typer.Option(metavar="KIND,...", help="What may be done: pins, constants, norms, bf16."),
+    ] = "pins",
     time_limit: Annotated[
         float | None, typer.Option(min=0, metavar="S", help="Stop after S seconds.", show_default=False)
+    ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="The run record. [default: beside the plan]", show_default=False),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -57,37 +66,69 @@ def run(
     from trt_helper.files import make_folder_of, require_writable
     from trt_helper.locate import Budget
     from trt_helper.metric import load_metric
-    from trt_helper.record import evidence_yaml, located_json
-    from trt_helper.values import Verdict
+    from trt_helper.record import evidence_yaml, located_json, record_path, write_record
+    from trt_helper.values import CURES, Verdict
 
+    kinds = frozenset(cures.split(","))
+    if not kinds <= frozenset(CURES):
+        raise typer.BadParameter(f"--cures {cures!r}: the kinds are {', '.join(CURES)}")
     if (metric is None) != (metric_threshold is None):
         raise typer.BadParameter("--metric and --metric-threshold go together")
-    require_writable(output, keep=(model, *(inputs or ())))
+    run_record = record or record_path(output)
+    for target in (output, run_record):
+        require_writable(target, keep=(model, *(inputs or ())))
+    if output.absolute() == run_record.absolute():
+        raise typer.BadParameter("-o and --record name the same file")
     graph = common.open_graph(model)
     base = read_config(config).tolerance if config else None
     tolerance = common.tolerance(graph, atol, rtol, check_error_stat, base)
     samples = common.open_samples(graph, inputs, data_loader_script, shapes)
     make_folder_of(output)
     judged_by = load_metric(metric, metric_threshold) if metric and metric_threshold is not None else None
-    keeper = _Keeper(graph, samples, tolerance, output, judged_by)
-    located = _search(keeper, Budget(max_trials, max_pins, time_limit), every_layer=as_json)
+    asked = _asked(inputs, data_loader_script, tolerance, output)
+    keeper = _Keeper(graph, samples, tolerance, output, judged_by, asked)
+    located = _search(
+        keeper, Budget(max_trials, max_pins, time_limit), every_layer=as_json or record is not None, kinds=kinds
+    )
+    keeper.search(located.graph)
     keeper.save(located.plan, evidence_yaml(located))
     keeper.journal.remove()
+    result = located_json(located)
+    write_record(run_record, result, "locate", common.command_line())
     if as_json:
-        show_json(located_json(located))
+        show_json(result)
     else:
         show(text.before_after(located))
-        if located.pins:
+        if located.without_cure or located.plan.bf16:
+            show("", text.cures(located))
+        if located.plan.fp32:
             show("", text.pins(located))
-        show("", text.summary(located, output))
+        show("", text.summary(located, output, run_record))
     raise typer.Exit(0 if located.after.verdict is Verdict.PASS else 1)
+
+
+def _asked(inputs: list[Path] | None, script: str | None, tolerance: Tolerance, output: Path) -> dict[str, Any]:
+    """What the answer belongs to, for `gate`: where the samples are, seen from the plan, and the tolerance."""
+    from trt_helper.config import seen_from, tolerance_yaml
+
+    return {
+        **({"inputs": [seen_from(output.parent, path) for path in inputs]} if inputs else {}),
+        **({"data-loader-script": script} if script else {}),
+        "tolerance": tolerance_yaml(tolerance),
+    }
 
 
 class _Keeper:
     """Keeps the best plan so far and the journal on disk."""
 
     def __init__(
-        self, graph: Graph, samples: list[Sample], tolerance: Tolerance, output: Path, metric: Metric | None
+        self,
+        graph: Graph,
+        samples: list[Sample],
+        tolerance: Tolerance,
+        output: Path,
+        metric: Metric | None,
+        asked: dict[str, Any],
     ) -> None:
         from trt_helper.journal import Journal, digest
         from trt_helper.record import tolerance_json, versions
@@ -95,6 +136,7 @@ class _Keeper:
 
         self.graph, self.samples, self.tolerance, self.output = graph, samples, tolerance, output
         self.metric = metric
+        self.asked = asked
         self.best: Plan | None = None
         self._shapes = {name: [list(shape) for shape in shapes] for name, shapes in ranges_of(samples).items()}
         subject = {
@@ -106,6 +148,10 @@ class _Keeper:
         }
         self.journal = Journal(output.with_name(f"{output.name}.journal"), subject)
 
+    def search(self, graph: Graph) -> None:
+        """The plans that follow are for `graph`, which cures may have changed."""
+        self.graph, self.best = graph, None
+
     def save(self, plan: Plan, evidence: dict[str, Any]) -> None:
         """Write `plan` to the output file."""
         from trt_helper.config import Config, write_config
@@ -114,8 +160,10 @@ class _Keeper:
             model=self.graph.source.path,
             sha256=self.graph.source.sha256,
             fp32_layers=tuple(name for name in self.graph.candidates if name in plan.fp32),
+            cures=self.graph.cures,
+            bf16_layers=tuple(name for name in self.graph.candidates if name in plan.bf16),
             tolerance=self.tolerance,
-            evidence={**evidence, "shapes": self._shapes},
+            evidence={**evidence, "shapes": self._shapes, **self.asked},
         )
         write_config(config, self.output)
 
@@ -129,11 +177,12 @@ class _Keeper:
             self.save(trial.plan, {"minimal": False})
 
 
-def _search(keeper: _Keeper, budget: Budget, *, every_layer: bool) -> Located:
+def _search(keeper: _Keeper, budget: Budget, *, every_layer: bool, kinds: frozenset[str]) -> Located:
     """Run the search; Ctrl-C leaves the best plan and the journal, an error leaves no journal."""
     from trt_helper.cli.console import complain, progress, warn
     from trt_helper.errors import TrtHelperError
     from trt_helper.locate import Event, locate
+    from trt_helper.remedy import locate_with_cures
     from trt_helper.values import Trial
 
     def on_event(event: Event) -> None:
@@ -146,7 +195,8 @@ def _search(keeper: _Keeper, budget: Budget, *, every_layer: bool) -> Located:
         with keeper.journal, progress() as report:
             if keeper.journal.trials:
                 warn(f"going on with an interrupted search: {keeper.journal.trials} trials are known")
-            return locate(
+            find = locate if kinds == {"pins"} else partial(locate_with_cures, kinds=kinds, on_graph=keeper.search)
+            return find(
                 keeper.graph,
                 keeper.samples,
                 keeper.tolerance,

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from trt_helper import __version__
-from trt_helper.cli import compare, convert, doctor, inspect, locate
+from trt_helper.cli import compare, convert, doctor, gate, inspect, locate
 from trt_helper.cli.console import complain
 from trt_helper.errors import TrtHelperError
 
@@ -44,6 +44,7 @@ app = typer.Typer(
 app.command("locate")(locate.run)
 app.command("convert")(convert.run)
 app.command("compare")(compare.run)
+app.command("gate")(gate.run)
 app.command("inspect")(inspect.run)
 app.command("doctor")(doctor.run)
 

@@ -1,0 +1,419 @@
+"""`trt-helper gate`: what fails it, what it warns of, and what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from cli_helpers import misused, nothing_written, ok, own_folder, run, save_input, two_lines
+from gate_models import NORM, SQUARE, write_model, write_project
+
+CONFIG, BASELINE = Path("configs/net.yaml"), Path("configs/net.baseline.json")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """The project as `locate` leaves it, made once."""
+    folder = tmp_path_factory.mktemp("project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_project()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_copy(project, tmp_path, monkeypatch):
+    own_folder(tmp_path, monkeypatch)
+    shutil.copytree(project, ".", dirs_exist_ok=True)
+    monkeypatch.setenv("TRT_HELPER_CACHE", str(tmp_path / "cache"))
+    for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def gate(*words, status=0):
+    """The one config's part of `gate --json`, which must end with `status`."""
+    result = ok("gate", CONFIG, "--json", *words, status=status).json
+    assert (result["schema"], result["command"]) == (1, "gate")
+    (found,) = result["configs"]
+    assert found["status"] == status
+    assert result["verdict"] == found["verdict"] == {0: "pass", 1: "fail", 3: "error"}[status]
+    return found
+
+
+def rules(found, level):
+    return [finding["rule"] for finding in found["findings"] if finding["level"] == level]
+
+
+def subjects(found, rule):
+    return [finding["subject"] for finding in found["findings"] if finding["rule"] == rule]
+
+
+def edit(path, change):
+    data = yaml.safe_load(path.read_text()) if path.suffix == ".yaml" else json.loads(path.read_text())
+    change(data)
+    path.write_text(yaml.safe_dump(data, sort_keys=False) if path.suffix == ".yaml" else json.dumps(data))
+
+
+def entry():
+    (only,) = json.loads(BASELINE.read_text())["baselines"].values()
+    return only
+
+
+# ------------------------------------------------------------------------------------ accurate or not
+
+
+def test_a_plan_that_is_right_passes_on_the_recorded_inputs_and_writes_nothing():
+    with nothing_written():
+        found = gate()
+    assert found["samples"] == ["samples/0.npz", "samples/1.npz", "samples/2.npz"]
+    assert found["fp32_layers"] == list(NORM)
+    assert 0 < found["outputs"]["y"]["max"] < 0.02
+    assert rules(found, "error") == rules(found, "warning") == []
+
+
+def test_paths_of_a_config_are_relative_to_it(tmp_path, monkeypatch):
+    config = CONFIG.absolute()
+    monkeypatch.chdir(tmp_path)
+    assert ok("gate", config, "--json").json["configs"][0]["verdict"] == "pass"
+
+
+def test_an_output_out_of_tolerance_fails_with_its_worst_element_and_the_way_to_a_new_plan():
+    edit(CONFIG, lambda data: data["FP32_LAYERS_FOR_FP16"].remove(SQUARE))
+    result = run("gate", CONFIG)
+    assert result.status == 1
+    assert "error: output 'y': max error 2.2" in result.err
+    assert "allowed 0.02" in result.err
+    command = "trt-helper locate models/net.onnx --config configs/net.yaml --inputs samples -o configs/net.yaml"
+    assert f"fix: find the plan again: {command}" in result.err
+    assert f"no longer in it: '{SQUARE}'" in result.err
+    assert "FAIL" in result.out
+
+
+def test_the_command_that_repairs_a_plan_repairs_it():
+    edit(CONFIG, lambda data: data["FP32_LAYERS_FOR_FP16"].remove(SQUARE))
+    (fix,) = [f["fix"] for f in gate(status=1)["findings"] if f["rule"] == "tolerance"]
+    ok(*fix.partition("trt-helper ")[2].split())
+    assert gate()["fp32_layers"] == list(NORM)
+
+
+def test_what_explains_a_failure_is_said_too():
+    edit(CONFIG, lambda data: data["FP32_LAYERS_FOR_FP16"].remove(SQUARE))
+    found = gate(status=1)
+    assert found["overflow"] == {SQUARE: found["overflow"][SQUARE]}, "others see infinities, this one makes them"
+    assert subjects(found, "overflow") == [SQUARE]
+
+
+def test_a_tolerance_for_an_output_that_the_model_lacks_is_an_error():
+    edit(CONFIG, lambda data: data.update(atol={"": 0.02, "z": 1}))
+    assert "'z', which is no output" in gate(status=3)["findings"][0]["message"]
+
+
+# ------------------------------------------------------------------------------------- a changed model
+
+
+def test_a_retrained_model_is_judged_as_it_is_now():
+    gate("--update-baseline")
+    write_model(retrained=0.01)
+    found = gate()
+    assert "model" in rules(found, "note")
+    assert found["outputs"]["y"]["max"] != entry()["outputs"]["y"]["max"]
+
+
+def test_a_renamed_layer_is_named_with_its_line_and_the_nearest_name():
+    write_model(square="/norm/Power")
+    (finding,) = gate(status=3)["findings"]
+    assert finding["rule"] == "layer"
+    assert finding["subject"] == SQUARE
+    assert CONFIG.read_text().splitlines()[finding["line"] - 1] == f"- {SQUARE}"
+    assert finding["fix"].startswith("did you mean '/norm/Power'?")
+    assert "trt-helper locate models/net.onnx" in finding["fix"]
+
+
+def test_of_many_missing_layers_some_are_named():
+    edit(CONFIG, lambda data: data["FP32_LAYERS_FOR_FP16"].extend(f"gone/{i}" for i in range(30)))
+    messages = [finding["message"] for finding in gate(status=3)["findings"]]
+    assert messages[0] == "the model has no layer named 'gone/0'"
+    assert messages[-1].startswith("10 more: ")
+    assert len(messages) == 21
+
+
+def test_a_pin_that_is_no_longer_needed_is_a_warning():
+    write_model(gain=3.0)  # 3 squared is no number that FP16 lacks
+    found = gate()
+    assert rules(found, "error") == []
+    assert subjects(found, "pin") == list(NORM)
+    assert [CONFIG.read_text().splitlines()[f["line"] - 1] for f in found["findings"] if f["rule"] == "pin"] == [
+        f"- {name}" for name in NORM
+    ]
+
+
+def test_a_pin_added_by_hand_is_found_out():
+    edit(CONFIG, lambda data: data["FP32_LAYERS_FOR_FP16"].append("dense"))
+    assert subjects(gate(), "pin") == ["dense"]
+    assert subjects(gate(), "pin") == ["dense"], "remembered"
+    assert subjects(gate("--no-check-pins"), "pin") == []
+
+
+def test_a_looser_tolerance_makes_pins_unneeded():
+    edit(CONFIG, lambda data: data.update(atol=100))
+    assert subjects(gate(), "pin") == list(NORM)
+
+
+def test_pins_that_locate_proved_are_tried_only_when_asked_for(monkeypatch):
+    tried = []
+    monkeypatch.setattr("trt_helper.gate._Run.passes_without", lambda _run, name, _metric: tried.append(name))
+    gate()
+    assert tried == []
+    gate("--check-pins")
+    assert sorted(tried) == sorted(NORM)
+
+
+# ------------------------------------------------------------------------------------------ the baseline
+
+
+def test_a_baseline_has_the_same_bytes_each_time_and_reads_well(tmp_path):
+    gate("--update-baseline")
+    first = BASELINE.read_bytes()
+    shutil.rmtree(tmp_path / "cache")
+    gate("--update-baseline")
+    assert BASELINE.read_bytes() == first
+    data = json.loads(first)
+    assert first.decode() == json.dumps(data, indent=2, sort_keys=True) + "\n"
+    (key,) = data["baselines"]
+    assert key.startswith("emulate, onnxruntime ")
+    assert all(float(f"{figure:.3g}") == figure for figure in entry()["outputs"]["y"].values())
+    assert b"/work" not in first
+    assert str(tmp_path).encode() not in first
+
+
+def test_worse_than_the_baseline_by_more_than_the_factor_fails():
+    gate("--update-baseline")
+
+    def better(data):
+        for figures in data["baselines"].values():
+            figures["outputs"]["y"] |= {name: figures["outputs"]["y"][name] / 3 for name in ("max", "max_rel")}
+
+    edit(BASELINE, better)
+    found = gate(status=1)
+    assert rules(found, "error") == ["regression"]
+    assert "3.01 times as far off" in found["findings"][0]["message"]
+    gate("--max-regression", "3.1x")
+    gate("--max-regression", "2.9", status=1)
+    gate("--update-baseline")
+    gate("--max-regression", "1x")
+
+
+def test_errors_far_below_the_tolerance_are_no_regression():
+    edit(CONFIG, lambda data: data.update(atol=10.0))  # 0.00136 is 0.01 % of it
+    gate("--update-baseline")
+    edit(BASELINE, lambda data: [e["outputs"]["y"].update(max=1e-9, max_rel=1e-9) for e in data["baselines"].values()])
+    gate()
+
+
+def test_overflow_where_there_was_none_fails_although_the_output_is_right():
+    """The squares of `/norm/Pow` are finite FP32 values that its FP16 readers see as infinite."""
+    edit(CONFIG, lambda data: data.update(atol=100))
+    edit(CONFIG, lambda data: data["FP32_LAYERS_FOR_FP16"].clear())
+    gate("--update-baseline")
+    assert entry()["overflow"].keys() == {SQUARE}
+    gate()
+    edit(BASELINE, lambda data: [e.update(overflow={}) for e in data["baselines"].values()])
+    found = gate(status=1)
+    assert rules(found, "error") == ["overflow"]
+    assert subjects(found, "overflow") == [SQUARE]
+
+
+def test_a_plan_that_fails_becomes_no_baseline():
+    edit(CONFIG, lambda data: data["FP32_LAYERS_FOR_FP16"].remove(SQUARE))
+    gate("--update-baseline", status=1)
+    assert not BASELINE.exists()
+
+
+def test_another_version_is_compared_with_and_kept_beside_the_new_one():
+    gate("--update-baseline")
+
+    def older(data):
+        data["baselines"] = {
+            "emulate, onnxruntime 1.0": {**entry(), "versions": {"onnxruntime": "1.0"}, "overflow": {"x": 1}}
+        }
+
+    edit(BASELINE, older)
+    found = gate()
+    assert found["baseline"]["versions"] == {"onnxruntime": "1.0"}
+    (note,) = [f["message"] for f in found["findings"] if f["rule"] == "baseline"]
+    assert "the baseline is of emulate, onnxruntime 1.0" in note
+    gate("--update-baseline")
+    assert len(json.loads(BASELINE.read_text())["baselines"]) == 2
+    assert subjects(gate(), "baseline") == []
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"schema": 2, "baselines": {}}', '{"schema": 1, "baselines": {"a": {"runner": "emulate"}}}']
+)
+def test_a_baseline_that_is_none_is_an_error(text):
+    BASELINE.write_text(text)
+    result = run("gate", CONFIG)
+    assert result.status == 3
+    error, fix = two_lines(result.err)
+    assert str(BASELINE) in error
+    assert "--update-baseline" in fix
+    gate("--update-baseline")
+    gate()
+
+
+def test_a_baseline_that_was_named_must_be_there():
+    assert "other.json does not exist" in gate("--baseline", "other.json", status=3)["findings"][0]["message"]
+    gate("--baseline", "other.json", "--update-baseline")
+    assert Path("other.json").is_file()
+    gate("--baseline", "other.json")
+
+
+# --------------------------------------------------------------- nothing runs that nobody named
+
+
+def test_a_data_loader_that_only_the_config_names_is_not_run():
+    Path("loader.py").write_text("from pathlib import Path\nPath('canary').touch()\n")
+    edit(CONFIG, lambda data: data["evidence"].update({"data-loader-script": "loader.py", "inputs": None}))
+    assert "loader.py" in gate(status=3)["findings"][0]["message"]
+    assert not Path("canary").exists()
+
+
+def test_a_metric_decides_when_it_is_named_and_is_asked_for_when_not():
+    Path("metric.py").write_text(
+        "from pathlib import Path\nPath('canary').touch()\n"
+        "def same(reference, found):\n"
+        "    return sum((r['y'].argmax(-1) == f['y'].argmax(-1)).mean() for r, f in zip(reference, found)) / 3\n"
+    )
+    edit(CONFIG, lambda data: data["evidence"].update(metric={"function": "metric.py:same", "threshold": 0.9}))
+    assert "--metric" in gate(status=3)["findings"][0]["fix"]
+    assert not Path("canary").exists()
+    found = gate("--metric", "metric.py:same")
+    assert found["metric"] == {"function": "metric.py:same", "threshold": 0.9, "figure": 1.0}
+    edit(CONFIG, lambda data: data["FP32_LAYERS_FOR_FP16"].clear())
+    found = gate("--metric", "metric.py:same", status=1)
+    assert rules(found, "error") == ["metric"]
+    assert found["metric"]["figure"] < 0.9
+    gate("--metric", "metric.py:same", "--metric-threshold", "0")
+
+
+# ------------------------------------------------------------------------------------------------ inputs
+
+
+def test_inputs_that_are_not_there_are_an_error():
+    shutil.rmtree("samples")
+    message = gate(status=3)["findings"][0]["message"]
+    assert message == "configs/net.yaml was made with the inputs configs/../samples, which are not there"
+
+
+def test_other_inputs_can_be_given():
+    save_input("other.npz", x=np.zeros((1, 16), np.float32))
+    assert gate("--inputs", "other.npz")["samples"] == ["other.npz"]
+
+
+def test_a_hand_written_config_is_judged_by_random_values_and_says_so():
+    CONFIG.write_text(yaml.safe_dump({"model": "../models/net.onnx", "FP32_LAYERS_FOR_FP16": list(NORM), "atol": 0.02}))
+    found = gate()
+    assert "random" in rules(found, "warning")
+    assert subjects(found, "pin") == [], "each was tried, and each is needed"
+
+
+# ---------------------------------------------------------------------------------------- several configs
+
+
+def test_several_configs_are_judged_in_one_call_and_the_worst_decides():
+    write_model("broken", square="/norm/Power")
+    for name, change in {
+        "a_fails": lambda data: data["FP32_LAYERS_FOR_FP16"].clear(),
+        "b_gone": lambda data: data["model"].update(path="../models/gone.onnx"),
+        "c_broken": lambda data: data["model"].update(path="../models/broken.onnx"),
+    }.items():
+        shutil.copy(CONFIG, f"configs/{name}.yaml")
+        edit(Path(f"configs/{name}.yaml"), change)
+    configs = sorted(Path("configs").glob("*.yaml"))
+    result = run("gate", *configs, "--json")
+    assert result.status == 3
+    assert [(Path(c["config"]).stem, c["status"]) for c in result.json["configs"]] == [
+        ("a_fails", 1),
+        ("b_gone", 3),
+        ("c_broken", 3),
+        ("net", 0),
+    ]
+    assert "error: configs/b_gone.yaml: configs/../models/gone.onnx does not exist" in result.err
+    assert run("gate", configs[0], configs[3]).status == 1
+
+
+def test_the_same_call_prints_the_same_bytes():
+    write_model(gain=3.0)
+    assert run("gate", CONFIG, "--json") == run("gate", CONFIG, "--json")
+
+
+def test_a_model_can_stand_in_for_the_one_that_the_config_names():
+    write_model("other", retrained=0.01)
+    assert gate("models/other.onnx")["model"]["path"] == "models/other.onnx"
+    assert gate("--config", CONFIG)["model"]["path"] == "models/net.onnx"
+
+
+def test_misuse_is_a_usage_error():
+    misused("gate", says="Invalid value: give a config")
+    misused("gate", "models/net.onnx", says="Invalid value: give a config")
+    misused("gate", CONFIG, "a.onnx", "b.onnx", says="Invalid value: b.onnx: one model at most")
+    misused("gate", CONFIG, "b.yaml", "a.onnx", says="Invalid value: a model goes with one config")
+    misused("gate", CONFIG, "b.yaml", "--baseline", "x.json", says="Invalid value: --baseline goes with one config")
+    for factor in ("0.5x", "x", "nan", "inf"):
+        misused("gate", CONFIG, "--max-regression", factor, says="Invalid value: --max-regression")
+
+
+def test_a_config_is_not_overwritten():
+    result = run("gate", CONFIG, "--summary", CONFIG)
+    assert result.status == 3
+    assert "is what the result is made from" in result.err
+
+
+# ------------------------------------------------------------------------------------------------- cache
+
+
+def test_references_come_from_the_cache(tmp_path):
+    gate()
+    (file,) = (tmp_path / "cache").glob("*.npz")
+    with np.load(file) as archive:
+        wrong = {name: array + 1 for name, array in archive.items()}
+    np.savez(file, **wrong)
+    assert gate(status=1)["outputs"]["y"]["max"] == pytest.approx(1, abs=0.01)
+
+
+def test_other_inputs_and_other_models_have_other_references(tmp_path):
+    gate()
+    gate("--inputs", "samples/0.npz")
+    write_model(retrained=0.01)
+    gate("--no-check-pins")
+    assert len(list((tmp_path / "cache").glob("*.npz"))) == 3
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"x" * len(data)])
+def test_a_damaged_cache_is_made_again(tmp_path, damage):
+    write_model(gain=3.0)
+    first = gate()
+    files = list((tmp_path / "cache").iterdir())
+    assert {file.suffix for file in files} == {".npz", ".json"}
+    for file in files:
+        file.write_bytes(damage(file.read_bytes()))
+    assert gate() == first
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_but_time(tmp_path):
+    (tmp_path / "cache").write_text("a file in its place")
+    gate()
+
+
+def test_the_cache_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("trt_helper.cache.LARGEST_CACHE", 600)
+    for name in range(3):
+        save_input("other.npz", x=np.full((1, 16), 1 + name, np.float32))
+        gate("--inputs", "other.npz", "--no-check-pins")
+    files = list((tmp_path / "cache").iterdir())
+    assert 1 <= len(files) < 3
+    assert sum(file.stat().st_size for file in files) <= 600

@@ -1,0 +1,50 @@
+"""`gate --json`: what scripts may rely on. Nothing in it changes from run to run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from trt_helper.gate import RUNNER, Gated
+from trt_helper.record import SCHEMA, outputs_json, tolerance_json, versions
+
+
+def gated_json(results: Sequence[Gated]) -> dict[str, Any]:
+    """The results of all configs, in the order in which they were given."""
+    return {
+        "schema": SCHEMA,
+        "command": "gate",
+        "verdict": max(results, key=lambda gated: gated.status).verdict,
+        "runner": RUNNER,
+        "versions": versions(),
+        "configs": [_config_json(gated) for gated in results],
+    }
+
+
+def _config_json(gated: Gated) -> dict[str, Any]:
+    now = gated.now
+    metric = gated.metric and dict(zip(("function", "threshold", "figure"), gated.metric, strict=True))
+    return {
+        "config": str(gated.config),
+        "verdict": gated.verdict,
+        "status": gated.status,
+        "model": {"path": str(gated.model), "sha256": gated.sha256} if gated.model else None,
+        "tolerance": tolerance_json(gated.tolerance),
+        "metric": metric,
+        "samples": list(gated.samples),
+        "fp32_layers": list(now.fp32_layers) if now else [],
+        "outputs": outputs_json(now.outputs) if now else {},
+        "overflow": dict(now.overflow) if now else {},
+        "baseline": dict(gated.before) if gated.before else None,
+        "findings": [
+            {
+                "rule": finding.rule,
+                "level": finding.level,
+                "subject": finding.subject,
+                "message": finding.message,
+                "fix": finding.fix,
+                "line": finding.line or None,
+            }
+            for finding in gated.findings
+        ],
+    }

@@ -1,0 +1,376 @@
+"""A config and the model as it is now go in; what comes out says whether the plan is still right, and still needed.
+
+Nothing is executed that the command line did not name: a metric or a data loader that only the config
+mentions is asked for, not run.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shlex
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trt_helper import baseline as base
+from trt_helper import cache
+from trt_helper.compare import compare_all
+from trt_helper.config import Config, model_path, pin_lines, read_config, tolerance_yaml
+from trt_helper.emulate import Emulator, Values
+from trt_helper.errors import ConfigError, InputError, TrtHelperError, nearest
+from trt_helper.findings import (
+    LEVELS,
+    MOST_NAMED,
+    Finding,
+    by_metric,
+    by_tolerance,
+    named,
+    overflows,
+    regressions,
+    some,
+)
+from trt_helper.graph import Graph, read_graph
+from trt_helper.kernels import Array, EmulationError
+from trt_helper.metric import Metric, load_metric
+from trt_helper.model import load
+from trt_helper.oracle import judge
+from trt_helper.samples import RANDOM_WARNING, Sample, load_samples
+from trt_helper.shapes import recorded_ranges
+from trt_helper.values import LayerName, Plan, TensorError, Tolerance, Trial, Verdict
+
+RUNNER = "emulate"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One config to judge, and what the command line said about how."""
+
+    config: Path
+    model: Path | None = None
+    inputs: tuple[Path, ...] = ()
+    script: str | None = None
+    metric: str | None = None
+    metric_threshold: float | None = None
+    baseline: Path | None = None  # else the one beside the config
+    factor: float = 2.0
+    check_pins: bool | None = None  # None: when nothing proves that they are needed
+    update: bool = False  # nothing is held against the baseline, which is to be written
+
+
+@dataclass(frozen=True)
+class Gated:
+    """What came of one config."""
+
+    config: Path
+    status: int  # 0, 1 or 3, as the command's own
+    findings: tuple[Finding, ...]
+    model: Path | None = None
+    sha256: str = ""
+    tolerance: Tolerance = field(default_factory=Tolerance)
+    metric: tuple[str, float, float | None] | None = None  # name, threshold, figure
+    samples: tuple[str, ...] = ()
+    candidates: int = 0  # layers that could be pinned
+    now: base.Baseline | None = None  # None where nothing could be judged
+    before: Mapping[str, Any] | None = None  # the baseline's entry
+    baseline: Path = Path()
+    seconds: float = field(default=0.0, compare=False)
+
+    @property
+    def verdict(self) -> str:
+        return {0: "pass", 1: "fail"}.get(self.status, "error")
+
+
+def gate_all(requests: Sequence[Request], on_done: Callable[[int], None] = lambda _done: None) -> list[Gated]:
+    """Judge all configs, several at a time in processes of their own; results in the order asked for."""
+    workers = min(len(requests), os.cpu_count() or 1)
+    if workers <= 1:
+        return list(_counted(map(gate, requests), on_done))
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        return list(_counted(pool.map(gate, requests), on_done))
+
+
+def _counted(results: Iterable[Gated], on_done: Callable[[int], None]) -> Iterator[Gated]:
+    for done, gated in enumerate(results, start=1):
+        yield gated
+        on_done(done)
+
+
+def gate(request: Request) -> Gated:
+    """Judge one config. What is wrong with its files is a finding, not an exception."""
+    started = time.monotonic()
+    return replace(_attempt(request), seconds=time.monotonic() - started)
+
+
+def _attempt(request: Request) -> Gated:
+    try:
+        config = read_config(request.config)
+        graph = read_graph(load(_tidy(model_path(config, request.model))), config.cures)
+        missing = tuple(some(list(_missing_layers(graph, config, request))))
+        if missing:
+            return Gated(request.config, ConfigError.exit_status, missing, graph.source.path, graph.source.sha256)
+        _require_outputs(graph, config)
+        return _judged(graph, config, request)
+    except TrtHelperError as error:
+        finding = Finding("input", "error", "", error.message, error.fix)
+        return Gated(request.config, error.exit_status, (finding,))
+
+
+def _judged(graph: Graph, config: Config, request: Request) -> Gated:
+    """Run the plan, hold it against tolerance or metric, then against the baseline."""
+    tolerance, path = config.tolerance, request.baseline or base.default_path(request.config)
+    before = _baseline(path, request)
+    samples, findings = _samples(graph, config, request)
+    metric = _metric(config, request)
+    about = cache.subject(graph, samples)
+    run = _Run(
+        graph,
+        graph.plan(config.fp32_layers, config.bf16_layers),
+        samples,
+        cache.cached_references(graph, samples, about),
+        config,
+    )
+    again = f"find the plan again: {_locate_command(config, graph, request)}"
+    accept = "if that is meant to be, run the same command with --update-baseline"
+    figure = metric.figure(run.expected, run.found) if metric and run.found else None
+    if metric:
+        failures = list(by_metric(metric.name, metric.threshold, figure, again))
+    else:
+        failures = list(by_tolerance(run.trial, run.errors, [s.source for s in samples], tolerance, again))
+    findings += [*_changes(graph, config, run.plan), *failures]
+    if before:
+        findings += regressions(run.trial.outputs, before, tolerance, request.factor, accept)
+    findings += overflows(run.overflow, before, accurate=not failures, fix=f"{again}; {accept}")
+    setup = base.Setup(RUNNER, None, cache.versions())
+    if not request.update:
+        findings += _about_baseline(path, setup, before)
+    if not failures:
+        findings += _unneeded_pins(run, metric, about, config, request, again)
+    now = base.Baseline(setup, graph.source.sha256, run.pins, run.trial.outputs, run.overflow, figure)
+    return Gated(
+        config=request.config,
+        status=int(any(finding.level == "error" for finding in findings)),
+        findings=tuple(sorted(findings, key=lambda finding: LEVELS.index(finding.level))),
+        model=graph.source.path,
+        sha256=graph.source.sha256,
+        tolerance=tolerance,
+        metric=(metric.name, metric.threshold, figure) if metric else None,
+        samples=tuple(sample.source for sample in samples),
+        candidates=len(graph.candidates),
+        now=now,
+        before=before,
+        baseline=path,
+    )
+
+
+def _missing_layers(graph: Graph, config: Config, request: Request) -> Iterator[Finding]:
+    known = {layer.name for layer in graph.layers} | graph.aliases.keys()
+    missing = [name for name in config.fp32_layers if name not in known]
+    lines = pin_lines(request.config) if missing else {}
+    repair = f"if layers were renamed or rebuilt, find the plan again: {_locate_command(config, graph, request)}"
+    for index, name in enumerate(missing):
+        near = nearest(name, known) if index < MOST_NAMED else None
+        hint = f"did you mean {named(near)}? " if near else ""
+        yield Finding(
+            "layer", "error", name, f"the model has no layer named {named(name)}", hint + repair, lines.get(name, 0)
+        )
+
+
+def _require_outputs(graph: Graph, config: Config) -> None:
+    for name in config.tolerance.per_output:
+        if name not in graph.outputs:
+            raise ConfigError(
+                f"{config.path} has a tolerance for {named(name)}, which is no output of the model",
+                fix=f"its outputs: {', '.join(graph.outputs)}",
+            )
+
+
+def _samples(graph: Graph, config: Config, request: Request) -> tuple[list[Sample], list[Finding]]:
+    """The samples of the command line, else those that `locate` recorded, else a random one."""
+    if request.inputs or request.script:
+        return load_samples(graph, request.inputs, script=request.script), []
+    script = config.evidence.get("data-loader-script")
+    if script:
+        raise InputError(
+            f"{request.config} was made with samples from {script!s:.200}, which the command line does not name",
+            fix="add --data-loader-script FILE.py: what only a config names is never run",
+        )
+    recorded = _recorded_inputs(config)
+    for path in recorded:
+        if not path.exists():
+            raise InputError(
+                f"{request.config} was made with the inputs {path}, which are not there",
+                fix="put them there, or give others with --inputs",
+            )
+    if recorded:
+        return load_samples(graph, recorded), []
+    usual = {name: sizes[1] for name, sizes in recorded_ranges(config.evidence, graph).items()}
+    return load_samples(graph, (), shapes=usual), [Finding("random", "warning", "", RANDOM_WARNING)]
+
+
+def _recorded_inputs(config: Config) -> tuple[Path, ...]:
+    """The paths that `locate` was given, relative to the config's folder as everything in it."""
+    inputs = config.evidence.get("inputs")
+    folder = config.path.parent if config.path else Path()
+    return tuple(_tidy(folder / str(path)) for path in inputs) if isinstance(inputs, list) else ()
+
+
+def _tidy(path: Path) -> Path:
+    """`configs/../models/m.onnx` as `models/m.onnx`, where no symbolic link makes that another file."""
+    short = Path(os.path.normpath(path))
+    return short if short.exists() and path.exists() and short.samefile(path) else path
+
+
+def _metric(config: Config, request: Request) -> Metric | None:
+    """The metric that the command line names. Raises where the config needs one and none is named."""
+    recorded = config.evidence.get("metric")
+    recorded = recorded if isinstance(recorded, dict) else {}
+    if request.metric is None:
+        if recorded:
+            raise InputError(
+                f"{request.config} was made with the metric {recorded.get('function')!s:.200},"
+                " which the command line does not name",
+                fix="add --metric FILE.py:function: what only a config names is never run",
+            )
+        return None
+    threshold = recorded.get("threshold") if request.metric_threshold is None else request.metric_threshold
+    if not isinstance(threshold, int | float):
+        raise InputError(f"{request.config} records no metric threshold", fix="give it with --metric-threshold")
+    return load_metric(request.metric, float(threshold))
+
+
+def _locate_command(config: Config, graph: Graph, request: Request) -> str:
+    """What to type for a new plan in place of this one."""
+    file = str(request.config)
+    inputs = [str(path) for path in request.inputs or _recorded_inputs(config)]
+    words = ["trt-helper", "locate", str(graph.source.path), "--config", file]
+    words += [word for path in inputs for word in ("--inputs", path)]
+    words += ["--data-loader-script", request.script] if request.script else []
+    words += ["--metric", request.metric] if request.metric else []
+    return shlex.join([*words, "-o", file])
+
+
+class _Run:
+    """One plan on its samples, in the emulator."""
+
+    def __init__(
+        self, graph: Graph, plan: Plan, samples: Sequence[Sample], expected: Sequence[Values], config: Config
+    ) -> None:
+        self.graph, self.plan, self.samples, self.expected = graph, plan, samples, expected
+        self.tolerance = config.tolerance
+        self.pins = tuple(name for name in graph.candidates if name in plan.fp32)
+        self.overflow: dict[LayerName, int] = {}  # finite values that FP16 made infinite, in topological order
+        self.found: list[Values] = []
+        self.errors: list[tuple[TensorError, ...]] = []  # of each sample
+        self._emulator = Emulator(graph)
+        self.trial = self._judge()
+
+    def _judge(self) -> Trial:
+        counts: list[Counter[LayerName]] = [Counter() for _ in self.samples]
+
+        def emulate(index: int) -> Values:
+            def watch(layer: str, exact: Array, half: Array) -> None:
+                if half is not exact and (infinite := np.isinf(half)).any():
+                    counts[index][layer] += int(np.count_nonzero(infinite & np.isfinite(exact)))
+
+            return self._emulator.run(self.plan, self.samples[index].feed, watch)
+
+        try:
+            with ThreadPoolExecutor(min(len(self.samples), os.cpu_count() or 1)) as pool:
+                self.found = list(pool.map(emulate, range(len(self.samples))))
+        except EmulationError as error:
+            return Trial(self.plan, Verdict.UNRESOLVED, why=error.message)
+        total = sum(counts, Counter())
+        self.overflow = {layer.name: total[layer.name] for layer in self.graph.layers if total[layer.name]}
+        pairs = zip(self.found, self.expected, strict=True)
+        self.errors = [compare_all(outputs, expected, self.tolerance) for outputs, expected in pairs]
+        return judge(self.plan, self.errors, self.tolerance)
+
+    def passes_without(self, name: LayerName, metric: Metric | None) -> bool:
+        """Whether the plan is accurate with this pin taken out, too; the worst sample is asked first."""
+        plan = Plan(self.plan.fp32 - {name})
+        first = self.trial.sample
+        order = [first, *(index for index in range(len(self.samples)) if index != first)]
+        try:
+            if metric:
+                found = [self._emulator.run(plan, sample.feed) for sample in self.samples]
+                return metric.figure(self.expected, found) >= metric.threshold
+            return all(self._sample_passes(plan, index) for index in order)
+        except EmulationError:
+            return False
+
+    def _sample_passes(self, plan: Plan, index: int) -> bool:
+        found = self._emulator.run(plan, self.samples[index].feed)
+        return all(e.passes(self.tolerance) for e in compare_all(found, self.expected[index], self.tolerance))
+
+
+def _baseline(path: Path, request: Request) -> Mapping[str, Any] | None:
+    """The baseline's entry to be held against, if there is one. Raises where the one that was named is not there."""
+    if request.update:
+        return None
+    if request.baseline and not path.exists():
+        raise InputError(f"the baseline {path} does not exist", fix="write it with --update-baseline")
+    return base.read(path).entry(base.Setup(RUNNER, None, cache.versions()))
+
+
+def _about_baseline(path: Path, setup: base.Setup, before: Mapping[str, Any] | None) -> Iterator[Finding]:
+    if before is None:
+        said = f"{path} holds no baseline: nothing but the tolerance was asked"
+        yield Finding("baseline", "note", "", said, "write one with --update-baseline")
+    elif (key := base.setup_of(before).key) != setup.key:
+        said = f"the baseline is of {key}, this is {setup.key}; they were compared all the same"
+        yield Finding("baseline", "note", "", said, "write one for this setup with --update-baseline")
+
+
+def _changes(graph: Graph, config: Config, plan: Plan) -> Iterator[Finding]:
+    """What is no longer as it was when the plan was found."""
+    if config.sha256 and config.sha256 != graph.source.sha256:
+        old, new = config.sha256[:12], graph.source.sha256[:12]
+        said = f"the model has changed since the plan was made (sha256 {new}, was {old}); judged as it is now"
+        yield Finding("model", "note", "", said)
+    gone = [name for name in _recorded_pins(config) if graph.aliases.get(name, name) not in plan.fp32]
+    said = "the plan was found with a pin that is no longer in it"
+    yield from some([Finding("removed", "note", name, f"{said}: {named(name)}") for name in gone])
+
+
+def _recorded_pins(config: Config) -> tuple[LayerName, ...]:
+    """The pins that `locate` found, as the evidence has them."""
+    layers = config.evidence.get("layers")
+    return tuple(map(str, layers)) if isinstance(layers, dict) else ()
+
+
+def _unneeded_pins(
+    run: _Run, metric: Metric | None, about: Mapping[str, Any], config: Config, request: Request, fix: str
+) -> Iterator[Finding]:
+    """A warning for each pin without which the plan passes, too."""
+    if not run.pins or not (_are_unproven(run, config, request) if request.check_pins is None else request.check_pins):
+        return
+    key = {**about, "pins": run.pins, "tolerance": asdict(run.tolerance), "metric": metric and metric.name}
+    found = None if metric else cache.remembered(key)  # what a metric says can change with its file
+    if not (isinstance(found, list) and set(found) <= set(run.pins)):
+        with ThreadPoolExecutor(min(len(run.pins), os.cpu_count() or 1)) as pool:
+            passed = list(pool.map(lambda name: run.passes_without(name, metric), run.pins))
+        found = [name for name, passes in zip(run.pins, passed, strict=True) if passes]
+        if not metric:
+            cache.remember(key, found)
+    lines = pin_lines(request.config) if found else {}
+    said = "is no longer needed: the plan is accurate without it"
+    yield from some([Finding("pin", "warning", n, f"pin {named(n)} {said}", fix, lines.get(n, 0)) for n in found])
+
+
+def _are_unproven(run: _Run, config: Config, request: Request) -> bool:
+    """Whether `locate` has shown that each pin is needed, for this model, plan, tolerance and these inputs."""
+    evidence = config.evidence
+    return not (
+        evidence.get("minimal") is True
+        and evidence.get("tolerance") == tolerance_yaml(config.tolerance)
+        and config.sha256 == run.graph.source.sha256
+        and {run.graph.aliases.get(name, name) for name in _recorded_pins(config)} == set(run.pins)
+        and not (request.inputs or request.script)
+    )

@@ -1,0 +1,1 @@
+"""A run record goes in, tables and one HTML page come out. Pure: the same record gives the same bytes."""

@@ -1,0 +1,459 @@
+"""A run record goes in, Vega-Lite figures come out: for each what it shows, how to read it, and its data.
+
+Names never stand in an expression or a field, only in data, so that nothing acts on them. Vega escapes what
+it shows in a tooltip. A logarithmic axis has no place for 0 and for what is not finite: zeros are left out,
+the others stand on the upper edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trt_helper.report.read import errors_of, tolerance_of
+from trt_helper.report.story import after, first_overflow
+from trt_helper.text import figure, plain
+from trt_helper.values import Statistic, TensorError, Tolerance
+
+HALF_MAX, HALF_NORMAL, HALF_TINY = 65504.0, 2.0**-14, 2.0**-24  # largest, smallest normal, smallest half
+BAD, GOOD, CALM, OTHER = "#d9534f", "#3a9d5d", "#4a86e8", "#d08a1d"  # readable on white and on black
+EDGE = 7  # pixels from the upper edge: where stands what is not finite
+MOST_OUTPUTS = 12  # in the figure of outputs; the table has all
+LEAST = 1e-30  # a logarithm that is smaller tells nothing
+Spec = dict[str, Any]
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure. `rows` is its data, or the name of data that several figures share."""
+
+    key: str
+    title: str
+    reading: str  # how to read it
+    spec: Spec
+    rows: list[dict[str, Any]] | str
+    search: bool = False  # whether it belongs to the search by name
+
+
+def figures(record: Record) -> list[Figure]:
+    """Every figure that this record has data for."""
+    made: list[Figure] = []
+    if record["layers"]:
+        made += [_network(record), _ranges(record)]
+    if record.get("search"):
+        made += [_trials(record, "pins"), _trials(record, "excess")]
+    if record.get("curve"):
+        made.append(_curve(record))
+    return made
+
+
+def layer_rows(record: Record) -> list[dict[str, Any]]:
+    """One row a layer, in topological order, for the figures and the table."""
+    return [
+        {
+            "i": index,
+            "name": plain(layer["name"]),
+            "op": plain(layer["op"], 40),
+            "module": plain(layer["module"]),
+            "kind": "pinned" if layer["pinned"] else layer["role"],
+            "arrives": layer["accumulated"]["max"],
+            "adds": layer["isolated"]["max"],
+            "arrives_bad": layer["accumulated"]["non_finite"],
+            "adds_bad": layer["isolated"]["non_finite"],
+            "spread": layer["accumulated"]["spread"],
+            "read": layer["read"],
+            "written": layer["written"],
+            "overflow": layer["overflow"],
+            "underflow": layer["underflow"],
+            "why": f"{layer['cause']}: {layer['cause_evidence']}" if layer["cause"] else "",
+        }
+        for index, layer in enumerate(record["layers"])
+    ]
+
+
+def outputs_figure(record: Record) -> Figure | None:
+    """Each output's error over what is allowed, before and after: the picture of the first screen."""
+    tolerance = tolerance_of(record)
+    rows = _output_rows(errors_of(record.get("before", {})), "all FP16", tolerance)
+    rows += _output_rows(after(record), "with the plan" if record["fp32_layers"] else "all FP16", tolerance)
+    if not rows or record.get("metric"):
+        return None
+    worst = sorted({row["output"] for row in rows}, key=lambda name: -_worst_of(rows, name))[:MOST_OUTPUTS]
+    rows = [row for row in rows if row["output"] in worst]
+    x = {"field": "times", "type": "quantitative", "scale": _log(rows, "times", 0.5, 2), "title": "error / allowed"}
+    y = {"field": "output", "type": "nominal", "sort": worst, "title": None, "axis": {"labelLimit": 110}}
+    spec = _spec(
+        [
+            _rule({"x": {"datum": 1}}, GOOD),
+            {"mark": {"type": "line", "color": "#8889", "strokeWidth": 3}, "encoding": {"x": x, "y": y}},
+            {
+                "mark": {"type": "point", "filled": True, "size": 140, "opacity": 1},
+                "encoding": {
+                    "x": x,
+                    "y": y,
+                    "color": _colors("plan", ("all FP16", "with the plan"), (BAD, GOOD), "top"),
+                    "shape": _shapes("plan", ("all FP16", "with the plan"), ("triangle-up", "circle")),
+                    "tooltip": _tips(output="output", plan="precision", shown="error", allowed="allowed"),
+                },
+            },
+        ],
+        height={"step": 34},
+    )
+    some = f" The {MOST_OUTPUTS} worst of {len(after(record))}." if len(after(record)) > MOST_OUTPUTS else ""
+    reading = f"Left of the green line an output is within tolerance; each step of the axis is ten times more.{some}"
+    return Figure("outputs", "Outputs, worst sample", reading, spec, rows)
+
+
+def _output_rows(errors: Iterable[TensorError], plan: str, tolerance: Tolerance) -> list[dict[str, Any]]:
+    rows = []
+    for error in errors:
+        times = error.excess(tolerance)
+        stat = Statistic.MAX if tolerance.stat is Statistic.ELEMWISE else tolerance.stat
+        shown = f"{error.non_finite} not finite" if error.non_finite else figure(getattr(error, stat.value))
+        atol, rtol = tolerance.of(error.name)
+        rows.append(
+            {
+                "output": plain(error.name, 60),
+                "plan": plan,
+                "times": min(max(times, 1e-6), 1e6),
+                "shown": shown,
+                "allowed": f"{tolerance.stat.value} {atol:g} or {rtol:g} relative",
+            }
+        )
+    return rows
+
+
+def _worst_of(rows: Sequence[Mapping[str, Any]], output: str) -> float:
+    return max(float(row["times"]) for row in rows if row["output"] == output)
+
+
+def _network(record: Record) -> Figure:
+    tolerance = tolerance_of(record)
+    first = first_overflow(record)
+    points = {
+        "transform": [
+            {"fold": ["arrives", "adds"], "as": ["series", "error"]},
+            {"calculate": "relative && datum.spread ? datum.error / datum.spread : datum.error", "as": "error"},
+            {"filter": f"isValid(datum.error) && datum.error > {LEAST}"},
+        ],
+        "params": [_zoom(), _nearest()],
+        "mark": {"type": "point", "filled": True, "size": 22, "clip": True, "opacity": 0.85},
+        "encoding": {
+            "y": {
+                "field": "error",
+                "type": "quantitative",
+                "scale": {"type": "log"},
+                "title": "largest error",
+                "axis": _powers(),
+            },
+            "color": _colors("series", ("arrives", "adds"), (CALM, OTHER), "top"),
+            "shape": _shapes("series", ("arrives", "adds"), ("circle", "diamond")),
+            "tooltip": _layer_tips(),
+        },
+    }
+    lines = []
+    if tolerance.stat in (Statistic.MAX, Statistic.ELEMWISE):
+        allowed = f"relative ? {tolerance.rtol!r} : {tolerance.atol!r}"
+        data = {"data": {"values": [{}]}, "transform": [{"calculate": allowed, "as": "error"}, _positive("error")]}
+        at = {"y": {"field": "error", "type": "quantitative"}}
+        lines = [{**data, **_rule(at, GOOD)}, {**data, **_label(at, "tolerance of the outputs", GOOD, x=4, dy=-6)}]
+    spec = _spec([*_marks(first), points, *lines, _bad("arrives_bad", BAD), _found()], params=_inputs(), height=340)
+    return Figure(
+        "network",
+        "Error along the network",
+        "Left to right is from input to output; each step up is ten times more error, worst sample."
+        f" Round: what arrives at the layer's output{_under(record)}. Diamond: what the layer adds by itself when fed"
+        " exact inputs: culprits have it, victims do not. Grey lines: pinned layers; red line: the first overflow; red"
+        " triangles: values that are not finite. Hover for the numbers, drag to move, Ctrl + wheel to zoom.",
+        spec,
+        "layers",
+        search=True,
+    )
+
+
+def _under(record: Record) -> str:
+    return " with the plan" if record["command"] == "compare" else " with every layer in FP16"
+
+
+def _ranges(record: Record) -> Figure:
+    first = first_overflow(record)
+    y = {
+        "field": "value",
+        "type": "quantitative",
+        "scale": {"type": "log"},
+        "title": "largest magnitude",
+        "axis": _powers(),
+    }
+    names = ("read", "written")
+    points = {
+        "transform": [{"fold": list(names), "as": ["series", "value"]}, _positive("value")],
+        "params": [_zoom(), _nearest()],
+        "mark": {"type": "point", "filled": True, "size": 22, "clip": True, "opacity": 0.85},
+        "encoding": {
+            "y": y,
+            "color": _colors("series", names, (CALM, OTHER), "top"),
+            "shape": _shapes("series", names, ("circle", "diamond")),
+            "tooltip": _layer_tips(),
+        },
+    }
+    limits = []
+    for value, text, color in (
+        (HALF_MAX, "65504: FP16 becomes infinite", BAD),
+        (HALF_NORMAL, "6.1e-5: FP16 loses digits", OTHER),
+        (HALF_TINY, "6e-8: FP16 becomes 0", BAD),
+    ):
+        at = {"y": {"datum": value, "type": "quantitative"}}
+        below = -6 if value > 1 else 10
+        limits += [_rule(at, color), _label(at, text, color, x=4, dy=below)]
+    spec = _spec([*_marks(first), points, *limits, _found()], params=_inputs(), height=260)
+    return Figure(
+        "ranges",
+        "Values against the range of FP16",
+        "The largest magnitude of the floats that each layer reads and writes in FP32, weights aside."
+        " What passes the upper line is infinite in FP16, what stays under the lowest line is 0 as a whole.",
+        spec,
+        "layers",
+        search=True,
+    )
+
+
+def _trials(record: Record, which: str) -> Figure:
+    rows = [
+        {
+            "trial": index + 1,
+            "pins": trial["pins"],
+            "times": None if trial["excess"] is None else min(max(trial["excess"], 1e-6), 1e9),
+            "bad": trial["excess"] is None,
+            "verdict": trial["verdict"],
+            "because": plain(trial["because"]),
+            "error": _trial_error(trial),
+        }
+        for index, trial in enumerate(record["search"])
+    ]
+    encoding = {
+        "color": _colors("verdict", ("pass", "fail", "unresolved"), (GOOD, BAD, OTHER), "top"),
+        "shape": _shapes("verdict", ("pass", "fail", "unresolved"), ("circle", "cross", "square")),
+        "tooltip": _tips(trial="trial", because="why", pins="pins", verdict="verdict", error="error"),
+    }
+    pins = which == "pins"
+    scale = {"type": "symlog", "constant": 10} if pins else _log(rows, "times", 0.5, 2)
+    title = "pins" if pins else "error / allowed"
+    axis = {"tickMinStep": 1, "format": "d"} if pins else _powers()
+    mark = {"type": "point", "filled": True, "size": 60, "opacity": 1}
+    layers: list[Spec] = [
+        {
+            "transform": [] if pins else [_positive("times")],
+            "params": [{**_nearest(), "name": "near_trial"}],
+            "mark": mark,
+            "encoding": {
+                **encoding,
+                "y": {
+                    "field": "pins" if pins else "times",
+                    "type": "quantitative",
+                    "scale": scale,
+                    "title": title,
+                    "axis": axis,
+                },
+            },
+        }
+    ]
+    if not pins:
+        layers.insert(0, _rule({"y": {"datum": 1, "type": "quantitative"}}, GOOD))
+        layers.append(
+            {"transform": [{"filter": "datum.bad"}], "mark": mark, "encoding": {**encoding, "y": {"value": EDGE}}}
+        )
+    axis_x = {"tickMinStep": 1, "format": "d"}
+    x = {"field": "trial", "type": "quantitative", "title": "trial", "axis": axis_x, "scale": {"zero": False}}
+    spec = _spec(layers, x=x, height=150)
+    if pins:
+        reading = "Each mark is one plan that was evaluated as a whole, in order: how many layers it keeps in FP32."
+        return Figure("trials-pins", "The search: pins", reading, spec, rows)
+    reading = (
+        "The same trials: worst error over what is allowed. Under the green line a plan passes; marks on the upper"
+        " edge are not finite or could not be computed. The last failures are the proof that each pin is needed."
+    )
+    return Figure("trials-error", "The search: error", reading, spec, rows)
+
+
+def _trial_error(trial: Mapping[str, Any]) -> str:
+    if trial["not_computed"]:
+        return plain(trial["not_computed"])
+    if trial["excess"] is None:
+        return "not finite"
+    return f"{figure(trial['excess'])} times what is allowed"
+
+
+def _curve(record: Record) -> Figure:
+    rows = [
+        {"pins": point["pins"], "kind": kind, "times": min(max(point[kind], 1e-6), 1e9)}
+        for point in record["curve"]
+        for kind in ("foreseen", "measured")
+        if point[kind] is not None
+    ]
+    y = {
+        "field": "times",
+        "type": "quantitative",
+        "scale": _log(rows, "times", 0.5, 2),
+        "title": "error / allowed",
+        "axis": _powers(),
+    }
+    line = {
+        "transform": [{"filter": "datum.kind == 'foreseen'"}],
+        "mark": {"type": "line", "color": CALM, "interpolate": "step-after"},
+        "encoding": {"y": y},
+    }
+    points = {
+        "mark": {"type": "point", "filled": True, "opacity": 1},
+        "params": [{**_nearest(), "name": "near_point"}],
+        "encoding": {
+            "y": y,
+            "color": _colors("kind", ("foreseen", "measured"), (CALM, OTHER), "top"),
+            "size": {
+                "condition": {"test": "datum.kind == 'measured'", "value": 80},
+                "value": 12,
+            },
+            "tooltip": [*_tips(pins="pins", kind="", times="error / allowed")],
+        },
+    }
+    x = {
+        "field": "pins",
+        "type": "quantitative",
+        "title": "layers pinned to FP32",
+        "scale": {"type": "symlog", "constant": 10},
+        "axis": {"tickMinStep": 1, "format": "d"},
+    }
+    spec = _spec([_rule({"y": {"datum": 1, "type": "quantitative"}}, GOOD), line, points], x=x, height=240)
+    return Figure(
+        "curve",
+        "From pins to error",
+        "How much accuracy each further pin buys, the most helpful ones first. The line is foreseen from single"
+        " roundings, larger marks were measured as whole plans and count; the green line is the tolerance.",
+        spec,
+        rows,
+    )
+
+
+def _spec(
+    layers: list[Spec], *, height: Any, x: Spec | None = None, params: list[Spec] | None = None
+) -> Spec:
+    index = {"field": "i", "type": "quantitative", "title": "layer", "scale": {"nice": False, "zero": False}}
+    return {
+        "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
+        "width": "container",
+        "height": height,
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        **({"params": params} if params else {}),
+        **({"encoding": {"x": x or {**index, "axis": {"format": "d", "tickMinStep": 1}}}} if params or x else {}),
+        "layer": layers,
+    }
+
+
+def _inputs() -> list[Spec]:
+    """What the page sets: the name that is searched, the layer that was clicked, and the unit of errors."""
+    return [{"name": "query", "value": ""}, {"name": "chosen", "value": -1}, {"name": "relative", "value": False}]
+
+
+def _zoom() -> Spec:
+    wheel, drag = "wheel![event.ctrlKey]", "[pointerdown, window:pointerup] > window:pointermove!"
+    select = {"type": "interval", "encodings": ["x"], "zoom": wheel, "translate": drag}
+    return {"name": "zoom", "select": select, "bind": "scales"}
+
+
+def _nearest() -> Spec:
+    return {"name": "near", "select": {"type": "point", "on": "pointerover", "nearest": True, "clear": "pointerout"}}
+
+
+def _marks(first: int | None) -> list[Spec]:
+    """Lines at the pinned layers, at the first overflow, and at the layer that was clicked."""
+    pinned = {
+        "transform": [{"filter": "datum.kind == 'pinned'"}],
+        "mark": {"type": "rule", "color": "#8888", "strokeWidth": 2, "clip": True},
+    }
+    chosen = {
+        "transform": [{"filter": "datum.i == chosen"}],
+        "mark": {"type": "rule", "color": CALM, "strokeWidth": 6, "opacity": 0.35, "clip": True},
+    }
+    if first is None:
+        return [pinned, chosen]
+    overflow = {
+        "transform": [{"filter": f"datum.i == {first}"}],
+        "mark": {"type": "rule", "color": BAD, "strokeDash": [4, 3], "strokeWidth": 2, "clip": True},
+    }
+    return [pinned, overflow, chosen]
+
+
+def _bad(field: str, color: str) -> Spec:
+    return {
+        "transform": [{"filter": f"datum.{field} > 0"}],
+        "mark": {"type": "point", "shape": "triangle-down", "filled": True, "color": color, "size": 50, "clip": True},
+        "encoding": {"y": {"value": EDGE}, "tooltip": _layer_tips()},
+    }
+
+
+def _found() -> Spec:
+    """Rings on the lower edge around the layers that the search by name finds."""
+    text = "lower(datum.name + ' ' + datum.module + ' ' + datum.op)"
+    return {
+        "transform": [{"filter": f"query != '' && indexof({text}, lower(query)) >= 0"}],
+        "mark": {"type": "rule", "color": OTHER, "opacity": 0.55, "strokeWidth": 2, "clip": True},
+    }
+
+
+def _rule(at: Spec, color: str) -> Spec:
+    return {"mark": {"type": "rule", "color": color, "strokeWidth": 1.5}, "encoding": {**at, **_no_x(at)}}
+
+
+def _label(at: Spec, text: str, color: str, *, x: int, dy: int) -> Spec:
+    mark = {"type": "text", "text": text, "align": "left", "color": color, "dy": dy, "fontSize": 11}
+    return {"mark": mark, "encoding": {**at, "x": {"value": x}}}
+
+
+def _no_x(at: Spec) -> Spec:
+    """A horizontal line spans the figure: it takes no x from the layers around it."""
+    return {} if "x" in at else {"x": None}
+
+
+def _positive(field: str) -> Spec:
+    return {"filter": f"isValid(datum.{field}) && datum.{field} > {LEAST}"}
+
+
+def _log(rows: Iterable[Mapping[str, Any]], field: str, least: float, most: float) -> Spec:
+    """A logarithmic scale that has the tolerance on it."""
+    values = [float(row[field]) for row in rows if row[field]]
+    return {"type": "log", "domain": [min([least, *values]), max([most, *values])]}
+
+
+def _powers() -> Spec:
+    return {"format": "~e", "tickCount": 6}
+
+
+def _colors(field: str, names: Sequence[str], colors: Sequence[str], where: str) -> Spec:
+    scale = {"domain": list(names), "range": list(colors)}
+    return {"field": field, "type": "nominal", "scale": scale, "legend": {"orient": where, "title": None}}
+
+
+def _shapes(field: str, names: Sequence[str], shapes: Sequence[str]) -> Spec:
+    return {"field": field, "type": "nominal", "scale": {"domain": list(names), "range": list(shapes)}}
+
+
+def _tips(**titles: str) -> list[Spec]:
+    return [{"field": field, "title": title or field} for field, title in titles.items()]
+
+
+def _layer_tips() -> list[Spec]:
+    names = _tips(name="layer", module="module", op="op", kind="kind", why="FP16 here")
+    numbers = {
+        "arrives": "error that arrives",
+        "adds": "error it adds",
+        "spread": "largest output",
+        "read": "largest read",
+        "written": "largest written",
+    }
+    counts = {"arrives_bad": "not finite", "overflow": "overflows", "underflow": "become 0"}
+    return [
+        *names,
+        *({"field": field, "title": title, "type": "quantitative", "format": ".3g"} for field, title in numbers.items()),
+        *({"field": field, "title": title, "type": "quantitative", "format": "d"} for field, title in counts.items()),
+    ]

@@ -1,0 +1,115 @@
+"""A run record goes in, one self-contained HTML file comes out. The only importer of Jinja2 and of Vega's sources.
+
+Everything that comes from a model is escaped by the template or stands in JSON data; the page's own policy
+allows the two scripts that it was written with, by their hashes, and no request to anywhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import vl_convert
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from trt_helper.report import figures, story
+from trt_helper.report.read import errors_of, tolerance_of
+from trt_helper.text import figure, plain
+from trt_helper.values import TensorError
+
+ABSENT: dict[str, Any] = {  # what a record of compare has not
+    **{"pins": (), "search": (), "per_sample": (), "inputs": (), "samples": (), "metric": None, "opset": None},
+    **{"platform": None, "inferences": None},
+}
+VEGA = "window.vegaEmbed = vegaEmbed;"  # what the page needs of the bundle
+Record = Mapping[str, Any]
+
+
+def page(record: Record, engine: Record | None = None) -> str:
+    """The report of a run, and of the engine that was built with its plan."""
+    environment = Environment(
+        loader=PackageLoader("trt_helper.report", "static"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"plain": plain, "figure": _figure, "worst": _worst, "shape": _shape}
+    record = {**ABSENT, **record}
+    shown = figures.figures(record)
+    outputs = figures.outputs_figure(record)
+    every = [outputs, *shown] if outputs else shown
+    data = {
+        "layers": figures.layer_rows(record),
+        "figures": {f.key: {"spec": f.spec, "rows": f.rows} for f in every},
+    }
+    vega, script = _vega(), _static("report.js")
+    tolerance = tolerance_of(record)
+    return environment.get_template("report.html").render(
+        record=record,
+        engine=engine,
+        headline=story.headline(record),
+        cards=story.cards(record, engine),
+        warnings=story.warnings(record, engine),
+        passed=record["verdict"] == "pass",
+        outputs=outputs,
+        figures=shown,
+        data=data,
+        before={error.name: error for error in errors_of(record.get("before", {}))},
+        after=story.after(record),
+        tolerance=tolerance,
+        allowed=lambda name: story.allowed(tolerance, name),
+        shown=lambda error: story.shown(error, tolerance.stat),
+        samples=list(_samples(record)),
+        states=story.SURE,
+        style=Markup(_static("report.css")),  # noqa: S704 - files of this package
+        vega=Markup(vega),  # noqa: S704
+        script=Markup(script),  # noqa: S704
+        hashes=" ".join(_hash(text) for text in (vega, script)),
+    )
+
+
+def _samples(record: Record) -> Iterator[tuple[str, bool, str, TensorError | None, TensorError | None]]:
+    """Every output of every sample: source, whether the search saw it, before and after."""
+    for sample in record.get("per_sample", ()):
+        before = {error.name: error for error in errors_of(sample["before"])}
+        after = {error.name: error for error in errors_of(sample["after"])}
+        for name in after or before:
+            yield sample["source"], sample["held_out"], name, before.get(name), after.get(name)
+    for sample in record.get("samples", ()):
+        if not isinstance(sample, str):
+            for error in errors_of(sample["outputs"]):
+                yield sample["source"], False, error.name, None, error
+
+
+def _figure(number: float | None) -> str:
+    return "not finite" if number is None or number == float("inf") else figure(number)
+
+
+def _worst(outputs: Mapping[str, Any]) -> str:
+    """The largest error of several outputs in one figure."""
+    if any(error["non_finite"] for error in outputs.values()):
+        return "not finite"
+    return figure(max(error["max"] or 0.0 for error in outputs.values()))
+
+
+def _shape(shape: Sequence[int | str | None] | None) -> str:
+    return "" if shape is None else plain(" × ".join("?" if d is None else str(d) for d in shape))
+
+
+def _static(name: str) -> str:
+    return files("trt_helper.report").joinpath(f"static/{name}").read_text(encoding="utf-8")
+
+
+@cache
+def _vega() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script, which cannot end the element that it stands in."""
+    bundle: str = vl_convert.javascript_bundle(VEGA)
+    return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _hash(script: str) -> str:
+    """A script's name in the page's policy."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

@@ -1,0 +1,138 @@
+"""A path goes in, a run record or an engine's proof comes out, checked so that nobody behind this has to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import fastjsonschema
+
+from trt_helper.errors import InputError
+from trt_helper.values import Statistic, TensorError, Tolerance
+
+SCHEMA = 1
+AGAIN = "give the file that `trt-helper locate` wrote beside the plan, or write it again"
+Json = dict[str, Any]
+
+
+def schema() -> Json:
+    """The published JSON schema (draft 7) of the run record."""
+    text = files("trt_helper").joinpath(f"schemas/run-{SCHEMA}.schema.json").read_text(encoding="utf-8")
+    return dict(json.loads(text))
+
+
+@cache
+def _validator() -> Any:
+    return fastjsonschema.compile(schema())
+
+
+def read_record(path: Path) -> Json:
+    """The run record in `path`. Raises InputError for anything else."""
+    record = _read_object(path)
+    found = record.get("schema")
+    if isinstance(found, int) and found > SCHEMA:
+        raise InputError(
+            f"{path} has schema {found:.6g}, this trt-helper knows {SCHEMA}", fix="use the trt-helper that wrote it"
+        )
+    if record.get("command") == "gate":
+        raise InputError(f"{path} is what gate said", fix="gate has its own summary: --summary FILE.md; " + AGAIN)
+    try:
+        _validator()(record)
+    except fastjsonschema.JsonSchemaException as error:
+        raise InputError(f"{path} is no run record: {_first(error.message)}", fix=AGAIN) from error
+    return record
+
+
+def find_engine(record: Mapping[str, Any], near: Path) -> Path | None:
+    """The proof (`*.trt.json`) of an engine with this very model and plan, in the folder of `near`, if one is there."""
+    for path in sorted(near.absolute().parent.glob("*.trt.json")):
+        try:
+            found = read_engine(path, record)
+        except InputError:
+            continue
+        if found:
+            return path
+    return None
+
+
+def read_engine(path: Path, record: Mapping[str, Any]) -> Json:
+    """What `convert` left beside an engine of this record's model and plan. Raises InputError."""
+    proof = _read_object(path)
+    try:
+        _proof_validator()(proof)
+    except fastjsonschema.JsonSchemaException as error:
+        raise InputError(
+            f"{path} is no proof of an engine: {_first(error.message)}", fix="give the ENGINE.trt.json of convert"
+        ) from error
+    if proof["model"]["sha256"] != record["model"]["sha256"] or set(proof["fp32_layers"]) != set(record["fp32_layers"]):
+        raise InputError(f"{path} belongs to another model or plan", fix="convert this plan, or leave --engine away")
+    return proof
+
+
+@cache
+def _proof_validator() -> Any:
+    """Of the keys of an engine's sidecar that a report shows."""
+    text, texts = {"type": "string"}, {"type": "array", "items": {"type": "string"}}
+    pin = {"layer": text, "state": text, "engine_layers": texts, "types": texts}
+    keys = {
+        "engine": {
+            "type": "object",
+            "properties": {"file": text, "builder": text, "sha256": text, "bytes": {"type": "integer"}},
+            "required": ["file", "builder", "sha256", "bytes"],
+        },
+        "model": {"type": "object", "properties": {"sha256": text}, "required": ["sha256"]},
+        "fp32_layers": texts,
+        "half_share": {"type": "number", "minimum": 0, "maximum": 1},
+        "pins": {"type": "array", "items": {"type": "object", "properties": pin, "required": list(pin)}},
+        "warnings": texts,
+    }
+    return fastjsonschema.compile({"type": "object", "properties": keys, "required": list(keys)})
+
+
+def _read_object(path: Path) -> Json:
+    """The JSON object in a file; a number that is not finite is no JSON."""
+    try:
+        data = json.loads(path.read_bytes(), parse_constant=_refuse, object_pairs_hook=dict)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}", fix=AGAIN) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON: {_first(str(error) or type(error).__name__)}", fix=AGAIN) from error
+    if not isinstance(data, dict):
+        raise InputError(f"{path} holds no JSON object", fix=AGAIN)
+    return data
+
+
+def _refuse(word: str) -> float:
+    raise ValueError(f"{word} is no number")
+
+
+def _first(text: str) -> str:
+    return " ".join(text.split())[:200]
+
+
+def tolerance_of(record: Mapping[str, Any]) -> Tolerance:
+    """The tolerance of a run."""
+    found = record["tolerance"]
+    own = {name: (pair["atol"], pair["rtol"]) for name, pair in found.get("per-output", {}).items()}
+    return Tolerance(found["atol"], found["rtol"], Statistic(found["check-error-stat"]), own)
+
+
+def errors_of(outputs: Mapping[str, Mapping[str, Any]]) -> Iterator[TensorError]:
+    """Errors by name as the values that they were; null was not finite."""
+    for name, found in outputs.items():
+        figures = {
+            key: float("inf") if found[key] is None else float(found[key])
+            for key in ("max", "mean", "median", "max_rel", "mean_rel", "median_rel", "spread")
+        }
+        yield TensorError(
+            name=name,
+            worst=tuple(found["worst"]),
+            outside=found["outside"],
+            non_finite=found["non_finite"],
+            total=found["elements"],
+            **figures,
+        )
