@@ -347,7 +347,7 @@ def test_a_search_that_was_interrupted_again_and_again_ends_with_the_same_answer
     result = ok("locate", path, "-i", samples, "--json").json
     assert result["fp32_layers"] == PINS
     assert result["before"]["y"]["max"] == 1
-    assert sorted(everything()) == ["fp32_layers.yaml", "model.onnx", "x.npz"]
+    assert sorted(everything()) == ["fp32_layers.run.json", "fp32_layers.yaml", "model.onnx", "x.npz"]
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.1])

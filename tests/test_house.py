@@ -21,10 +21,10 @@ ROWS = (
     {"", "errors", "values"},
     {"files", "search.strategy", "search.drive", "search.foresight", "search"},
     {"model", "normalise", "cures", "roles", "graph", "config"},
-    {"precision", "typed", "kernels", "emulate", "compare", "samples", "reference", "metric", "shapes", "builder"},
+    {"precision", "cost", "typed", "kernels", "emulate", "compare", "samples", "reference", "metric", "shapes", "builder"},
     {"evidence", "sensitivity", "oracle", "journal", "cache", "baseline", "findings"},
-    {"gate", "locate", "remedy", "convert", "machine"},
-    {"ci", "record", "report", "text", "engine_file"},
+    {"gate", "replay", "locate", "remedy", "convert", "machine"},
+    {"ci", "diff", "record", "report", "text", "engine_file"},
     {"cli", "__main__"},
 )
 HEAVY = {

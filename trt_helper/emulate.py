@@ -116,6 +116,17 @@ class Emulator:
             _forget(step.last_read, values, {})
         return self._outputs(values)
 
+    def shapes(self, feed: Mapping[TensorName, Array]) -> dict[TensorName, tuple[int, ...]]:
+        """The shape of every tensor for this sample, and of every weight."""
+        found = {name: array.shape for name, array in (*feed.items(), *self._weights.items())}
+        values: Values = {**feed}
+        for step in self._steps:
+            made = self._compute(step, values, {}, FP32)
+            found.update((name, array.shape) for name, array in made.items())
+            values.update(made)
+            _forget(step.last_read, values, {})
+        return found
+
     def has_rounded_weights(self, name: str) -> bool:
         """Whether rounding changes any weight of this layer."""
         reads = self._steps[self._index[name]].reads

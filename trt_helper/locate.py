@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from trt_helper.cost import Shapes, prices
 from trt_helper.emulate import Emulator
 from trt_helper.errors import ControlError
 from trt_helper.evidence import survey
@@ -54,6 +55,7 @@ class Located:
     reasons: tuple[str, ...] = ()  # why each of the trials was made
     per_sample: Mapping[str, PerSample] = field(default_factory=dict)  # 'before' and 'after'; () if not computable
     without_cure: Mapping[Cure, Trial] = field(default_factory=dict)  # the plan without each cure of the graph
+    shapes: Shapes = field(default_factory=dict)  # of every tensor, for the first sample
 
     @property
     def pins(self) -> tuple[str, ...]:
@@ -120,6 +122,7 @@ def locate(
     after = search.judge_all(plan)
     for text in _median_warnings(after, tolerance) if metric is None else ():
         listener.warn(text)
+    shapes = search.shapes()
     per_sample = {"before": search.per_sample(Plan()), "after": search.per_sample(plan)}
     return Located(
         graph=graph,
@@ -140,6 +143,7 @@ def locate(
         curve=search.curve(),
         reasons=tuple(search.reasons),
         per_sample=per_sample,
+        shapes=shapes,
     )
 
 
@@ -188,6 +192,8 @@ class _Search:
         self.inferences = len(samples)
         self._roundings: list[Rounding] = []
         self._conflicts: list[Conflict] = []
+        self._prices: dict[str, float] = {}
+        self._shapes: Shapes = {}
         self._held_out_asked = False
         self._judged: dict[tuple[tuple[int, ...], Plan], Trial] = {}
         self._per_sample: dict[Plan, PerSample] = {}
@@ -285,6 +291,13 @@ class _Search:
                 self._per_sample.update(oracle.per_sample)
         return self._judged[key]
 
+    def shapes(self) -> Shapes:
+        """The shape of every tensor for the first sample."""
+        if not self._shapes:
+            self._shapes = self.emulator.shapes(self.samples[0].feed)
+            self.inferences += 1
+        return self._shapes
+
     def per_sample(self, plan: Plan) -> PerSample:
         """The errors of a plan on every sample; measured once more where the journal knew only the worst."""
         if plan not in self._per_sample and not self.judge_all(plan).why:
@@ -304,7 +317,8 @@ class _Search:
                 lambda done, total: self.listener.progress("what each rounding does", done, total),
             )
             self.inferences += passes
-            self.evidence = Foresight(self.graph.candidates, self._roundings, self.tolerance.stat).guess()
+            self._prices = prices(self.graph, self.shapes())
+            self.evidence = self._foresee()
             self._warn_when_spread(self.evidence, self._judge(Plan(), self.searched))
         if trial.verdict is Verdict.PASS or self.metric is not None:
             return self.evidence
@@ -315,9 +329,12 @@ class _Search:
             self.inferences += passes
             if found is not None:
                 self._conflicts.append(found)
-                stat = self.tolerance.stat
-                self.evidence = Foresight(self.graph.candidates, self._roundings, stat, self._conflicts).guess()
+                self.evidence = self._foresee()
         return self.evidence
+
+    def _foresee(self) -> Guess:
+        layers, stat = self.graph.candidates, self.tolerance.stat
+        return Foresight(layers, self._roundings, stat, self._conflicts, self._prices).guess()
 
     def _watched_tolerance(self) -> Tolerance:
         """The tolerance that the roundings are held against; for a metric, one that FP16 misses as far."""

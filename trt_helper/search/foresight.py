@@ -31,6 +31,7 @@ ValueName = tuple[TensorName, LayerName]  # a tensor and its maker; weights have
 CAP = 1e4  # errors over tolerance beyond this are all the same: hopeless
 SAME = 0.02  # two effects that differ by less than this share are the effect of one rounding
 NEGLIGIBLE = 0.02  # of the tolerance: layers are given up together while their sum stays below
+TIE = 1e-3  # layers whose effects differ by less than this share are equals
 MOST_BLAMES = 4096  # ways to put conflicts down to one party each that are compared
 
 
@@ -78,10 +79,12 @@ class Foresight:
         roundings: Sequence[Rounding],
         statistic: Statistic = Statistic.MAX,
         conflicts: Sequence[Conflict] = (),
+        prices: Mapping[LayerName, float] | None = None,
     ) -> None:
         self._layers = tuple(layers)
+        self._prices = prices or {}  # what pinning a layer costs; decides only between equals
         self._statistic = statistic
-        self._roundings = _blame(roundings, conflicts)
+        self._roundings = _blame(roundings, conflicts, self._prices)
         classes = _Classes(self._roundings)
         self._together = [classes.of(index, -1) for index in range(len(self._roundings))]
         self._apart = [
@@ -145,7 +148,7 @@ class Foresight:
         total = self._total(loud)
         change = {name: self._change(name, kept, loud) for name in kept}
         while kept:
-            name = min(kept, key=lambda other: self._size(total + change[other]))
+            name = self._least_missed({other: self._size(total + change[other]) for other in kept})
             self._toggle(name, kept, loud)
             total = self._total(loud)
             order.append(name)
@@ -156,6 +159,11 @@ class Foresight:
                 change[other] = self._change(other, kept, loud)
             change.pop(name)
         return order, errors
+
+    def _least_missed(self, sizes: Mapping[LayerName, float]) -> LayerName:
+        """The layer that is given up next: of those that are missed equally little, the most expensive pin."""
+        least = min(sizes.values()) * (1 + TIE)
+        return max((name for name in sizes if sizes[name] <= least), key=lambda name: self._prices.get(name, 0.0))
 
     def _toggle(self, name: LayerName, kept: dict[LayerName, None], loud: Counter[int]) -> None:
         before = [c for index in self._touching[name] for c in self._of_rounding(index, kept)]
@@ -187,22 +195,26 @@ class Foresight:
         return ordered[: int(np.searchsorted(spent, NEGLIGIBLE**2))]
 
     def without(self, plan: Plan) -> Mapping[LayerName, float]:
-        """Foreseen error over tolerance of `plan` without each of its pins, the last layer first."""
+        """Foreseen error over tolerance of `plan` without each of its pins, the most expensive and last layer first."""
         kept = {name: None for name in self._layers if name in plan.fp32}
         loud = self._loud(plan.fp32)
         total = self._total(loud)
-        return {name: self._size(total + self._change(name, kept, loud)) for name in reversed(kept)}
+        names = sorted([*kept][::-1], key=lambda name: -self._prices.get(name, 0.0))
+        return {name: self._size(total + self._change(name, kept, loud)) for name in names}
 
 
-def _blame(roundings: Sequence[Rounding], conflicts: Sequence[Conflict]) -> tuple[Rounding, ...]:
-    """Let one party of each conflict do its harm alone, so that silencing those takes the fewest pins."""
+def _blame(
+    roundings: Sequence[Rounding], conflicts: Sequence[Conflict], prices: Mapping[LayerName, float]
+) -> tuple[Rounding, ...]:
+    """Let one party of each conflict do its harm alone, so that silencing those takes the fewest and cheapest pins."""
     if not conflicts:
         return tuple(roundings)
     place = {rounding.value: index for index, rounding in enumerate(roundings)}
     ways = product(*([[place[value] for value in party] for party in conflict.parties] for conflict in conflicts))
 
-    def pins(way: Iterable[Sequence[int]]) -> int:
-        return len(frozenset().union(*(roundings[index].names for party in way for index in party)))
+    def pins(way: Iterable[Sequence[int]]) -> tuple[int, float]:
+        names = frozenset[LayerName]().union(*(roundings[index].names for party in way for index in party))
+        return len(names), sum(prices.get(name, 0.0) for name in sorted(names))
 
     blamed = list(roundings)
     for party, conflict in zip(min(islice(ways, MOST_BLAMES), key=pins), conflicts, strict=True):
