@@ -122,6 +122,20 @@ def test_a_model_that_draws_random_numbers_is_refused(first):
     assert not Path("fp32_layers.yaml").exists()
 
 
+def test_a_model_that_fails_only_at_the_largest_shape_of_the_profile_is_found():
+    """The sum of n squares of 30 passes 65504 from n = 73 on."""
+    layers = [node("Mul", ["x", "x"], ["s"], "square"), node("ReduceSum", ["s"], ["t"], "sum", keepdims=0)]
+    layers.append(node("Mul", ["t", "small"], ["y"], "scale"))
+    held = [constant("small", np.float32(1e-5))]
+    saved(model(layers, [value("x", ["n"])], [value("y", [])], held))
+    save_input("small.npz", x=np.full(8, 30, np.float32))
+    words = ("locate", "model.onnx", "-i", "small.npz", "--atol", "0.01", "--rtol", "0", "--json")
+    assert ok(*words).json["fp32_layers"] == []
+    result = ok(*words, "--shapes", "x:8,16,400").json
+    assert result["fp32_layers"] == ["sum", "scale"]
+    assert result["samples"] == ["small.npz", "small.npz at min", "small.npz at opt", "small.npz at max"]
+
+
 def test_the_worst_sample_decides():
     path, samples = save_overflowing()
     save_input("harmless.npz", x=np.float32([[1, -1] * 4]))
@@ -234,7 +248,7 @@ def test_shapes_size_the_random_inputs_and_inputs_of_the_same_symbol_follow():
     saved(model([node("Add", ["x", "z"], ["y"], "add")], both, [value("y", ["b", 4])]))
     ok("locate", "model.onnx", "--shapes", "x:1x4,3x4,8x4", "--json")
     shapes = yaml.safe_load(Path("fp32_layers.yaml").read_text())["evidence"]["shapes"]
-    assert shapes == {"x": [[3, 4]] * 3, "z": [[3, 4]] * 3}
+    assert shapes == {"x": [[1, 4], [3, 4], [8, 4]], "z": [[1, 4], [3, 4], [8, 4]]}
 
 
 # ---------------------------------------------------------------------------------------------- options

@@ -285,6 +285,30 @@ def hold_out(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
     return [s for i, s in enumerate(samples) if i not in held], [samples[i] for i in sorted(held)]
 
 
+def resized(graph: Graph, sample: Sample, shapes: Mapping[str, tuple[int, ...]], label: str) -> Sample:
+    """`sample` cut or repeated along each axis until its inputs have `shapes`: real values in another size.
+
+    Other inputs follow where the model calls a dimension by the same name. Raises InputError where dimensions of
+    one name would differ.
+    """
+    wanted: dict[str, int] = {}
+    for value in graph.inputs:
+        for dimension, size in zip(value.shape or (), shapes.get(value.name or "", ()), strict=False):
+            wanted[str(dimension)] = size
+    feed = dict(sample.feed)
+    for value in graph.inputs:
+        name, array = value.name or "", feed[value.name or ""]
+        sizes = shapes.get(name) or [
+            wanted.get(str(d), n) for d, n in zip(value.shape or (), array.shape, strict=False)
+        ]
+        for axis, size in enumerate(sizes):
+            array = np.take(array, np.arange(size), axis=axis, mode="wrap")
+        feed[name] = np.ascontiguousarray(array).reshape(array.shape)
+    other = Sample(f"{sample.source} at {label}", feed)
+    _require_one_size_per_symbol(graph, other)
+    return other
+
+
 def element_count(sample: Sample) -> int:
     """Elements of all inputs: the size by which samples are ordered."""
     return sum(math.prod(shape) for shape in sample.shapes.values())
