@@ -15,7 +15,7 @@ setup: $(READY)  ## make the development environment in .venv
 
 $(READY): pyproject.toml constraints-dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints-dev.txt --editable '.[rtx,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints-dev.txt --editable '.[rtx,report,dev]'
 	touch $@
 
 $(TORCH): $(READY)

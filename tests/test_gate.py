@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +75,7 @@ def test_a_plan_that_is_right_passes_on_the_recorded_inputs_and_writes_nothing()
     with nothing_written():
         found = gate()
     assert found["samples"] == ["samples/0.npz", "samples/1.npz", "samples/2.npz"]
-    assert found["fp32_layers"] == list(NORM)
+    assert found["fp32_layers"] == sorted(NORM)
     assert 0 < found["outputs"]["y"]["max"] < 0.02
     assert rules(found, "error") == rules(found, "warning") == []
 
@@ -97,7 +102,7 @@ def test_the_command_that_repairs_a_plan_repairs_it():
     edit(CONFIG, lambda data: data["FP32_LAYERS_FOR_FP16"].remove(SQUARE))
     (fix,) = [f["fix"] for f in gate(status=1)["findings"] if f["rule"] == "tolerance"]
     ok(*fix.partition("trt-helper ")[2].split())
-    assert gate()["fp32_layers"] == list(NORM)
+    assert gate()["fp32_layers"] == sorted(NORM)
 
 
 def test_what_explains_a_failure_is_said_too():
@@ -105,11 +110,27 @@ def test_what_explains_a_failure_is_said_too():
     found = gate(status=1)
     assert found["overflow"] == {SQUARE: found["overflow"][SQUARE]}, "others see infinities, this one makes them"
     assert subjects(found, "overflow") == [SQUARE]
+    assert not any("baseline" in f["message"] for f in found["findings"] if f["rule"] == "overflow"), "there is none"
 
 
 def test_a_tolerance_for_an_output_that_the_model_lacks_is_an_error():
     edit(CONFIG, lambda data: data.update(atol={"": 0.02, "z": 1}))
     assert "'z', which is no output" in gate(status=3)["findings"][0]["message"]
+
+
+def test_cures_of_a_config_are_applied():
+    """Four layers in BF16, which has the range of FP32 and 8 bits: what they compute is off by about 2^-8."""
+    edit(CONFIG, lambda data: data.update(cures=[{"bf16": name} for name in data.pop("FP32_LAYERS_FOR_FP16")]))
+    edit(CONFIG, lambda data: data.update(atol=0.1))
+    found = gate()
+    assert (found["fp32_layers"], found["bf16_layers"]) == ([], sorted(NORM))
+    assert 0.003 < found["outputs"]["y"]["max"] < 0.1
+    assert subjects(found, "pin") == [], "each was tried, and each is needed"
+    edit(CONFIG, lambda data: data["cures"].pop(0))
+    found = gate(status=1)
+    assert "--cures pins,bf16 " in found["findings"][0]["fix"]
+    edit(CONFIG, lambda data: data["cures"].append({"bf16": "gone"}))
+    assert subjects(gate(status=3), "layer") == ["gone"]
 
 
 # ------------------------------------------------------------------------------------- a changed model
@@ -165,7 +186,7 @@ def test_a_looser_tolerance_makes_pins_unneeded():
 
 def test_pins_that_locate_proved_are_tried_only_when_asked_for(monkeypatch):
     tried = []
-    monkeypatch.setattr("trt_helper.gate._Run.passes_without", lambda _run, name, _metric: tried.append(name))
+    monkeypatch.setattr("trt_helper.replay.Replay.passes_without", lambda _run, name, _metric: tried.append(name))
     gate()
     assert tried == []
     gate("--check-pins")
@@ -200,7 +221,7 @@ def test_worse_than_the_baseline_by_more_than_the_factor_fails():
     edit(BASELINE, better)
     found = gate(status=1)
     assert rules(found, "error") == ["regression"]
-    assert "3.01 times as far off" in found["findings"][0]["message"]
+    assert "is 3 times as far off" in found["findings"][0]["message"]
     gate("--max-regression", "3.1x")
     gate("--max-regression", "2.9", status=1)
     gate("--update-baseline")
@@ -252,7 +273,8 @@ def test_another_version_is_compared_with_and_kept_beside_the_new_one():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{", '{"schema": 2, "baselines": {}}', '{"schema": 1, "baselines": {"a": {"runner": "emulate"}}}']
+    "text",
+    ["", "[]", "{", '{"schema": 2, "baselines": {}}', '{"schema": 1, "baselines": {"a": {"runner": "emulate"}}}'],
 )
 def test_a_baseline_that_is_none_is_an_error(text):
     BASELINE.write_text(text)
@@ -270,6 +292,16 @@ def test_a_baseline_that_was_named_must_be_there():
     gate("--baseline", "other.json", "--update-baseline")
     assert Path("other.json").is_file()
     gate("--baseline", "other.json")
+
+
+def test_the_run_record_of_locate_is_a_baseline():
+    record = Path("configs/net.run.json")
+    found = gate("--baseline", record)
+    assert found["baseline"]["outputs"]["y"]["max"] == pytest.approx(found["outputs"]["y"]["max"])
+    edit(record, lambda data: data["after"]["y"].update(max=1e-4, max_rel=1e-4))
+    assert rules(gate("--baseline", record, status=1), "error") == ["regression"]
+    edit(record, lambda data: data.update(after=[]))
+    assert "is no baseline" in gate("--baseline", record, status=3)["findings"][0]["message"]
 
 
 # --------------------------------------------------------------- nothing runs that nobody named
@@ -311,7 +343,19 @@ def test_inputs_that_are_not_there_are_an_error():
 
 def test_other_inputs_can_be_given():
     save_input("other.npz", x=np.zeros((1, 16), np.float32))
-    assert gate("--inputs", "other.npz")["samples"] == ["other.npz"]
+    gate("--update-baseline")
+    found = gate("--inputs", "other.npz")
+    assert found["samples"] == ["other.npz"]
+    (note,) = [f["message"] for f in found["findings"] if f["rule"] == "baseline"]
+    assert note == "the baseline is of other inputs; they were compared all the same"
+
+
+@pytest.mark.parametrize("inputs", [[], ["--inputs", "samples"]])
+def test_samples_at_the_ends_of_a_given_range_are_made_again(inputs):
+    ok("locate", "models/net.onnx", *inputs, "--shapes", "x:1x16,2x16,5x16", "--atol", "9", "-o", CONFIG)
+    samples = gate()["samples"]
+    assert samples == yaml.safe_load(CONFIG.read_text())["evidence"]["samples"]
+    assert samples[-1].endswith(" at max")
 
 
 def test_a_hand_written_config_is_judged_by_random_values_and_says_so():
@@ -346,6 +390,34 @@ def test_several_configs_are_judged_in_one_call_and_the_worst_decides():
     assert run("gate", configs[0], configs[3]).status == 1
 
 
+def test_a_process_that_dies_takes_no_answer_of_others_and_shows_no_traceback():
+    Path("loader.py").write_text("import os, signal\ndef load_data():\n    os.kill(os.getpid(), signal.SIGKILL)\n")
+    shutil.copy(CONFIG, "configs/other.yaml")
+    result = run("gate", CONFIG, "configs/other.yaml", "--data-loader-script", "loader.py")
+    assert result.status == 3
+    assert result.err.count("error: ") == 2
+    assert "it was not judged" in result.err
+    assert "Traceback" not in result.err
+
+
+def test_an_interrupt_ends_all_processes_with_two_lines():
+    Path("loader.py").write_text(
+        "import os, time\nfrom pathlib import Path\ndef load_data():\n"
+        "    Path(f'{os.getpid()}.pid').touch()\n    time.sleep(60)\n"
+    )
+    shutil.copy(CONFIG, "configs/other.yaml")
+    words = ["gate", CONFIG, "configs/other.yaml", "--data-loader-script", "loader.py"]
+    command = [sys.executable, "-m", "trt_helper", *map(str, words)]
+    process = subprocess.Popen(command, stdout=-1, stderr=-1, text=True, start_new_session=True)
+    while not (started := list(Path().glob("*.pid"))):
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert err.splitlines()[-2:] == ["error: interrupted", "  fix: run the same command again"]
+    assert not any(Path(f"/proc/{file.stem}").exists() for file in started)
+
+
 def test_the_same_call_prints_the_same_bytes():
     write_model(gain=3.0)
     assert run("gate", CONFIG, "--json") == run("gate", CONFIG, "--json")
@@ -363,6 +435,7 @@ def test_misuse_is_a_usage_error():
     misused("gate", CONFIG, "a.onnx", "b.onnx", says="Invalid value: b.onnx: one model at most")
     misused("gate", CONFIG, "b.yaml", "a.onnx", says="Invalid value: a model goes with one config")
     misused("gate", CONFIG, "b.yaml", "--baseline", "x.json", says="Invalid value: --baseline goes with one config")
+    misused("gate", CONFIG, "--junit", "a", "--sarif", "./a", says="Invalid value: two of the files")
     for factor in ("0.5x", "x", "nan", "inf"):
         misused("gate", CONFIG, "--max-regression", factor, says="Invalid value: --max-regression")
 
@@ -393,7 +466,9 @@ def test_other_inputs_and_other_models_have_other_references(tmp_path):
     assert len(list((tmp_path / "cache").glob("*.npz"))) == 3
 
 
-@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"x" * len(data)])
+@pytest.mark.parametrize(
+    "damage", [lambda _data: b"", lambda data: data[: len(data) // 2], lambda data: b"x" * len(data)]
+)
 def test_a_damaged_cache_is_made_again(tmp_path, damage):
     write_model(gain=3.0)
     first = gate()

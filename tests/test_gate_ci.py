@@ -41,7 +41,7 @@ def files(*words, status):
     """Run the gate for all its files; returns JUnit's root, the Markdown text, SARIF and the result."""
     result = run("gate", *words, "--junit", "gate.xml", "--summary", "gate.md", "--sarif", "gate.sarif")
     assert result.status == status, result.err
-    root = ET.parse("gate.xml").getroot()
+    root = ET.parse("gate.xml").getroot()  # noqa: S314 - written by the gate
     sarif = json.loads(Path("gate.sarif").read_text(encoding="ascii"))
     require_junit(root)
     require_valid(sarif, "sarif-2.1.0")
@@ -53,7 +53,18 @@ def require_junit(root):
     assert root.tag == "testsuites"
     for suite in root:
         assert suite.tag == "testsuite"
-        attributes = {"name", "package", "id", "timestamp", "hostname", "tests", "failures", "errors", "time", "skipped"}
+        attributes = {
+            "name",
+            "package",
+            "id",
+            "timestamp",
+            "hostname",
+            "tests",
+            "failures",
+            "errors",
+            "time",
+            "skipped",
+        }
         assert suite.attrib.keys() == attributes
         assert suite.attrib["name"].strip()
         assert suite.attrib["hostname"].strip()
@@ -157,6 +168,14 @@ def test_github_gets_annotations_and_a_summary(monkeypatch):
     assert command.startswith(f"file=configs/net.yaml,line={number},title=trt-helper%3A ")
     assert message.startswith(f"the model has no layer named '{SQUARE}'%0Afix: did you mean")
     assert Path("step.md").read_text() == f"what stood there\n{markdown}"
+
+
+def test_a_summary_that_cannot_be_written_is_an_error(monkeypatch):
+    write_project()
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "gone/step.md")
+    result = run("gate", "configs/net.yaml")
+    assert result.status == 3
+    assert "error: gone/step.md cannot be written" in result.err
 
 
 # ------------------------------------------------------------------------------------------- hostile names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -16,8 +17,9 @@ from schemas import require_valid
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = re.findall(r"```yaml\n# (\S+)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-SNIPPETS = {name: yaml.load(text, yaml.BaseLoader) for name, text in BLOCKS}  # BaseLoader: `on` is a word
+SNIPPETS = {name: yaml.load(text, yaml.BaseLoader) for name, text in BLOCKS}  # noqa: S506 - `on` is a word there
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
+GIT, BASH = shutil.which("git") or "git", shutil.which("bash") or "bash"
 WORKFLOW = ".github/workflows/precision.yml"
 
 
@@ -29,7 +31,13 @@ def environment(**more):
 
 def git(*words):
     identity = ("-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "init.defaultBranch=main")
-    subprocess.run(["git", *identity, *words], check=True, capture_output=True, text=True)
+    subprocess.run([GIT, *identity, *words], check=True, capture_output=True, text=True)
+
+
+def started(words, **variables):
+    """Run a command in the environment of a fresh CI job."""
+    env = environment(**variables)
+    return subprocess.run(words, env=env, capture_output=True, text=True, check=False)
 
 
 def gitlab():
@@ -37,24 +45,20 @@ def gitlab():
     job = SNIPPETS[".gitlab-ci.yml"]["gate"]
     variables = {name: text.replace("$CI_PROJECT_DIR", str(Path.cwd())) for name, text in job["variables"].items()}
     script = "\n".join(["set -eo pipefail", *job["script"]])
-    result = subprocess.run(["bash", "-c", script], env=environment(**variables), capture_output=True, text=True)
+    result = started([BASH, "-c", script], **variables)
     return result, [Path(job["artifacts"]["reports"]["junit"]), *map(Path, job["artifacts"]["paths"])]
 
 
 def github():
-    """Run the step of the README's workflow that uses `action.yml`, as GitHub would on a runner with trt-helper there."""
+    """Run the step of the README's workflow that uses `action.yml`, as GitHub would; trt-helper is installed."""
     (step,) = [s for s in SNIPPETS[WORKFLOW]["jobs"]["gate"]["steps"] if "trt-helper" in s["uses"]]
     inputs = {name: step["with"].get(name, value.get("default", "")) for name, value in ACTION["inputs"].items()}
     assert step["with"].keys() <= inputs.keys()
     (gate,) = [s for s in ACTION["runs"]["steps"] if s.get("name") == "gate"]
     given = {name: re.sub(r"\$\{\{ inputs\.(\w+) \}\}", lambda m: inputs[m[1]], v) for name, v in gate["env"].items()}
-    own = environment(GITHUB_ACTIONS="true", GITHUB_STEP_SUMMARY="step.md", TRT_HELPER_CACHE="cache", **given)
-    bash = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", gate["run"]]
-    return subprocess.run(bash, env=own, capture_output=True, text=True), [
-        Path(inputs["junit"]),
-        Path(inputs["sarif"]),
-        Path("step.md"),
-    ]
+    given |= {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": "step.md", "TRT_HELPER_CACHE": "cache"}
+    result = started([BASH, "--noprofile", "--norc", "-eo", "pipefail", "-c", gate["run"]], **given)
+    return result, [Path(inputs["junit"]), Path(inputs["sarif"]), Path("step.md")]
 
 
 def nothing_changed():
@@ -100,7 +104,9 @@ def repository(tmp_path_factory):
         patch.chdir(folder)
         patch.setenv("TRT_HELPER_CACHE", str(folder.parent / "cache"))
         write_project()
-        subprocess.run([sys.executable, "-m", "trt_helper", "gate", "configs/net.yaml", "--update-baseline"], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "trt_helper", "gate", "configs/net.yaml", "--update-baseline"], check=True
+        )
         git("init")
         git("add", ".")
         git("commit", "-m", "a plan")
@@ -119,7 +125,7 @@ def test_a_change_goes_through_the_gate(repository, tmp_path, monkeypatch, ci, c
     assert all(text in result.stderr.replace("%0A", "\n") for text in said), result.stderr
     assert bool(said) == bool(result.stderr)
     assert all(file.stat().st_size for file in kept)
-    (suite,) = ET.parse(kept[0]).getroot()
+    (suite,) = ET.parse(kept[0]).getroot()  # noqa: S314 - written by the gate
     assert (int(suite.get("failures")), int(suite.get("errors"))) == junit
     (summary,) = [file.read_text() for file in kept if file.suffix == ".md"]
     assert ("the plan is accurate" in summary) == (status == 0)
@@ -150,7 +156,6 @@ def test_the_pre_commit_hook_runs_the_gate(repository, tmp_path, monkeypatch):
     git("clone", str(repository), str(tmp_path / "clone"))
     monkeypatch.chdir(tmp_path / "clone")
     words = [*hook["entry"].split(), *(arg.replace("fp32_layers", "net") for arg in used["args"])]
-    ran = environment(TRT_HELPER_CACHE="cache")
-    assert subprocess.run(words, env=ran, capture_output=True).returncode == 0
+    assert started(words, TRT_HELPER_CACHE="cache").returncode == 0
     pin_removed()
-    assert subprocess.run(words, env=ran, capture_output=True).returncode == 1
+    assert started(words, TRT_HELPER_CACHE="cache").returncode == 1

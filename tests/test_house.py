@@ -23,15 +23,17 @@ ROWS = (
     {"model", "normalise", "cures", "roles", "graph", "config"},
     {"precision", "cost", "typed", "kernels", "emulate", "compare", "samples", "reference", "metric", "shapes", "builder"},
     {"evidence", "sensitivity", "oracle", "journal", "cache", "baseline", "findings"},
-    {"gate", "replay", "locate", "remedy", "convert", "machine"},
+    {"gate", "replay", "locate", "remedy", "convert", "machine", "export"},
     {"ci", "diff", "record", "report", "text", "engine_file"},
     {"cli", "__main__"},
 )
 HEAVY = {
     "onnxruntime": {"kernels", "reference", "record"},
     "tensorrt_rtx": {"builder.rtx_child"},
-    "torch": set(),
+    "torch": {"cli.export", *(f"export.{m}" for m in ("checkpoint", "exporters", "run", "subject", "weights"))},
     "tensorrt": set(),
+    "vl_convert": {"report.page"},
+    "jinja2": {"report.page"},
 }
 
 

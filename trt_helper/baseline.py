@@ -15,7 +15,7 @@ from typing import Any
 
 from trt_helper.errors import ConfigError
 from trt_helper.files import write_atomically
-from trt_helper.values import LayerName, Statistic, TensorError, TensorName, Tolerance
+from trt_helper.values import LayerName, Plan, Statistic, TensorError, TensorName, Tolerance
 
 SCHEMA = 1
 NOISE = 0.01  # of the tolerance: errors below it are as good as this
@@ -44,7 +44,8 @@ class Baseline:
 
     setup: Setup
     model: str  # sha256
-    fp32_layers: tuple[LayerName, ...]
+    samples: str  # sha256 of all inputs
+    plan: Plan
     outputs: tuple[TensorError, ...]
     overflow: Mapping[LayerName, int]  # elements
     metric: float | None = None
@@ -77,7 +78,7 @@ def default_path(config: Path) -> Path:
 
 
 def read(path: Path) -> Stored:
-    """The baselines in `path`; none where there is no such file. Raises ConfigError."""
+    """The baselines in `path`, or the result of `locate` in its run record; none without a file. Raises ConfigError."""
     if not path.exists():
         return Stored()
     again = "write it again with `trt-helper gate ... --update-baseline`"
@@ -85,12 +86,37 @@ def read(path: Path) -> Stored:
         data = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not a readable JSON file: {type(error).__name__}", fix=again) from error
+    if isinstance(data, dict) and data.get("command") == "locate":
+        data = _from_run(data)
     if not isinstance(data, dict) or data.get("schema") != SCHEMA or not isinstance(data.get("baselines"), dict):
         raise ConfigError(f"{path} is no baseline of schema {SCHEMA}", fix=again)
     for key, entry in data["baselines"].items():
         if not _is_sound(entry):
             raise ConfigError(f"{path}: the entry {key!r:.200} is not a baseline", fix=again)
     return Stored(data["baselines"])
+
+
+def _from_run(record: Json) -> Json:
+    """A run record of `locate` as a baseline file, as far as it goes: it does not say where FP16 overflows."""
+    try:
+        outputs = {
+            name: {key: error[key] or 0.0 for key in (*FIGURES, "non_finite")}
+            for name, error in record["after"].items()
+        }
+        entry = {
+            "runner": record["runner"],
+            "gpu": None,
+            "versions": {name: record["versions"][name] for name in ("onnxruntime", "trt-helper")},
+            "model": record["model"]["sha256"],
+            "samples": None,
+            "FP32_LAYERS_FOR_FP16": record["fp32_layers"],
+            "outputs": outputs,
+            "overflow": None,
+            "metric": None,
+        }
+    except (AttributeError, KeyError, TypeError):
+        return {}
+    return {"schema": record.get("schema"), "baselines": {"locate": entry}}
 
 
 def write(stored: Stored, path: Path) -> None:
@@ -105,7 +131,9 @@ def _entry(baseline: Baseline) -> Json:
         "gpu": baseline.setup.gpu,
         "versions": dict(baseline.setup.versions),
         "model": baseline.model,
-        "FP32_LAYERS_FOR_FP16": list(baseline.fp32_layers),
+        "samples": baseline.samples,
+        "FP32_LAYERS_FOR_FP16": sorted(baseline.plan.fp32),
+        "bf16": sorted(baseline.plan.bf16),
         "outputs": {
             error.name: {
                 **{name: three_digits(getattr(error, name)) for name in FIGURES},
@@ -127,15 +155,13 @@ def _is_sound(entry: object) -> bool:
     """Whether what is read from an entry is there and of the right type."""
     if not isinstance(entry, dict):
         return False
-    outputs, overflow, pins = (entry.get(key) for key in ("outputs", "overflow", "FP32_LAYERS_FOR_FP16"))
+    outputs, overflow = entry.get("outputs"), entry.get("overflow")
     return (
         isinstance(entry.get("runner"), str)
         and isinstance(entry.get("gpu"), str | None)
         and isinstance(entry.get("versions"), dict)
         and isinstance(entry.get("model"), str)
-        and isinstance(pins, list)
-        and all(isinstance(name, str) for name in pins)
-        and isinstance(overflow, dict)
+        and isinstance(overflow, dict | None)
         and isinstance(outputs, dict)
         and all(
             isinstance(figures, dict)
@@ -170,5 +196,5 @@ def times_worse(now: TensorError, before: Mapping[str, Any], tolerance: Toleranc
 
 
 def new_overflow(now: Mapping[LayerName, int], before: Mapping[str, Any]) -> Sequence[LayerName]:
-    """The layers where FP16 overflows and did not then."""
-    return [name for name in now if name not in before["overflow"]]
+    """The layers where FP16 overflows and did not then; none where that was not recorded."""
+    return [name for name in now if before["overflow"] is not None and name not in before["overflow"]]

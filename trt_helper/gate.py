@@ -9,22 +9,19 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shlex
+import signal
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from trt_helper import baseline as base
 from trt_helper import cache
-from trt_helper.compare import compare_all
 from trt_helper.config import Config, model_path, pin_lines, read_config, tolerance_yaml
-from trt_helper.emulate import Emulator, Values
-from trt_helper.errors import ConfigError, InputError, TrtHelperError, nearest
+from trt_helper.errors import ConfigError, InputError, MachineError, TrtHelperError, nearest
 from trt_helper.findings import (
     LEVELS,
     MOST_NAMED,
@@ -37,15 +34,15 @@ from trt_helper.findings import (
     some,
 )
 from trt_helper.graph import Graph, read_graph
-from trt_helper.kernels import Array, EmulationError
 from trt_helper.metric import Metric, load_metric
 from trt_helper.model import load
-from trt_helper.oracle import judge
+from trt_helper.replay import Replay
 from trt_helper.samples import RANDOM_WARNING, Sample, load_samples
-from trt_helper.shapes import recorded_ranges
-from trt_helper.values import LayerName, Plan, TensorError, Tolerance, Trial, Verdict
+from trt_helper.shapes import parse_shapes, samples_in
+from trt_helper.values import CURES, LayerName, Plan, Tolerance
 
 RUNNER = "emulate"
+ALONE = "judge this config alone; memory may have run out, or a data loader or metric ended the process"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +89,18 @@ def gate_all(requests: Sequence[Request], on_done: Callable[[int], None] = lambd
     workers = min(len(requests), os.cpu_count() or 1)
     if workers <= 1:
         return list(_counted(map(gate, requests), on_done))
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        return list(_counted(pool.map(gate, requests), on_done))
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, signal.signal, (signal.SIGINT, signal.SIG_DFL)) as pool:
+        futures = [pool.submit(gate, request) for request in requests]
+        return list(_counted(map(_outcome, requests, futures), on_done))
+
+
+def _outcome(request: Request, future: Future[Gated]) -> Gated:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        finding = Finding("input", "error", "", "it was not judged: a process ended before it had an answer", ALONE)
+        return Gated(request.config, MachineError.exit_status, (finding,))
 
 
 def _counted(results: Iterable[Gated], on_done: Callable[[int], None]) -> Iterator[Gated]:
@@ -129,16 +136,11 @@ def _judged(graph: Graph, config: Config, request: Request) -> Gated:
     samples, findings = _samples(graph, config, request)
     metric = _metric(config, request)
     about = cache.subject(graph, samples)
-    run = _Run(
-        graph,
-        graph.plan(config.fp32_layers, config.bf16_layers),
-        samples,
-        cache.cached_references(graph, samples, about),
-        config,
-    )
+    expected = cache.cached_references(graph, samples, about)
+    run = Replay(graph, graph.plan(config.fp32_layers, config.bf16_layers), samples, expected, tolerance)
     again = f"find the plan again: {_locate_command(config, graph, request)}"
     accept = "if that is meant to be, run the same command with --update-baseline"
-    figure = metric.figure(run.expected, run.found) if metric and run.found else None
+    figure = metric.figure(expected, run.found) if metric and run.found else None
     if metric:
         failures = list(by_metric(metric.name, metric.threshold, figure, again))
     else:
@@ -149,10 +151,10 @@ def _judged(graph: Graph, config: Config, request: Request) -> Gated:
     findings += overflows(run.overflow, before, accurate=not failures, fix=f"{again}; {accept}")
     setup = base.Setup(RUNNER, None, cache.versions())
     if not request.update:
-        findings += _about_baseline(path, setup, before)
+        findings += _about_baseline(path, setup, before, about)
     if not failures:
         findings += _unneeded_pins(run, metric, about, config, request, again)
-    now = base.Baseline(setup, graph.source.sha256, run.pins, run.trial.outputs, run.overflow, figure)
+    now = base.Baseline(setup, about["model"], about["samples"], run.plan, run.trial.outputs, run.overflow, figure)
     return Gated(
         config=request.config,
         status=int(any(finding.level == "error" for finding in findings)),
@@ -171,7 +173,7 @@ def _judged(graph: Graph, config: Config, request: Request) -> Gated:
 
 def _missing_layers(graph: Graph, config: Config, request: Request) -> Iterator[Finding]:
     known = {layer.name for layer in graph.layers} | graph.aliases.keys()
-    missing = [name for name in config.fp32_layers if name not in known]
+    missing = [name for name in (*config.fp32_layers, *config.bf16_layers) if name not in known]
     lines = pin_lines(request.config) if missing else {}
     repair = f"if layers were renamed or rebuilt, find the plan again: {_locate_command(config, graph, request)}"
     for index, name in enumerate(missing):
@@ -193,8 +195,11 @@ def _require_outputs(graph: Graph, config: Config) -> None:
 
 def _samples(graph: Graph, config: Config, request: Request) -> tuple[list[Sample], list[Finding]]:
     """The samples of the command line, else those that `locate` recorded, else a random one."""
-    if request.inputs or request.script:
+    if request.inputs:
         return load_samples(graph, request.inputs, script=request.script), []
+    given = parse_shapes(_given_shapes(config), graph)
+    if request.script:
+        return samples_in(graph, (), request.script, given), []
     script = config.evidence.get("data-loader-script")
     if script:
         raise InputError(
@@ -209,9 +214,14 @@ def _samples(graph: Graph, config: Config, request: Request) -> tuple[list[Sampl
                 fix="put them there, or give others with --inputs",
             )
     if recorded:
-        return load_samples(graph, recorded), []
-    usual = {name: sizes[1] for name, sizes in recorded_ranges(config.evidence, graph).items()}
-    return load_samples(graph, (), shapes=usual), [Finding("random", "warning", "", RANDOM_WARNING)]
+        return samples_in(graph, recorded, None, given), []
+    return samples_in(graph, (), None, given), [Finding("random", "warning", "", RANDOM_WARNING)]
+
+
+def _given_shapes(config: Config) -> tuple[str, ...]:
+    """The --shapes that `locate` was given."""
+    shapes = config.evidence.get("given-shapes")
+    return tuple(map(str, shapes)) if isinstance(shapes, list) else ()
 
 
 def _recorded_inputs(config: Config) -> tuple[Path, ...]:
@@ -251,63 +261,12 @@ def _locate_command(config: Config, graph: Graph, request: Request) -> str:
     inputs = [str(path) for path in request.inputs or _recorded_inputs(config)]
     words = ["trt-helper", "locate", str(graph.source.path), "--config", file]
     words += [word for path in inputs for word in ("--inputs", path)]
+    words += [word for text in _given_shapes(config) for word in ("--shapes", text)]
     words += ["--data-loader-script", request.script] if request.script else []
     words += ["--metric", request.metric] if request.metric else []
+    kinds = {cure.kind for cure in config.cures} | ({"bf16"} if config.bf16_layers else set())
+    words += ["--cures", ",".join(kind for kind in CURES if kind in kinds | {"pins"})] if kinds else []
     return shlex.join([*words, "-o", file])
-
-
-class _Run:
-    """One plan on its samples, in the emulator."""
-
-    def __init__(
-        self, graph: Graph, plan: Plan, samples: Sequence[Sample], expected: Sequence[Values], config: Config
-    ) -> None:
-        self.graph, self.plan, self.samples, self.expected = graph, plan, samples, expected
-        self.tolerance = config.tolerance
-        self.pins = tuple(name for name in graph.candidates if name in plan.fp32)
-        self.overflow: dict[LayerName, int] = {}  # finite values that FP16 made infinite, in topological order
-        self.found: list[Values] = []
-        self.errors: list[tuple[TensorError, ...]] = []  # of each sample
-        self._emulator = Emulator(graph)
-        self.trial = self._judge()
-
-    def _judge(self) -> Trial:
-        counts: list[Counter[LayerName]] = [Counter() for _ in self.samples]
-
-        def emulate(index: int) -> Values:
-            def watch(layer: str, exact: Array, half: Array) -> None:
-                if half is not exact and (infinite := np.isinf(half)).any():
-                    counts[index][layer] += int(np.count_nonzero(infinite & np.isfinite(exact)))
-
-            return self._emulator.run(self.plan, self.samples[index].feed, watch)
-
-        try:
-            with ThreadPoolExecutor(min(len(self.samples), os.cpu_count() or 1)) as pool:
-                self.found = list(pool.map(emulate, range(len(self.samples))))
-        except EmulationError as error:
-            return Trial(self.plan, Verdict.UNRESOLVED, why=error.message)
-        total = sum(counts, Counter())
-        self.overflow = {layer.name: total[layer.name] for layer in self.graph.layers if total[layer.name]}
-        pairs = zip(self.found, self.expected, strict=True)
-        self.errors = [compare_all(outputs, expected, self.tolerance) for outputs, expected in pairs]
-        return judge(self.plan, self.errors, self.tolerance)
-
-    def passes_without(self, name: LayerName, metric: Metric | None) -> bool:
-        """Whether the plan is accurate with this pin taken out, too; the worst sample is asked first."""
-        plan = Plan(self.plan.fp32 - {name})
-        first = self.trial.sample
-        order = [first, *(index for index in range(len(self.samples)) if index != first)]
-        try:
-            if metric:
-                found = [self._emulator.run(plan, sample.feed) for sample in self.samples]
-                return metric.figure(self.expected, found) >= metric.threshold
-            return all(self._sample_passes(plan, index) for index in order)
-        except EmulationError:
-            return False
-
-    def _sample_passes(self, plan: Plan, index: int) -> bool:
-        found = self._emulator.run(plan, self.samples[index].feed)
-        return all(e.passes(self.tolerance) for e in compare_all(found, self.expected[index], self.tolerance))
 
 
 def _baseline(path: Path, request: Request) -> Mapping[str, Any] | None:
@@ -319,13 +278,19 @@ def _baseline(path: Path, request: Request) -> Mapping[str, Any] | None:
     return base.read(path).entry(base.Setup(RUNNER, None, cache.versions()))
 
 
-def _about_baseline(path: Path, setup: base.Setup, before: Mapping[str, Any] | None) -> Iterator[Finding]:
+def _about_baseline(
+    path: Path, setup: base.Setup, before: Mapping[str, Any] | None, about: Mapping[str, Any]
+) -> Iterator[Finding]:
     if before is None:
         said = f"{path} holds no baseline: nothing but the tolerance was asked"
         yield Finding("baseline", "note", "", said, "write one with --update-baseline")
-    elif (key := base.setup_of(before).key) != setup.key:
+        return
+    if (key := base.setup_of(before).key) != setup.key:
         said = f"the baseline is of {key}, this is {setup.key}; they were compared all the same"
         yield Finding("baseline", "note", "", said, "write one for this setup with --update-baseline")
+    if before.get("samples") not in (None, about["samples"]):
+        said = "the baseline is of other inputs; they were compared all the same"
+        yield Finding("baseline", "note", "", said, "write one for these inputs with --update-baseline")
 
 
 def _changes(graph: Graph, config: Config, plan: Plan) -> Iterator[Finding]:
@@ -334,7 +299,8 @@ def _changes(graph: Graph, config: Config, plan: Plan) -> Iterator[Finding]:
         old, new = config.sha256[:12], graph.source.sha256[:12]
         said = f"the model has changed since the plan was made (sha256 {new}, was {old}); judged as it is now"
         yield Finding("model", "note", "", said)
-    gone = [name for name in _recorded_pins(config) if graph.aliases.get(name, name) not in plan.fp32]
+    pins = plan.fp32 | plan.bf16
+    gone = [name for name in _recorded_pins(config) if graph.aliases.get(name, name) not in pins]
     said = "the plan was found with a pin that is no longer in it"
     yield from some([Finding("removed", "note", name, f"{said}: {named(name)}") for name in gone])
 
@@ -346,12 +312,12 @@ def _recorded_pins(config: Config) -> tuple[LayerName, ...]:
 
 
 def _unneeded_pins(
-    run: _Run, metric: Metric | None, about: Mapping[str, Any], config: Config, request: Request, fix: str
+    run: Replay, metric: Metric | None, about: Mapping[str, Any], config: Config, request: Request, fix: str
 ) -> Iterator[Finding]:
     """A warning for each pin without which the plan passes, too."""
     if not run.pins or not (_are_unproven(run, config, request) if request.check_pins is None else request.check_pins):
         return
-    key = {**about, "pins": run.pins, "tolerance": asdict(run.tolerance), "metric": metric and metric.name}
+    key = {**about, "plan": _plan_key(run), "tolerance": asdict(run.tolerance), "metric": metric and metric.name}
     found = None if metric else cache.remembered(key)  # what a metric says can change with its file
     if not (isinstance(found, list) and set(found) <= set(run.pins)):
         with ThreadPoolExecutor(min(len(run.pins), os.cpu_count() or 1)) as pool:
@@ -364,7 +330,13 @@ def _unneeded_pins(
     yield from some([Finding("pin", "warning", n, f"pin {named(n)} {said}", fix, lines.get(n, 0)) for n in found])
 
 
-def _are_unproven(run: _Run, config: Config, request: Request) -> bool:
+def _plan_key(run: Replay) -> list[list[str]]:
+    """All that makes up the plan, as JSON."""
+    cures = [[cure.kind, cure.name, cure.op] for cure in run.graph.cures]
+    return [sorted(run.plan.fp32), sorted(run.plan.bf16), *cures]
+
+
+def _are_unproven(run: Replay, config: Config, request: Request) -> bool:
     """Whether `locate` has shown that each pin is needed, for this model, plan, tolerance and these inputs."""
     evidence = config.evidence
     return not (

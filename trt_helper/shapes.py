@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from trt_helper.errors import InputError, nearest
 from trt_helper.graph import Graph
-from trt_helper.samples import DEFAULT_DIMENSION, Sample, element_count
+from trt_helper.samples import DEFAULT_DIMENSION, Sample, element_count, load_samples, resized
 
 Shape = tuple[int, ...]
 Range = tuple[Shape, Shape, Shape]  # min, opt, max
@@ -55,6 +56,14 @@ def _require_fit(value: ir.Value, shapes: Range, text: str) -> None:
             )
     if not all(a <= b <= c for a, b, c in zip(*shapes, strict=True)):
         raise InputError(f"--shapes {text!r}: not min <= opt <= max", fix="give the three shapes in this order")
+
+
+def samples_in(graph: Graph, paths: Sequence[Path], script: str | None, ranges: Mapping[str, Range]) -> list[Sample]:
+    """`samples.load_samples`, and the first of them again at the ends of the ranges. Raises InputError."""
+    samples = load_samples(graph, paths, script=script, shapes={n: sizes[1] for n, sizes in ranges.items()})
+    open_ended = {name: sizes for name, sizes in ranges.items() if sizes[0] != sizes[2]}
+    ends = enumerate(("min", "opt", "max")) if open_ended else ()
+    return [*samples, *(resized(graph, samples[0], {n: s[i] for n, s in open_ended.items()}, end) for i, end in ends)]
 
 
 def ranges_of(samples: Sequence[Sample]) -> dict[str, Range]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from trt_helper.files import cannot_write
 from trt_helper.findings import RULES
 from trt_helper.gate import Gated
 from trt_helper.text import plain
@@ -37,11 +38,14 @@ def harmless(text: str) -> str:
 
 
 def append_summary(text: str) -> None:
-    """Add to the step's summary, where there is one."""
+    """Add to the step's summary, where there is one. Raises OutputError."""
     path = os.environ.get("GITHUB_STEP_SUMMARY")
     if path:
-        with Path(path).open("a", encoding="utf-8") as stream:
-            stream.write(text)
+        try:
+            with Path(path).open("a", encoding="utf-8") as stream:
+                stream.write(text)
+        except OSError as error:
+            raise cannot_write(Path(path), error) from error
 
 
 def _data(*lines: str) -> str:

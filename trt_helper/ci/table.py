@@ -20,7 +20,7 @@ def rows(results: Sequence[Gated]) -> Iterator[tuple[str, ...]]:
     """One row an output, or a metric, or a config that could not be judged; names are as they came."""
     for gated in results:
         config, verdict = str(gated.config), VERDICTS[gated.verdict]
-        pins = f"{len(gated.now.fp32_layers)} of {gated.candidates}" if gated.now else "-"
+        pins = f"{len(gated.now.plan)} of {gated.candidates}" if gated.now else "-"
         if gated.metric:
             name, threshold, found = gated.metric
             before = gated.before and gated.before["metric"]

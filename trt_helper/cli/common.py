@@ -11,8 +11,8 @@ from trt_helper.config import Config, per_output
 from trt_helper.errors import ConfigError, UsageError
 from trt_helper.graph import Graph, read_graph
 from trt_helper.model import load
-from trt_helper.samples import RANDOM_WARNING, Sample, load_samples, resized
-from trt_helper.shapes import parse_shapes
+from trt_helper.samples import RANDOM_WARNING, Sample
+from trt_helper.shapes import parse_shapes, samples_in
 from trt_helper.values import Cure, Statistic, Tolerance
 
 
@@ -30,13 +30,9 @@ def open_samples(
     graph: Graph, inputs: Sequence[Path] | None, script: str | None, shapes: Sequence[str] | None
 ) -> list[Sample]:
     """The user's samples, or a random one with a plain warning; the first one also at the ends of given ranges."""
-    ranges = parse_shapes(shapes or (), graph)
     if not inputs and not script:
         warn(RANDOM_WARNING)
-    samples = load_samples(graph, inputs or (), script=script, shapes={n: sizes[1] for n, sizes in ranges.items()})
-    open_ended = {name: sizes for name, sizes in ranges.items() if sizes[0] != sizes[2]}
-    ends = enumerate(("min", "opt", "max")) if open_ended else ()
-    return [*samples, *(resized(graph, samples[0], {n: s[i] for n, s in open_ended.items()}, end) for i, end in ends)]
+    return samples_in(graph, inputs or (), script, parse_shapes(shapes or (), graph))
 
 
 def tolerance(

@@ -95,16 +95,18 @@ def run(
         check_pins=check_pins,
         update=update_baseline,
     )
-    for target in (junit, summary, sarif, baseline if update_baseline else None):
-        if target:
-            require_writable(target, keep=(*configs, *models, *(inputs or ())))
+    targets = [path for path in (junit, summary, sarif, baseline if update_baseline else None) if path]
+    if len({path.absolute() for path in targets}) < len(targets):
+        raise typer.BadParameter("two of the files to be written are the same")
+    for target in targets:
+        require_writable(target, keep=(*configs, *models, *(inputs or ())))
     requests = [replace(base, config=path) for path in dict.fromkeys(configs)]
     with progress() as report:
         results = gate_all(requests, lambda done: report("gate", done, len(requests)))
     if update_baseline:
         _write_baselines(results)
-    _write_files(results, junit, summary, sarif)
     _say(results)
+    _write_files(results, junit, summary, sarif)
     if as_json:
         from trt_helper.ci.record import gated_json
 

@@ -85,7 +85,7 @@ def run(
     samples = common.open_samples(graph, inputs, data_loader_script, shapes)
     make_folder_of(output)
     judged_by = load_metric(metric, metric_threshold) if metric and metric_threshold is not None else None
-    asked = _asked(inputs, data_loader_script, tolerance, output)
+    asked = _asked(inputs, data_loader_script, shapes, tolerance, output)
     keeper = _Keeper(graph, samples, tolerance, output, judged_by, asked)
     located = _search(
         keeper, Budget(max_trials, max_pins, time_limit), every_layer=as_json or record is not None, kinds=kinds
@@ -107,13 +107,16 @@ def run(
     raise typer.Exit(0 if located.after.verdict is Verdict.PASS else 1)
 
 
-def _asked(inputs: list[Path] | None, script: str | None, tolerance: Tolerance, output: Path) -> dict[str, Any]:
+def _asked(
+    inputs: list[Path] | None, script: str | None, shapes: list[str] | None, tolerance: Tolerance, output: Path
+) -> dict[str, Any]:
     """What the answer belongs to, for `gate`: where the samples are, seen from the plan, and the tolerance."""
     from trt_helper.config import seen_from, tolerance_yaml
 
     return {
         **({"inputs": [seen_from(output.parent, path) for path in inputs]} if inputs else {}),
         **({"data-loader-script": script} if script else {}),
+        **({"given-shapes": shapes} if shapes else {}),
         "tolerance": tolerance_yaml(tolerance),
     }
 
