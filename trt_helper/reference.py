@@ -7,7 +7,7 @@ It shares nothing with the emulator but ONNX Runtime, so a mistake in normalisin
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -23,8 +23,16 @@ from trt_helper.samples import Sample
 
 def references(graph: Graph, samples: Sequence[Sample]) -> list[Values]:
     """FP32 outputs of the original file, one dictionary a sample; half outputs as FP32."""
+    run = runner(graph)
+    return [run(sample) for sample in samples]
+
+
+def runner(graph: Graph, *, optimised: bool = False) -> Callable[[Sample], Values]:
+    """The original file, loaded; called with a sample it gives the outputs. `optimised` as ONNX Runtime does by default."""
     path = graph.source.path
     options = session_options(threads=os.cpu_count() or 1)
+    if optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
         session = ort.InferenceSession(_loadable(graph), options, providers=["CPUExecutionProvider"])
@@ -34,7 +42,7 @@ def references(graph: Graph, samples: Sequence[Sample]) -> list[Values]:
             fix="the FP32 reference runs there; export the model with operators that it implements",
         ) from error
     types = {value.name: value.type for value in session.get_inputs()}
-    return [_run(session, types, sample, graph.outputs) for sample in samples]
+    return lambda sample: _run(session, types, sample, graph.outputs)
 
 
 def _loadable(graph: Graph) -> str | bytes:

@@ -1,0 +1,103 @@
+"""The cost model, against sums done by hand, and `bench`, which shows it beside what was measured."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from cli_helpers import ok, run, save_overflowing
+from zoo import Net
+
+from trt_helper.bench import _at
+from trt_helper.cost import Gpu, operations, prices, seconds
+from trt_helper.emulate import Emulator
+from trt_helper.graph import Graph, read_graph
+from trt_helper.model import load
+from trt_helper.search.foresight import Foresight, Rounding
+from trt_helper.values import Plan
+
+GPU = Gpu("made up", half=1e12, single=1e11, bandwidth=1e9)
+
+
+@pytest.fixture
+def graph(tmp_path) -> Graph:
+    """A 3x3 convolution from 8 to 16 channels on 10x10, two pointwise layers, a product of 16 by 4."""
+    net = Net(1)
+    h = net("Conv", net.input("x", [1, 8, 10, 10]), net.normal(16, 8, 3, 3), pads=[1, 1, 1, 1], name="conv")
+    h = net("Tanh", net("Relu", h, name="relu"), name="tanh")
+    h = net("MatMul", net("GlobalMaxPool", h, name="pool"), net.normal(1, 4), name="product")
+    path = tmp_path / "model.onnx"
+    onnx.save(net.model("model", [h], [1, 16, 1, 4]), path)
+    return read_graph(load(path))
+
+
+def shapes_of(graph: Graph) -> dict[str, tuple[int, ...]]:
+    return Emulator(graph).shapes({"x": np.zeros((1, 8, 10, 10), np.float32)})
+
+
+def test_operations_are_those_of_the_textbook(graph):
+    shapes = shapes_of(graph)
+    found = {layer.name: operations(graph, layer, shapes) for layer in graph.layers}
+    assert found["conv"] == 2 * 16 * 10 * 10 * 8 * 3 * 3
+    assert found["product"] == 2 * 16 * 4 * 1
+    assert found["relu"] == 16 * 10 * 10
+
+
+def test_a_kernel_takes_as_long_as_its_traffic_when_that_is_longer(graph):
+    """Conv moves 800 + 1152 + 1600 elements, the pool 1600 + 16, the product 16 + 4 + 64; the border is FP32."""
+    halves = 2 * (800 + 1152 + 1600) + 2 * (1600 + 16) + 2 * (16 + 4 + 64)
+    border = (2 + 4) * 800
+    assert seconds(graph, Plan(), shapes_of(graph), GPU) == pytest.approx((halves + border) / GPU.bandwidth)
+    assert seconds(graph, graph.all_pinned(), shapes_of(graph), GPU) == pytest.approx(2 * halves / GPU.bandwidth)
+
+
+def test_a_pin_is_paid_by_its_own_layer_and_by_the_casts_around_it(graph):
+    shapes = shapes_of(graph)
+    found = prices(graph, shapes, GPU)
+    for name in graph.candidates:
+        more = seconds(graph, Plan.of([name]), shapes, GPU) - seconds(graph, Plan(), shapes, GPU)
+        assert found[name] == pytest.approx(more, abs=1e-12), name
+    assert found["tanh"] == pytest.approx(2 * (2 + 4) * 1600 / GPU.bandwidth)
+    assert found["product"] < found["tanh"]
+
+
+def test_of_two_pins_that_help_alike_the_cheaper_one_is_kept():
+    """Either layer keeps the value from being rounded; only its maker or its reader has to be pinned."""
+    same = np.array([9.0])
+    roundings = [Rounding(frozenset({name}), (), same) for name in ("a", "b")]
+    for cheap, dear in (("a", "b"), ("b", "a")):
+        guess = Foresight(["a", "b"], roundings, prices={dear: 2.0, cheap: 1.0}).guess()
+        assert guess.order[0] == cheap
+        assert next(iter(guess.without(Plan.of(["a", "b"])))) == dear
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, 5.0), (0.9, 9.0), (0.99, 10.0), (0.0, 1.0)])
+def test_percentiles_are_by_nearest_rank(share, expected):
+    assert _at([float(value) for value in range(1, 11)], share) == expected
+
+
+@pytest.fixture
+def _inside(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("_inside")
+def test_bench_says_what_was_measured_and_what_is_estimated():
+    path, samples = save_overflowing()
+    found = ok("bench", path, "-i", samples, "--repeats", "4", "--streams", "2", "--gpu", "l4", "--json").json
+    assert [one["runs"] for one in found["measured"]] == [4, 4]
+    for one in found["measured"]:
+        assert 0 < one["median"] <= one["p90"] <= one["p99"]
+        assert one["throughput"] > 0
+    (gpu,) = found["estimated"]
+    assert gpu["gpu"] == "L4"
+    assert min(gpu["fp32"], gpu["fp16"], gpu["plan"]) > 0
+    assert "Estimated, not run" in ok("bench", path, "-i", samples, "--repeats", "1").out.replace("\n", " ")
+
+
+@pytest.mark.usefixtures("_inside")
+def test_a_gpu_that_is_not_known_is_refused_with_those_that_are():
+    path, samples = save_overflowing()
+    result = run("bench", path, "-i", samples, "--gpu", "abacus")
+    assert result.status == 2
+    assert "RTX4090" in result.err
