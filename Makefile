@@ -19,12 +19,13 @@ $(READY): pyproject.toml constraints-dev.txt
 	touch $@
 
 $(TORCH): $(READY)
-	$(BIN)/python -m pip install --quiet --constraint constraints-dev.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints-dev.txt --editable '.[export]'
 	touch $@
 
 demo: $(TORCH)  ## export, locate and convert a trained model; show what FP16 did to its accuracy
 	mkdir -p $(DEMO)
-	$(BIN)/python sample_models/export_digits.py $(DEMO)/digits.onnx
+	$(BIN)/trt-helper export sample_models/digits.pt --model sample_models/digits.py:digits \
+	    --input image:4x1x8x8 --dynamic image:0=1..64 -o $(DEMO)/digits.onnx
 	$(BIN)/trt-helper locate $(DEMO)/digits.onnx --inputs sample_models/digits_inputs \
 	    --atol 0.01 --rtol 0 -o $(DEMO)/fp32_layers.yaml
 	$(BIN)/trt-helper convert --config $(DEMO)/fp32_layers.yaml --shapes image:1x1x8x8,4x1x8x8,64x1x8x8 \

@@ -25,14 +25,15 @@ def main(model: Path, config: Path) -> None:
     plan = graph.plan(read_config(config).fp32_layers)
     with np.load(HERE / "digits_test.npz") as test:
         feed, labels = {"image": test["image"]}, test["label"]
-    expected = emulator.reference(feed)["probabilities"]
+    (output,) = graph.outputs
+    expected = emulator.reference(feed)[output]
     table = Table(title=f"{len(labels)} test images", title_justify="left", box=None)
     for column, justify in (("precision", "left"), ("right", "right"), ("worst probability error", "right")):
         table.add_column(column, justify=justify)
     for name, found in (
         ("FP32", expected),
-        ("FP16, every layer", emulator.run(Plan(), feed)["probabilities"]),
-        (f"FP16, {len(plan)} of {len(graph.layers)} layers FP32", emulator.run(plan, feed)["probabilities"]),
+        ("FP16, every layer", emulator.run(Plan(), feed)[output]),
+        (f"FP16, {len(plan)} of {len(graph.layers)} layers FP32", emulator.run(plan, feed)[output]),
     ):
         accuracy = float((found.argmax(axis=1) == labels).mean())
         table.add_row(name, f"{100 * accuracy:.1f} %", f"{np.abs(found - expected).max():.2g}")

@@ -8,9 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, shape_inference
 
+from trt_helper.asked import asked_of
 from trt_helper.builder import (
     BuildSettings,
     EngineBuild,
@@ -77,8 +79,9 @@ def convs(*pins, channels=32, layers=("c0", "r0", "mid", "r1", "c2")):
     return model(nodes, [value("x", shape)], [value("y", shape)], held)
 
 
-def casts_of(made):
-    return frozenset(one.name for one in made.graph.node if one.op_type == "Cast")
+def asked(made):
+    """What a typed model asks of each of its nodes."""
+    return asked_of(ir.from_proto(shape_inference.infer_shapes(made)))
 
 
 def built(folder, made, *, profiles=(), on_progress=None, **settings) -> EngineBuild:

@@ -6,8 +6,8 @@ import pytest
 from builder_models import (
     FLOAT,
     HALF,
+    asked,
     built,
-    casts_of,
     convs,
     model,
     needs_rtx,
@@ -18,12 +18,25 @@ from builder_models import (
 from layer_lists import INSPECTOR_10, INSPECTOR_11, RTX_17
 
 from trt_helper.builder import (
+    Asked,
     EngineLayer,
     EngineTensor,
     half_share,
     parse_layers,
     prove,
 )
+
+
+def proofs_of(folder, made, pins):
+    """The proofs of `pins` in the engine of a typed model."""
+    engine = built(folder, made)
+    return prove(pins, engine.layers, asked(made), program=engine.program)
+
+
+def of_op(**ops):
+    """FP32 layers of these operators, and nothing else known of them."""
+    return {name: Asked(op) for name, op in ops.items()}
+
 
 # ------------------------------------------------------------------------------------ proof of the pins
 
@@ -32,11 +45,11 @@ from trt_helper.builder import (
 def test_a_lone_pinned_conv_is_demoted_and_with_its_relu_it_is_honoured(tmp_path):
     """RTX 1.7.1 rounds the lone Conv's FP32 weights to FP16, although the network says FP32."""
     alone = convs("mid", channels=64)
-    lone = prove(["mid"], built(tmp_path, alone).layers, frozenset({"mid"}))[0]
+    lone = proofs_of(tmp_path, alone, ["mid"])[0]
     assert (lone.state, lone.types) == ("demoted", ("FP16",))
     assert lone.evidence.endswith("holds weights of FP16")
     pair = convs("mid", "r1", channels=64)
-    proofs = prove(["mid", "r1"], built(tmp_path, pair).layers, frozenset({"mid"}), casts=casts_of(pair))
+    proofs = proofs_of(tmp_path, pair, ["mid", "r1"])
     assert [(proof.layer, proof.state) for proof in proofs] == [("mid", "honoured"), ("r1", "honoured")]
     assert proofs[0].engine_layers == proofs[1].engine_layers
 
@@ -52,9 +65,19 @@ def test_half_share_follows_the_pins(tmp_path):
 
 
 @needs_rtx
-def test_a_relu_between_two_half_convs_is_fused_and_its_company_is_named(tmp_path):
+def test_a_relu_between_two_half_convs_is_honoured_in_the_epilogue_of_the_first(tmp_path):
+    """The layer list shows halves at the border; the fused program inside names the Relu and its types."""
+    proof = proofs_of(tmp_path, convs("r0"), ["r0"])[0]
+    assert proof.state == "honoured"
+    assert proof.engine_layers[0].startswith("__myl_CorrCastReluCast_")
+    assert (proof.inputs, proof.weights, proof.outputs) == (("FP16",), ("FP16",), ("FP16",))
+    assert proof.evidence.endswith("its step relu works on FP32")
+
+
+@needs_rtx
+def test_without_the_engines_text_that_relu_is_fused_and_its_company_is_named(tmp_path):
     made = convs("r0")
-    proof = prove(["r0"], built(tmp_path, made).layers, frozenset(), casts=casts_of(made))[0]
+    proof = prove(["r0"], built(tmp_path, made).layers, asked(made))[0]
     assert proof.state == "fused"
     assert "together with c0; its operations are CorrCastReluCast" in proof.evidence
 
@@ -98,8 +121,7 @@ def attention(*pins):
 )
 def test_pins_inside_an_attention_kernel_are_told_apart(tmp_path, pins, states):
     made = attention(*pins)
-    proofs = prove(pins, built(tmp_path, made).layers, frozenset({"qk"}), casts=casts_of(made))
-    assert [proof.state for proof in proofs] == states
+    assert [proof.state for proof in proofs_of(tmp_path, made, pins)] == states
 
 
 @needs_rtx
@@ -113,22 +135,25 @@ def test_a_reduction_alone_with_its_casts_is_honoured_inside_its_kernel(tmp_path
         [value("x", [4, 64], HALF)],
         [value("y", [4, 1], HALF)],
     )
-    layers = built(tmp_path, made).layers
-    proof = prove(["mean"], layers, frozenset(), casts=casts_of(made))[0]
+    engine = built(tmp_path, made)
+    proof = prove(["mean"], engine.layers, asked(made), program=engine.program)[0]
+    assert proof.state == "honoured"
+    assert "all its operations are FP32" in proof.evidence
+    proof = prove(["mean"], engine.layers, asked(made))[0]  # an engine without text: the name spells the casts
     assert proof.state == "honoured"
     assert "casts inside" in proof.evidence
-    assert prove(["mean"], layers, frozenset())[0].state == "fused"  # casts not named: company unknown
+    assert prove(["mean"], engine.layers, {})[0].state == "fused"  # casts not known: company unknown
 
 
 def test_a_pin_that_no_engine_layer_names_is_gone():
-    proof = prove(["x"], parse_layers(RTX_17), frozenset())[0]
+    proof = prove(["x"], parse_layers(RTX_17), {})[0]
     assert (proof.state, proof.engine_layers, proof.proven) == ("gone", (), False)
 
 
 def test_a_set_of_pins_is_proven_by_name_and_a_list_in_its_order():
     layers = parse_layers(RTX_17)
-    assert [one.layer for one in prove({"r0", "c0"}, layers, frozenset())] == ["c0", "r0"]
-    assert [one.layer for one in prove(["r0", "c0"], layers, frozenset())] == ["r0", "c0"]
+    assert [one.layer for one in prove({"r0", "c0"}, layers, {})] == ["c0", "r0"]
+    assert [one.layer for one in prove(["r0", "c0"], layers, {})] == ["r0", "c0"]
 
 
 def test_scale_factors_do_not_make_a_half_layer_float():
@@ -136,12 +161,12 @@ def test_scale_factors_do_not_make_a_half_layer_float():
     layer = parse_layers(RTX_17)[0]
     assert [one.dtype for one in layer.constants] == ["FP16", "FP32"]
     assert layer.operand_types == {"FP16"}
-    assert prove(["c0"], [layer], frozenset({"c0"}))[0].state == "demoted"
+    assert prove(["c0"], [layer], of_op(c0="Conv"))[0].state == "demoted"
 
 
 def test_weights_decide_over_inputs_and_over_the_bias():
     text = INSPECTOR_11.replace('"Datatype": "Half", "Role": "weights"', '"Datatype": "Float"')
-    proof = prove(["conv"], parse_layers(text), frozenset({"conv"}))[0]
+    proof = prove(["conv"], parse_layers(text), of_op(conv="Conv"))[0]
     assert (proof.state, proof.types) == ("honoured", ("FP16", "FP32"))
 
 
@@ -156,7 +181,7 @@ def test_a_kernel_that_pads_the_input_does_not_speak_for_a_matmul():
         kernel("__myl_CastReplConc_myl0_1", "kgen", ["mm"], "FP16", "FP32"),
         kernel("mm_myl0_3", "gemm", ["mm"], "FP32", "FP32"),
     ]
-    assert prove(["mm"], layers, frozenset({"mm"}))[0].state == "honoured"
+    assert prove(["mm"], layers, of_op(mm="MatMul"))[0].state == "honoured"
 
 
 def test_a_pin_in_two_kernels_is_as_good_as_the_worse_one():
@@ -164,8 +189,8 @@ def test_a_pin_in_two_kernels_is_as_good_as_the_worse_one():
         kernel("__myl_Sub_myl0_0", "kgen", ["norm"], "FP32", "FP32"),
         kernel("__myl_Mul_myl0_1", "kgen", ["norm"], "FP16"),
     ]
-    assert prove(["norm"], layers, frozenset())[0].state == "demoted"
-    assert prove(["norm"], layers[:1], frozenset())[0].state == "honoured"
+    assert prove(["norm"], layers, {})[0].state == "demoted"
+    assert prove(["norm"], layers[:1], {})[0].state == "honoured"
 
 
 @pytest.mark.parametrize(
@@ -174,11 +199,11 @@ def test_a_pin_in_two_kernels_is_as_good_as_the_worse_one():
 )
 def test_a_cast_before_the_end_of_a_shared_kernel_leaves_the_type_open(operations, state):
     layers = [kernel(f"__myl_{operations}_myl0_0", "kgen", ["mul", "exp"], "FP32")]
-    assert prove(["exp"], layers, frozenset())[0].state == state
+    assert prove(["exp"], layers, {})[0].state == state
 
 
 def test_a_layer_without_types_proves_nothing():
     text = INSPECTOR_10.replace("Row major linear FP16 format", "N/A due to dynamic shapes")
     text = text.replace('"Type": "Half"', '"Type": "?"')
-    assert [one.state for one in prove(["conv1"], parse_layers(text), frozenset({"conv1"}))] == ["unknown"]
-    assert [one.state for one in prove(["relu1"], parse_layers(text), frozenset())] == ["unknown"]
+    assert [one.state for one in prove(["conv1"], parse_layers(text), of_op(conv1="Conv"))] == ["unknown"]
+    assert [one.state for one in prove(["relu1"], parse_layers(text), {})] == ["unknown"]

@@ -188,16 +188,31 @@ def test_doctor_tells_what_this_machine_can_do():
     assert found["abilities"][0]["here"] is True
 
 
-@pytest.mark.parametrize(("driver", "here"), [("", False), ("CUDA driver 13.0, 1 GPU", True)])
-def test_doctor_asks_for_a_gpu_where_there_is_none(monkeypatch, driver, here):
-    monkeypatch.setattr(machine, "gpu_driver", lambda: driver)
+NO_GPU = machine.Gpu(missing="a machine with an NVIDIA GPU and its driver (libcuda.so.1 was not found here)")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "says"),
+    [
+        (NO_GPU, "a machine with an NVIDIA GPU"),
+        (machine.Gpu("NVIDIA H100", "9.0", "13.0"), "this one, NVIDIA H100, has 9.0"),
+        (machine.Gpu("NVIDIA RTX A2000", "8.6", "13.0"), ""),
+    ],
+)
+def test_doctor_asks_for_a_gpu_that_can_run_the_engine(monkeypatch, gpu, says):
+    monkeypatch.setattr(machine, "find_gpu", lambda: gpu)
     monkeypatch.setattr(machine, "version", lambda _: "1.0")
     found = {ability.what: ability for ability in machine.abilities()}
     run_rtx = found["run engines, TensorRT-RTX (RTX GPU)"]
-    assert run_rtx.here is here
-    assert ("a machine with an NVIDIA GPU" in run_rtx.more) is not here
+    assert run_rtx.here == (not says)
+    assert says in run_rtx.more
     shown = " ".join(ok("doctor").out.split())
-    assert ("CUDA driver 13.0" in shown) is here
+    assert ("CUDA driver 13.0" in shown) is bool(gpu.name)
+
+
+def test_the_driver_that_is_not_there_is_named():
+    gpu = machine.find_gpu()
+    assert bool(gpu.name) != bool(gpu.missing)
 
 
 # ------------------------------------------------------------------------------------------------- help

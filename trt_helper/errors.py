@@ -63,6 +63,10 @@ class BuildError(TrtHelperError):
     exit_status = 4
 
 
+class RunError(TrtHelperError):
+    """The engine or the typed model could not be executed on this machine's GPU."""
+
+
 class ControlError(TrtHelperError):
     """The model in FP32 already misses the tolerance: precision is not the cause."""
 

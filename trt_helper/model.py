@@ -22,6 +22,7 @@ from trt_helper.errors import ModelError
 # What the checker calls invalid and normalising mends: another order, an output without a stated shape.
 HARMLESS = ("topologically sorted", "Field 'shape' of 'type' is required but missing")
 EXPORT_AGAIN = "export the model again, or give the path of a valid .onnx file"
+CHECKPOINTS = (b"PK", b"\x80\x02", b"\x80\x04")  # how zip archives and pickles begin; safetensors: a length, then {
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +62,10 @@ def _parse(path: Path) -> onnx.ModelProto:
     try:
         proto: onnx.ModelProto = onnx.ModelProto.FromString(data)
     except DecodeError as error:
+        checkpoint = data[:2] in CHECKPOINTS or data[8:9] == b"{"
         raise ModelError(
-            f"{path} is not an ONNX model, or it is truncated ({len(data)} bytes)", fix=EXPORT_AGAIN
+            f"{path} is not an ONNX model, or it is truncated ({len(data)} bytes)",
+            fix=EXPORT_AGAIN if not checkpoint else f"if it is a PyTorch checkpoint: trt-helper export {path} --help",
         ) from error
     if not proto.opset_import or not proto.graph.node:
         raise ModelError(f"{path} holds no ONNX graph ({len(data)} bytes)", fix=EXPORT_AGAIN)

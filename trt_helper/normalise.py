@@ -236,6 +236,7 @@ def fold_batchnorm(model: ir.Model) -> dict[str, str]:
         for node in model.graph
         if node.op_type == "BatchNormalization"
     }
+    origins = {node.name: dict(node.metadata_props) for node in model.graph}
     rewrite(model, BATCHNORM_RULES)
     heirs: dict[str, str] = {}
     for node in model.graph:
@@ -245,6 +246,7 @@ def fold_batchnorm(model: ir.Model) -> dict[str, str]:
         elif norm and parent:
             node.name = parent
             node.metadata_props.clear()
+            node.metadata_props.update(origins.get(parent, {}))  # the convolution's module, not the norm's
             heirs[norm] = parent
     return heirs
 

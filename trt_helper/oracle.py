@@ -14,7 +14,6 @@ from trt_helper.metric import Metric
 from trt_helper.samples import Sample
 from trt_helper.values import Plan, TensorError, Tolerance, Trial, Verdict
 
-
 PerSample = tuple[tuple[TensorError, ...], ...]  # of each sample, each output
 
 

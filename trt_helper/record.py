@@ -15,14 +15,13 @@ import onnx_ir as ir
 import onnxruntime
 
 import trt_helper
-from trt_helper import machine
+from trt_helper import cost, machine
+from trt_helper.compare import worst
 from trt_helper.convert import Converted, proof_json
 from trt_helper.evidence import cause
 from trt_helper.files import write_atomically
 from trt_helper.graph import Graph
 from trt_helper.locate import Located
-from trt_helper.oracle import PerSample
-from trt_helper.precision import assign
 from trt_helper.values import LayerReport, Plan, TensorError, Tolerance
 
 SCHEMA = 1
@@ -116,8 +115,8 @@ def located_json(located: Located) -> Json:
         "excess": {"before": _number(located.before.excess), "after": _number(located.after.excess)},
         "not_computed": {"before": located.before.why, "after": located.after.why},
         "because": located.because,
-        "share": share_json(located.graph, located.plan, located.layers),
-        "per_sample": _per_sample_json(located.samples, located.held_out, located.per_sample),
+        "share": share_json(located.graph, located.plan, located.shapes),
+        "per_sample": _per_sample_json(located),
         "search": list(_search_json(located)),
         "pins": [_pin_json(located, name) for name in located.pins],
         "layers": [layer_json(r, pinned=r.layer.name in located.plan.fp32) for r in located.layers],
@@ -162,32 +161,12 @@ def write_record(path: Path, result: Json, command: str, argv: Sequence[str]) ->
     write_atomically(path, (json.dumps(record, allow_nan=False, indent=1) + "\n").encode())
 
 
-def share_json(graph: Graph, plan: Plan, reports: Sequence[LayerReport]) -> Json:
-    """How much of the model computes in FP16 under `plan`: layers, and bytes moved, an estimate of what it costs.
-
-    `traffic` counts each tensor once for the layer that makes it and once for each that reads it, weights
-    included, at 2 or 4 bytes, as if nothing were fused; null where no layer was looked at. A layer's tensor is
-    as large as its worst sample had it.
-    """
-    traffic = None
-    if reports:
-        sizes = {report.layer.name: report.isolated.total for report in reports}
-        made = {name: sizes[layer.name] for layer in graph.layers for name in layer.outputs if layer.name in sizes}
-        weights = (value for value in graph.model.graph.initializers.values() if value.dtype is ir.DataType.FLOAT)
-        made |= {value.name or "": value.const_value.size for value in weights if value.const_value}
-        moved = {
-            layer.name: sum(made.get(name, 0) for name in (*layer.inputs, *layer.outputs)) for layer in graph.layers
-        }
-        traffic = {
-            "fp32": 4 * sum(moved.values()),
-            "fp16": _bytes(moved, assign(graph, Plan()).layers),
-            "plan": _bytes(moved, assign(graph, plan).layers),
-        }
-    return {"layers": len(graph.candidates), "pinned": len(plan.fp32), "traffic": traffic}
-
-
-def _bytes(moved: Mapping[str, int], narrow: Mapping[str, object]) -> int:
-    return sum((2 if name in narrow else 4) * count for name, count in moved.items())
+def share_json(graph: Graph, plan: Plan, shapes: cost.Shapes | None = None) -> Json:
+    """How many layers stay in FP32, and what that costs in estimated seconds a run; null without `shapes`."""
+    plans = {"fp32": graph.all_pinned(), "fp16": Plan(), "plan": plan}
+    seconds = {which: cost.seconds(graph, some, shapes) for which, some in plans.items()} if shapes else None
+    estimate = {"gpu": cost.USUAL.name, **seconds} if seconds else None
+    return {"layers": len(graph.candidates), "pinned": len(plan.fp32), "estimate": estimate}
 
 
 def _search_json(located: Located) -> Iterator[Json]:
@@ -210,15 +189,16 @@ def _search_json(located: Located) -> Iterator[Json]:
         before = now
 
 
-def _per_sample_json(sources: Sequence[str], held_out: Sequence[str], found: Mapping[str, PerSample]) -> list[Json]:
-    """Every output of every sample, before and after."""
+def _per_sample_json(located: Located) -> list[Json]:
+    """Every output of every sample, before and after; before is not known where cures changed the graph."""
+    found = {**located.per_sample, **({"before": ()} if located.without_cure else {})}
     return [
         {
             "source": source,
-            "held_out": source in held_out,
+            "held_out": source in located.held_out,
             **{which: outputs_json(errors[index]) if errors else {} for which, errors in found.items()},
         }
-        for index, source in enumerate(sources)
+        for index, source in enumerate(located.samples)
     ]
 
 
@@ -235,6 +215,7 @@ def _pin_json(located: Located, name: str) -> Json:
     why, shown = cause(report)
     return {
         "name": name,
+        "precision": "bf16" if name in located.plan.bf16 else "fp32",
         "op": report.layer.op,
         "module": report.layer.module,
         "cause": why,
@@ -301,6 +282,8 @@ def compared_json(
 ) -> Json:
     """`compare --json`: every output of every sample, and every layer."""
     passed = all(error.passes(tolerance) for _, outputs in samples for error in outputs)
+    found = outputs_json(worst(errors, tolerance) for errors in zip(*(outputs for _, outputs in samples), strict=True))
+    changed = plan.fp32 or plan.bf16 or graph.cures
     return {
         "schema": SCHEMA,
         "verdict": "pass" if passed else "fail",
@@ -308,8 +291,10 @@ def compared_json(
         "model": {"path": str(graph.source.path), "sha256": graph.source.sha256, "layers": len(graph.layers)},
         "tolerance": tolerance_json(tolerance),
         "fp32_layers": [name for name in graph.candidates if name in plan.fp32],
+        **({} if changed else {"before": found}),
+        "after": found,
         "samples": [{"source": source, "outputs": outputs_json(errors)} for source, errors in samples],
-        "share": share_json(graph, plan, reports),
+        "share": share_json(graph, plan),
         "layers": [layer_json(report, pinned=report.layer.name in plan.fp32) for report in reports],
         **setting_json(graph),
     }
@@ -337,6 +322,9 @@ def converted_json(converted: Converted) -> Json:
         if engine
         else None,
         "pins": [proof_json(proof) for proof in converted.proofs],
+        "added": dict(converted.hold.added),
+        "guarded": sorted(converted.hold.guards),
+        "builds": len(converted.builds),
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from trt_helper.bench import Estimated, Measured
 from trt_helper.convert import Converted
 from trt_helper.evidence import cause
 from trt_helper.graph import Graph
@@ -19,26 +19,26 @@ from trt_helper.machine import Ability
 from trt_helper.values import LayerReport, TensorError, Tolerance, Trial
 
 LONGEST_NAME = 200
+LONGEST_PROOF = 400
 UNPROVEN = {
-    "demoted": "{} read FP16 in the engine although pinned: TensorRT undid the casts",
-    "fused": "{} share a fused kernel with FP16 layers: the kernel's border cannot show the precision inside",
-    "gone": "{} appear in no engine layer: folded, or moved without arithmetic",
-    "unknown": "{} ended in engine layers whose types TensorRT does not state",
+    "fused": "not provable for {}, in a kernel with FP16 layers, because {}",
+    "gone": "not provable for {}, because {}: folded, or moved without arithmetic",
+    "unknown": "not provable for {}, because {}",
 }
 
 
 def plain(name: str, longest: int = LONGEST_NAME) -> str:
     """`name` without control characters, escapes and bidirectional marks, cut in the middle when long."""
-    visible = "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c)[0] == "C" else c for c in name)
+    visible = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
     if len(visible) <= longest:
         return visible
     half = longest // 2
     return f"{visible[:half]}…{visible[-half:]}"
 
 
-def cell(name: str, style: str = "") -> Text:
+def cell(name: str, style: str = "", *, longest: int = LONGEST_NAME) -> Text:
     """Text that rich shows as it is, whatever brackets it holds."""
-    return Text(plain(name), style=style)
+    return Text(plain(name, longest), style=style)
 
 
 def figure(number: float) -> str:
@@ -86,7 +86,7 @@ def pins(located: Located) -> Table:
             continue
         report = reports[name]
         without = located.without(name)
-        shown = f"{name}  ({report.layer.module})" if report.layer.module else name
+        shown = name if name.startswith(report.layer.module) else f"{name}  ({report.layer.module})"
         why, value = cause(report)
         made.add_row(cell(shown), cell(report.layer.op), why, value, trial_figure(without) if without else "-")
     return made
@@ -184,7 +184,11 @@ def values(title: str, graph: Graph, which: str) -> Table:
 def summary(located: Located, output: Path, record: Path) -> str:
     """What was decided, how sure it is, and what comes next."""
     count, of = len(located.plan), len(located.graph.candidates)
-    cured = f" with {len(located.without_cure)} cure{'s' * (len(located.without_cure) > 1)}" if located.without_cure else " as it is"
+    cured = (
+        f" with {len(located.without_cure)} cure{'s' * (len(located.without_cure) > 1)}"
+        if located.without_cure
+        else " as it is"
+    )
     said = f"FP16 is accurate{cured}: no layer needs FP32" if not count else f"{count} of {of} layers stay in FP32"
     held = f", {len(located.held_out)} of them held out of the search" if located.held_out else ""
     return (
@@ -194,6 +198,26 @@ def summary(located: Located, output: Path, record: Path) -> str:
         f"Plan written to {output}, how it was found to {record}.\n"
         f"Next: trt-helper report {record}; trt-helper convert --config {output}"
     )
+
+
+def measured(found: Iterable[Measured]) -> Table:
+    """How fast this machine runs the model."""
+    made = table("Measured here", "how", "median, ms", "p90", "p99", "a second", "streams", "runs", names=1)
+    for one in found:
+        times = (f"{1e3 * value:.3g}" for value in (one.median, one.p90, one.p99))
+        made.add_row(one.what, *times, f"{one.throughput:.3g}", str(one.streams), str(one.runs))
+    return made
+
+
+def estimated(found: Iterable[Estimated]) -> Table:
+    """What the cost model says of GPUs; ratios say more than the times."""
+    title = "Estimated, not run: peaks and bandwidth from data sheets, casts and the fusions that they break"
+    made = table(title, "GPU", "FP32, us", "FP16", "with the plan", "FP32 / FP16", "FP32 / plan", names=1)
+    for one in found:
+        times = (f"{1e6 * value:.3g}" for value in (one.fp32, one.fp16, one.plan))
+        ratios = (f"{one.fp32 / value:.2f} x" if value else "-" for value in (one.fp16, one.plan))
+        made.add_row(one.gpu.name, *times, *ratios)
+    return made
 
 
 def abilities(found: Iterable[Ability]) -> Table:
@@ -238,8 +262,11 @@ def conversion_warnings(converted: Converted) -> list[str]:
         f"the values of {plain(name)!r} pass 65504 and became infinite in FP16; pin the layer that reads them"
         for name in converted.unrepresentable
     ]
-    for state, kind in Counter(proof.state for proof in converted.unproven).items():
-        found.append(UNPROVEN[state].format("1 pin" if kind == 1 else f"{kind} pins"))
+    for state, because in UNPROVEN.items():
+        proofs = [proof for proof in converted.unproven if proof.state == state]
+        if proofs:
+            more = f" and {len(proofs) - 1} more pins" if len(proofs) > 1 else ""
+            found.append(because.format(f"{plain(proofs[0].layer)!r}{more}", plain(proofs[0].evidence, LONGEST_PROOF)))
     if converted.engine:
         found += [plain(message) for message in converted.engine.warnings]
     return found
@@ -249,24 +276,29 @@ def conversion(converted: Converted) -> list[Table | str]:
     """The proof of the pins and where things were written."""
     shown: list[Table | str] = []
     if converted.proofs:
-        made = table("Pins in the engine", "layer", "state", "engine layer", "reads", names=4)
+        made = table("Pins in the engine", "layer", "state", "what shows it", names=3)
         for proof in converted.proofs:
-            made.add_row(
-                cell(proof.layer),
-                proof.state,
-                cell(", ".join(proof.engine_layers)),
-                cell(", ".join(proof.types)),
-            )
+            made.add_row(cell(proof.layer), proof.state, cell(proof.evidence, longest=LONGEST_PROOF))
         shown += [made, ""]
+    for name, pin in converted.hold.added.items():
+        shown.append(f"pinned besides: {plain(name)}, without which TensorRT undid {plain(pin)}")
+    for name in converted.hold.guards:
+        shown.append(f"guarded: {plain(name)}, which TensorRT computed in FP16 without")
     if converted.typed_onnx:
         shown.append(f"typed ONNX: {plain(str(converted.typed_onnx))} ({converted.casts} casts)")
     if converted.engine:
         engine = converted.engine
         shown.append(
             f"engine: {plain(str(engine.path))} ({engine.bytes / 2**20:.2f} MiB, {engine.builder}, "
-            f"{engine.seconds:.1f} s, {100 * converted.half_share:.0f} % of the float layers in FP16)"
+            f"{sum(build.engine.seconds for build in converted.builds):.1f} s, {_builds(converted)}"
+            f"{100 * converted.half_share:.0f} % of the float layers in FP16)"
         )
     return shown
+
+
+def _builds(converted: Converted) -> str:
+    count = len(converted.builds)
+    return f"{count} builds, " if count > 1 else ""
 
 
 def engine(facts: Mapping[str, Any]) -> list[Table | str]:
@@ -280,14 +312,14 @@ def engine(facts: Mapping[str, Any]) -> list[Table | str]:
         shown.append("its layers can be read on a GPU only; convert writes them beside the engine as ENGINE.trt.json")
         return shown
     shown.append(f"built by {plain(str(proof['engine']['builder']))} from {plain(str(proof['model']['path']))}")
-    made = table("Pins", "layer", "state", "engine layer", "reads", names=4)
+    held = ", ".join(f"{size / 2**20:.3g} MiB {kind}" for kind, size in proof.get("weight_bytes", {}).items())
+    shown.append(f"{100 * proof.get('half_share', 0):.0f} % of the float layers in FP16; weights: {held or 'none'}")
+    made = table("Pins", "layer", "state", "inputs", "weights", "outputs", "what shows it", names=6)
     for pin in proof["pins"]:
-        made.add_row(
-            cell(pin["layer"]),
-            pin["state"],
-            cell(", ".join(pin["engine_layers"])),
-            cell(", ".join(pin["types"])),
-        )
+        of = (cell(", ".join(pin.get(key, ()))) for key in ("inputs", "weights", "outputs"))
+        made.add_row(cell(pin["layer"]), cell(pin["state"]), *of, cell(pin["evidence"], longest=LONGEST_PROOF))
+    shown += [f"guarded: {plain(name)}" for name in proof.get("guarded", ())]
+    shown += [f"pinned besides: {plain(name)}, for {plain(pin)}" for name, pin in proof.get("added", {}).items()]
     types = table("Engine layers", "engine layer", "inputs", "constants", "outputs", names=4)
     for layer in proof["layers"]:
         types.add_row(cell(layer["name"]), *(cell(", ".join(layer[key])) for key in ("inputs", "constants", "outputs")))

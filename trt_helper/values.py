@@ -154,6 +154,9 @@ class Verdict(Enum):
     UNRESOLVED = "unresolved"  # could not build, crashed, timed out, repeats disagree
 
 
+DISAGREE = "repeats disagree"  # how `why` begins where that is so
+
+
 @dataclass(frozen=True, slots=True)
 class Trial:
     """One plan evaluated on samples: the worst error of each output decides."""

@@ -4,12 +4,16 @@ Nothing heavy is imported here: TensorRT-RTX is imported by the child process th
 """
 
 from trt_helper.builder.engine import EngineBuild
+from trt_helper.builder.inside import Asked
 from trt_helper.builder.layer_info import EngineLayer, EngineTensor, half_share, parse_layers, precision_of
-from trt_helper.builder.proof import PinProof, PinState, prove
+from trt_helper.builder.program import Program, read_program
+from trt_helper.builder.proof import HEAVY, PinProof, PinState, prove
 from trt_helper.builder.rtx import build
 from trt_helper.builder.settings import BuildSettings, Profile, Shape
 
 __all__ = [
+    "HEAVY",
+    "Asked",
     "BuildSettings",
     "EngineBuild",
     "EngineLayer",
@@ -17,10 +21,12 @@ __all__ = [
     "PinProof",
     "PinState",
     "Profile",
+    "Program",
     "Shape",
     "build",
     "half_share",
     "parse_layers",
     "precision_of",
     "prove",
+    "read_program",
 ]

@@ -73,6 +73,7 @@ def run(
     limits: Limits,
     on_event: Callable[[Event], None],
     leftover: Path,
+    environment: Mapping[str, str] = {},
 ) -> Event:
     """Return the dictionary that `module.run(request, send)` returns in a child process.
 
@@ -89,7 +90,7 @@ def run(
             "leftover": str(leftover),
         }
         try:
-            child = _started(writing, output)
+            child = _started(writing, output, environment)
         finally:
             os.close(writing)
         try:
@@ -101,13 +102,14 @@ def run(
             child.communicate()
 
 
-def _started(writing: int, output: IO[bytes]) -> subprocess.Popen[bytes]:
+def _started(writing: int, output: IO[bytes], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603 - our own interpreter and our own text
         [sys.executable, "-I", "-c", _BOOT],
         stdin=subprocess.PIPE,
         stdout=output,
         stderr=output,
         pass_fds=(writing,),
+        env={**os.environ, **environment},
         start_new_session=True,
     )
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import mmap
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from trt_helper.builder.flow import ROUNDED, Flow
 from trt_helper.builder.layer_info import FLOAT_TYPES, onnx_names, type_name
 
 _TENSORS, _MAIN, _END = b"\ndescriptors {\n", b"\n}\nmain {\n", b"\n}"
@@ -26,12 +26,13 @@ _VARIANT = re.compile(r" function = (\w+) binary")  # of a dynamic shape: chosen
 _QUOTED = re.compile(r'"(.*?)"(?= |$)')
 
 _SOURCE = re.compile(rb'extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?(__myl_\w+)\(')
-_TEXT = re.compile(rb'(?:(?!extern "C")[\t\n\x20-\x7e])*')
-_CALL = re.compile(r"\b__myln_([a-z]\w*?)___myln_\w+?___myln_(\w+)\(")
+_TEXT = re.compile(rb"[\t\n\x20-\x7e]*")
 _TEMPLATE = re.compile(r"\b(?:\w+_reduce\w*<(\w+Op)<|(cumsum)<)(__myln_\w+[^;(]*)>\(")
-_FIRST_TYPE = re.compile(r"__myln_(\w+)")
+_WORDS = {"__myln_half": "FP16", "__myln_bf16": "BF16", "__myln_float": "FP32"}  # the narrowest first
+_TOGETHER = re.compile(r"\barray_t<\w+, ?(\d+)>")  # so many sums in one pass
 
 Operations = Mapping[tuple[str, str], int]
+"""How often (operation, type) occurs in a source: see `operations`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,9 @@ class Program:
 
     steps: tuple[Step, ...] = ()
     kernels: tuple[Kernel, ...] = ()
+
+
+NO_TEXT = Program()
 
 
 def read_program(engine: Path) -> Program:
@@ -122,18 +126,21 @@ def _sources(data: mmap.mmap) -> dict[str, Operations]:
     found: dict[str, Operations] = {}
     for match in _SOURCE.finditer(data):
         text = _TEXT.match(data, match.end())
-        name, operations = match[1].decode(), _operations(text[0].decode() if text else "")
+        source = text[0].partition(b'extern "C"')[0] if text else b""  # variants follow one another
+        name, operations = match[1].decode(), _operations(source.decode())
         found[name] = operations if found.get(name, operations) == operations else {}
     return found
 
 
-def _operations(source: str) -> dict[tuple[str, str], int]:
-    """Count the calls on floats: ("mul", "FP32"), ("AddOp", "FP16") for a sum, ("cumsum", "FP32"), ...
+def _operations(source: str) -> Operations:
+    """Count the operations on floats: ("mul", "FP32"), ("AddOp", "FP16") for a sum, ("cumsum", "FP32"), ...
 
-    A sum of halves runs in FP32 and reads and writes FP16: it counts as FP16.
+    "ROUNDED" is FP32 between values that are rounded to FP16 before and after: TensorRT-RTX computes some FP16
+    operations so. A sum of halves runs in FP32 too, and counts as FP16.
     """
-    called = Counter((kind, type_name(dtype)) for kind, dtype in _CALL.findall(source))
+    called = Flow(source).count()
     for reduction, scan, types in _TEMPLATE.findall(source):
-        half = "__myln_half" in types
-        called[reduction or scan, "FP16" if half else type_name(_FIRST_TYPE.findall(types)[0])] += 1
-    return {key: count for key, count in called.items() if key[1] in FLOAT_TYPES}
+        together = _TOGETHER.search(types)
+        dtype = next((dtype for word, dtype in _WORDS.items() if word in types), "")
+        called[reduction or scan, dtype] += int(together[1]) if together else 1
+    return {key: count for key, count in called.items() if key[1] in FLOAT_TYPES or key[1] == ROUNDED}

@@ -1,12 +1,11 @@
-"""Typed ONNX -> TensorRT-RTX engine, built in a child process. Needs no GPU.
+"""Typed ONNX -> engine, built in a child process: by TensorRT-RTX without a GPU, by TensorRT 10 or 11 with one.
 
-TensorRT-RTX itself is imported by `rtx_child`, in that process alone.
+TensorRT itself is imported by `rtx_child`, in that process alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
@@ -16,12 +15,15 @@ from trt_helper.builder.engine import EngineBuild
 from trt_helper.builder.failures import INSTALL, MIB, useful_warnings
 from trt_helper.builder.layer_info import EngineLayer, parse_layers
 from trt_helper.builder.process import ChildDiedError, Event, Limits, NotImportableError, run, signal_name
+from trt_helper.builder.program import read_program
 from trt_helper.builder.settings import BuildSettings, Profile
 from trt_helper.errors import BuildError, MachineError, ModelError, OutputError
 from trt_helper.files import partial_file
 
-PRODUCT = "TensorRT-RTX"
-PACKAGE = "tensorrt_rtx"
+PACKAGE_VARIABLE = "TRT_HELPER_PACKAGE"  # tells the child which of the two to import
+PRODUCT = {False: "TensorRT-RTX", True: "TensorRT"}  # by BuildSettings.tensorrt
+PACKAGE = {False: "tensorrt_rtx", True: "tensorrt"}
+GET = {False: INSTALL, True: "pip install 'trt-helper[tensorrt]', on a machine with an NVIDIA GPU and its driver"}
 
 OnProgress = Callable[[str, float], None]
 
@@ -41,11 +43,12 @@ def build(
     all, also on Ctrl-C and when the builder crashes.
 
     Raises `ModelError` (not an ONNX model), `InputError` (profiles), `ConfigError` (settings that this
-    version lacks), `MachineError` (no TensorRT-RTX), `OutputError` (`out`) and `BuildError`
+    version lacks), `MachineError` (no TensorRT), `OutputError` (`out`) and `BuildError`
     (TensorRT refused the model, crashed, or passed a limit).
     """
     started = monotonic()
-    _check(typed, out)
+    _check(typed, out, settings)
+    product = PRODUCT[settings.tensorrt]
     phases = _Phases(on_progress)
     with partial_file(out) as partial:
         request = _request(typed, out, partial, profiles, settings)
@@ -56,20 +59,21 @@ def build(
                 limits=Limits(settings.time_limit, settings.memory_limit),
                 on_event=phases.heard,
                 leftover=partial,
+                environment={PACKAGE_VARIABLE: PACKAGE[settings.tensorrt]},
             )
         except NotImportableError as error:
             raise MachineError(
-                f"{PRODUCT} is installed, but cannot be loaded: {error}", fix=f"reinstall it: {INSTALL}"
+                f"{product} is installed, but cannot be loaded: {error}", fix=f"reinstall it: {GET[settings.tensorrt]}"
             ) from error
         except ChildDiedError as died:
             raise _death(died, typed, phases.current, settings) from died
     return _engine_build(out, result, seconds=monotonic() - started)
 
 
-def _check(typed: Path, out: Path) -> None:
+def _check(typed: Path, out: Path, settings: BuildSettings) -> None:
     """Raise what can be known before a process is started."""
-    if find_spec(PACKAGE) is None:
-        raise MachineError(f"{PRODUCT} is not installed", fix=INSTALL)
+    if find_spec(PACKAGE[settings.tensorrt]) is None:
+        raise MachineError(f"{PRODUCT[settings.tensorrt]} is not installed", fix=GET[settings.tensorrt])
     if not typed.is_file():
         raise ModelError(f"there is no model {typed}", fix="check the path")
     if out.exists() and out.samefile(typed):
@@ -80,14 +84,12 @@ def _request(
     typed: Path, out: Path, partial: Path, profiles: Sequence[Profile], settings: BuildSettings
 ) -> dict[str, Any]:
     """Collect everything the child needs, as JSON can carry it."""
-    plain = {one.name: getattr(settings, one.name) for one in fields(settings)}
     return {
         "typed": str(typed.absolute()),
         "out": str(out),
         "partial": str(partial.absolute()),
         "profiles": [dict(profile) for profile in profiles],
-        "settings": plain | {"timing_cache": None, "extra": dict(settings.extra)},
-        "timing_cache": settings.timing_cache is not None,
+        "settings": settings.stated(),
     }
 
 
@@ -113,6 +115,7 @@ def _engine_build(out: Path, result: Event, *, seconds: float) -> EngineBuild:
         seconds=seconds,
         builder=result["builder"],
         layers=layers,
+        program=read_program(out),
         warnings=useful_warnings([*result["warnings"], *complaint], result["errors"]),
     )
 
@@ -139,7 +142,7 @@ def _death(died: ChildDiedError, typed: Path, phase: str, settings: BuildSetting
     said = f"; it printed: {died.output.splitlines()[-1]}" if died.output else ""
     if died.how == "exit":
         return BuildError(
-            f"{where} ended {PRODUCT} with status {died.code}{said}",
+            f"{where} ended {PRODUCT[settings.tensorrt]} with status {died.code}{said}",
             fix="run it again; report it if it stays",
         )
     if signal_name(died.code) == "SIGKILL":
@@ -148,6 +151,6 @@ def _death(died: ChildDiedError, typed: Path, phase: str, settings: BuildSetting
             fix="most often memory ran out: free some, or build on a larger machine",
         )
     return BuildError(
-        f"{where} crashed {PRODUCT} ({signal_name(died.code)}){said}",
+        f"{where} crashed {PRODUCT[settings.tensorrt]} ({signal_name(died.code)}){said}",
         fix="try another optimization level or one more or fewer FP32 layer; report the model to NVIDIA",
     )

@@ -1,7 +1,8 @@
-"""The only importer of tensorrt_rtx; runs in the child process that `rtx.build` starts.
+"""Builds one engine; runs in the child process that `rtx.build` starts.
 
 A request goes in (plain JSON values), progress events and one result come out, the engine goes to a
-temporary file. Works with TensorRT-RTX 1.4 and 1.7: what differs is looked up by name.
+temporary file. Works with TensorRT-RTX 1.4 and 1.7: what differs is looked up by name. TensorRT 10 and 11 go the same
+way; what only they have is in `trt_only`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import tensorrt_rtx as trt
-
+from trt_helper.builder import trt_only
+from trt_helper.builder.bindings import PRODUCT, trt
 from trt_helper.builder.failures import (
     ParserComplaint,
     empty_model,
@@ -29,7 +30,7 @@ from trt_helper.files import cannot_write
 
 Send = Callable[[dict[str, Any]], None]
 
-BUILDER = f"TensorRT-RTX {trt.__version__}"
+BUILDER = f"{PRODUCT} {trt.__version__}"
 _YES_NO = {
     "1": True,
     "on": True,
@@ -51,6 +52,7 @@ class _Log(trt.ILogger):  # type: ignore[misc]  # the bindings have no types
         self.layers = ""
         self.warnings: list[str] = []
         self.errors: list[str] = []
+        self.tactics: list[str] | None = None  # every other line, where tactics are to be excluded
 
     def log(self, severity: Any, message: str) -> None:
         if message.startswith("Layers:"):
@@ -59,6 +61,8 @@ class _Log(trt.ILogger):  # type: ignore[misc]  # the bindings have no types
             self.warnings.append(message)
         elif severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
             self.errors.append(message)
+        elif self.tactics is not None:
+            self.tactics.append(message)
 
 
 class _Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the bindings have no types
@@ -93,9 +97,11 @@ class _Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the bindings have
 def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
     """Build what `request` asks for; the result is a plain dictionary. Raises a `TrtHelperError`."""
     send({"event": "progress", "phase": "Reading the model", "fraction": 0.0})
-    settings = BuildSettings(**_tuples(request["settings"]))
+    settings = _settings(request["settings"])
     log = _Log()
     builder = trt.Builder(log)
+    for plugin in settings.plugins:
+        _load(builder, plugin, log)
     network = _network(builder, request["typed"], log)
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     profiles = [_tuples(profile) for profile in request["profiles"]]
@@ -106,17 +112,51 @@ def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
         config.add_optimization_profile(_profile(builder, known, profile))
     monitor = _Monitor(send)  # TensorRT keeps no reference to it
     config.progress_monitor = monitor
-    plan = builder.build_serialized_network(network, config)
+    plan = _built(lambda: builder.build_serialized_network(network, config), config, settings, log)
     if plan is None:
         raise not_built(Path(request["typed"]).name, BUILDER, log.errors, settings)
-    if request["timing_cache"]:
-        log.warnings.append("TensorRT-RTX keeps no timing cache: the one given has no effect")
     return _written(plan, request) | {
         "builder": BUILDER,
         "layers": log.layers,
         "warnings": log.warnings,
         "errors": log.errors,
     }
+
+
+def _built(build: Callable[[], Any], config: Any, settings: BuildSettings, log: _Log) -> Any:
+    """Return the engine, None where TensorRT made none. A log without the layers is completed by the inspector."""
+    if not settings.tensorrt:
+        trt_only.cannot_exclude(settings)
+        if settings.timing_cache is not None:
+            log.warnings.append("TensorRT-RTX keeps no timing cache: the one given has no effect")
+        return build()
+    log.tactics = [] if settings.exclude_tactics else None
+    cache = trt_only.prepare(config, settings)
+    plan = build()
+    if plan is not None:
+        plan = trt_only.without_excluded(plan, cache, settings, log.tactics or (), build)
+    if plan is not None:
+        cache.save()
+        log.layers = trt_only.layer_information(plan) or log.layers
+    return plan
+
+
+def _settings(stated: Mapping[str, Any]) -> BuildSettings:
+    given = _tuples(stated)
+    paths: dict[str, Any] = {"plugins": tuple(Path(text) for text in given.get("plugins", ()))}
+    if "timing_cache" in given:
+        paths["timing_cache"] = Path(given["timing_cache"])
+    return BuildSettings(**given | paths)
+
+
+def _load(builder: Any, plugin: Path, log: _Log) -> None:
+    """Load a library of plugins; it registers them itself."""
+    if builder.get_plugin_registry().load_library(str(plugin.absolute())) is None:
+        said = [reason(line) for line in real_errors(log.errors)]
+        raise ConfigError(
+            f"{BUILDER} cannot load the plugin library {plugin}: {said[-1] if said else 'it gave no reason'}",
+            fix="give a shared library that was compiled for this TensorRT",
+        )
 
 
 def _tuples(listed: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,7 +197,16 @@ def _config(builder: Any, settings: BuildSettings, log: _Log) -> Any:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace)
     if settings.optimization_level is not None:
         config.builder_optimization_level = settings.optimization_level
-    _set_capabilities(config, settings.compute_capabilities)
+    if settings.hardware_compatible and not settings.tensorrt:
+        raise ConfigError(
+            f"{BUILDER} has no hardware compatibility mode",
+            fix="leave it out: its engines run on every GPU of the compute capabilities that are named, by default all",
+        )
+    if not settings.tensorrt:
+        _set_capabilities(config, settings.compute_capabilities)
+    for name in ("version_compatible", "refit", "weight_streaming"):
+        if getattr(settings, name):
+            _set_extra(config, name.upper(), "on", log)
     for name, value in settings.extra.items():
         _set_extra(config, name, value, log)
     return config

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from trt_helper.errors import ConfigError, InputError, nearest
 
@@ -21,6 +22,7 @@ HIGHEST_OPTIMIZATION_LEVEL = 5  # trtexec's documented range is 0-5; TensorRT-RT
 # IBuilderConfig names that belong to a setting of their own, or to trt-helper.
 OWNED = {
     "TF32": "use the setting tf32",
+    "hardware_compatibility_level": "use the setting hardware_compatible",
     "builder_optimization_level": "use the setting optimization_level",
     "num_compute_capabilities": "use the setting compute_capabilities",
     "flags": "name each BuilderFlag, for example STRICT_NANS=on",
@@ -35,8 +37,9 @@ class BuildSettings:
 
     `compute_capabilities` are written "8.6", "sm86" or "current"; empty means every GPU TensorRT-RTX
     supports. `workspace` and `memory_limit` are bytes, `time_limit` is seconds. `memory_limit` is held
-    against the resident memory of the building process. `extra` sets attributes of IBuilderConfig and
-    BuilderFlags by name, as in {"avg_timing_iterations": "4", "STRICT_NANS": "on"}.
+    against the resident memory of the building process. `plugins` are libraries that TensorRT loads: code that is
+    run. `extra` sets attributes of IBuilderConfig and BuilderFlags by name, as in
+    {"avg_timing_iterations": "4", "STRICT_NANS": "on"}.
     """
 
     compute_capabilities: tuple[str, ...] = ()
@@ -44,9 +47,21 @@ class BuildSettings:
     optimization_level: int | None = None
     tf32: bool = False
     timing_cache: Path | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    refit: bool = False
+    weight_streaming: bool = False
+    tensorrt: bool = False  # TensorRT 10 or 11, for the GPU of this machine, instead of TensorRT-RTX
+    exclude_tactics: tuple[Mapping[str, str], ...] = ()  # entries of TRT_EXCLUDE_TACTIC
+    plugins: tuple[Path, ...] = ()
     time_limit: float | None = None
     memory_limit: int | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
+
+    def stated(self) -> dict[str, Any]:
+        """What is set, as JSON can carry it."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: _plain(value) for name, value in values.items() if value or (value == 0 and value is not False)}
 
     def __post_init__(self) -> None:
         for text in self.compute_capabilities:
@@ -58,12 +73,23 @@ class BuildSettings:
         ):
             if value is not None and not value > 0:
                 raise ConfigError(f"the {what} is {value}", fix="give a number above 0, or leave it out")
+        for plugin in self.plugins:
+            if not plugin.is_file():
+                raise ConfigError(f"there is no plugin library {plugin}", fix="check the path")
         level = self.optimization_level
         if level is not None and level not in range(HIGHEST_OPTIMIZATION_LEVEL + 1):
             raise ConfigError(f"the optimization level is {level}", fix=f"give 0 to {HIGHEST_OPTIMIZATION_LEVEL}")
         for name in self.extra:
             if name in OWNED:
                 raise ConfigError(f"the builder argument {name!r} is not free", fix=OWNED[name])
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def capability_member(text: str) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from trt_helper.cli.console import warn
 from trt_helper.config import Config, per_output
-from trt_helper.errors import ConfigError, UsageError
+from trt_helper.errors import ConfigError, MachineError, UsageError
 from trt_helper.graph import Graph, read_graph
 from trt_helper.model import load
 from trt_helper.samples import RANDOM_WARNING, Sample
@@ -70,6 +71,40 @@ def named_values(texts: Sequence[str], option: str) -> dict[str, str]:
             raise UsageError(f"{option} {text!r} is not NAME=VALUE", fix=f"such as {option} STRICT_NANS=on")
         found[name] = value
     return found
+
+
+def is_tensorrt(builder: str) -> bool:
+    """Whether `--builder` means TensorRT 10 or 11. Raises MachineError where that was asked for and cannot be."""
+    from importlib.util import find_spec
+
+    from trt_helper.machine import gpu_driver
+
+    if builder == "auto":
+        return find_spec("tensorrt_rtx") is None and find_spec("tensorrt") is not None and bool(gpu_driver())
+    if builder == "tensorrt" and not (find_spec("tensorrt") and gpu_driver()):
+        missing = "its Python package" if find_spec("tensorrt") is None else "an NVIDIA GPU with its driver"
+        raise MachineError(
+            f"--builder tensorrt needs {missing}, and it is not here",
+            fix="pip install 'trt-helper[tensorrt]' on a machine with an NVIDIA GPU, or leave --builder out",
+        )
+    return builder == "tensorrt"
+
+
+def oracle_of(runner: str, repeats: int, graph: Graph, samples: Sequence[Sample]) -> dict[str, Any]:
+    """What `locate` needs to judge by `--runner`: nothing for the emulator. Raises MachineError where it cannot run."""
+    if runner in {"auto", "emulate"}:
+        return {}
+    from functools import partial
+
+    from trt_helper.builder import BuildSettings
+    from trt_helper.machine import gpu_driver
+    from trt_helper.runners import RunnerOracle, runner_here
+    from trt_helper.shapes import profile, ranges_of
+
+    chosen = runner_here(runner, gpu_driver())
+    settings = BuildSettings(tensorrt=runner == "tensorrt")
+    ranges, _ = profile(graph, ranges_of(samples))
+    return {"oracle": partial(RunnerOracle, runner=chosen, profile=ranges, settings=settings, repeats=repeats)}
 
 
 def refuse_tactics(config: Config) -> None:

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from trt_helper.cli import options
 
+if TYPE_CHECKING:
+    from trt_helper.graph import Graph
+    from trt_helper.samples import Sample
+    from trt_helper.values import LayerReport, Plan, TensorError, Tolerance
+
 
 def run(
-    model: options.OptionalModel = None,
+    model: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="MODEL.onnx|A.json", help="The model, else the one the config names.", show_default=False
+        ),
+    ] = None,
+    other: Annotated[
+        Path | None,
+        typer.Argument(metavar="B.json", help="With A.json: the later of two run records.", show_default=False),
+    ] = None,
     config: options.OptionalConfig = None,
     inputs: options.Inputs = None,
     data_loader_script: options.LoaderScript = None,
@@ -19,27 +34,58 @@ def run(
     check_error_stat: options.Stat = None,
     shapes: options.Shapes = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="Layers to show; --json has all.")] = 40,
+    record: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Write the run record.", show_default=False)
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show what FP16 does to every layer and output, against FP32."""
+    """Show what FP16 does to every layer and output, against FP32; or what changed between two run records."""
+    if other or (model and model.suffix == ".json"):
+        given = (config, inputs, data_loader_script, atol, rtol, check_error_stat, shapes, record)
+        _compare_records(model, other, alone=all(option is None for option in given), as_json=as_json)
+        return
+
     from trt_helper import text
     from trt_helper.cli import common
-    from trt_helper.cli.console import progress, show, show_json
-    from trt_helper.compare import compare_all
+    from trt_helper.cli.console import show, show_json
     from trt_helper.config import Config, model_path, read_config, require_same_model
-    from trt_helper.emulate import Emulator
-    from trt_helper.evidence import survey
-    from trt_helper.record import compared_json
-    from trt_helper.reference import references
+    from trt_helper.files import require_writable
+    from trt_helper.record import compared_json, write_record
 
     plan_file = read_config(config) if config else Config()
     if model is None and plan_file.model is None:
         raise typer.BadParameter("give a model, or a --config that names one")
-    graph = common.open_graph(model_path(plan_file, model), plan_file.cures)
+    path = model_path(plan_file, model)
+    if record:
+        require_writable(record, keep=(path, config, *(inputs or ())))
+    graph = common.open_graph(path, plan_file.cures)
     require_same_model(plan_file, graph.source.sha256, graph.source.path)
     plan = graph.plan(plan_file.fp32_layers, plan_file.bf16_layers)
     tolerance = common.tolerance(graph, atol, rtol, check_error_stat, plan_file.tolerance)
     samples = common.open_samples(graph, inputs, data_loader_script, shapes)
+    errors, reports = _measure(graph, plan, samples, tolerance)
+    passed = all(error.passes(tolerance) for outputs in errors for error in outputs)
+    sources = [sample.source for sample in samples]
+    result = compared_json(graph, plan, tolerance, list(zip(sources, errors, strict=True)), reports)
+    if record:
+        write_record(record, result, "compare", common.command_line())
+    if as_json:
+        show_json(result)
+    else:
+        show(text.layers(reports, plan.fp32, rows), "", text.per_sample(sources, errors, tolerance))
+    raise typer.Exit(0 if passed else 1)
+
+
+def _measure(
+    graph: Graph, plan: Plan, samples: list[Sample], tolerance: Tolerance
+) -> tuple[list[tuple[TensorError, ...]], tuple[LayerReport, ...]]:
+    """The errors of every output of every sample, and every layer."""
+    from trt_helper.cli.console import progress
+    from trt_helper.compare import compare_all
+    from trt_helper.emulate import Emulator
+    from trt_helper.evidence import survey
+    from trt_helper.reference import references
+
     emulator = Emulator(graph)
     with progress() as report:
         expected = references(graph, samples)
@@ -54,11 +100,24 @@ def run(
             done += 1
             report("layers", done, total)
 
-        reports = survey(emulator, plan, [sample.feed for sample in samples], tolerance, count)
-    passed = all(error.passes(tolerance) for outputs in errors for error in outputs)
-    sources = [sample.source for sample in samples]
+        return errors, survey(emulator, plan, [sample.feed for sample in samples], tolerance, count)
+
+
+def _compare_records(a: Path | None, b: Path | None, *, alone: bool, as_json: bool) -> None:
+    """What changed from one run to the next; the exit status says whether the second one passed."""
+    from trt_helper.cli.console import show, show_json
+    from trt_helper.diff import difference, difference_json
+    from trt_helper.report.read import read_record
+    from trt_helper.report.tables import changes
+
+    if a is None or b is None:
+        raise typer.BadParameter("two run records are compared: give A.json and B.json")
+    if not alone:
+        raise typer.BadParameter("run records are compared as they are: only --json goes with them")
+    before, after = read_record(a), read_record(b)
+    found = difference(before, after)
     if as_json:
-        show_json(compared_json(graph, plan, tolerance, dict(zip(sources, errors, strict=True)), reports))
+        show_json(difference_json(found, before, after))
     else:
-        show(text.layers(reports, plan.fp32, rows), "", text.per_sample(sources, errors, tolerance))
-    raise typer.Exit(0 if passed else 1)
+        show(*changes(found))
+    raise typer.Exit(0 if found.verdict == "pass" else 1)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from trt_helper.cli import options
 
 if TYPE_CHECKING:
+    from trt_helper.builder import BuildSettings
     from trt_helper.config import Config
     from trt_helper.convert import Converted
     from trt_helper.graph import Graph
@@ -37,9 +38,43 @@ def run(
     workspace: Annotated[
         int | None, typer.Option(metavar="MIB", min=1, help="Workspace limit, MiB.", show_default=False)
     ] = None,
+    optimization_level: Annotated[
+        int | None, typer.Option(metavar="0-5", help="How long to look for fast kernels.", show_default=False)
+    ] = None,
+    tf32: Annotated[bool, typer.Option("--tf32", help="Let FP32 products round to TF32.")] = False,
+    timing_cache: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Kernel timings, read and kept.", show_default=False)
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="For later versions of TensorRT, too.")
+    ] = False,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="For other GPUs of Ampere and later, too.")
+    ] = False,
+    refit: Annotated[bool, typer.Option("--refit", help="Weights can be changed in the engine.")] = False,
+    weight_streaming: Annotated[
+        bool, typer.Option("--weight-streaming", help="Weights need not fit the GPU's memory.")
+    ] = False,
+    plugin: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="LIBRARY", help="Plugins to load: code that is run; repeat.", show_default=False),
+    ] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=0.001, help="For each build.", show_default=False)
+    ] = None,
+    memory_limit: Annotated[
+        int | None, typer.Option(metavar="MIB", min=1, help="Of the building process.", show_default=False)
+    ] = None,
     builder_arg: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Any builder flag or setting.", show_default=False),
+    ] = None,
+    builder: options.Builder = "auto",
+    emit: Annotated[
+        list[Literal["trtexec", "explorer", "netron"]] | None,
+        typer.Option(
+            help="Also write: the trtexec commands, the engine's layers, the noted model.", show_default=False
+        ),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -48,8 +83,7 @@ def run(
     from trt_helper.cli import common
     from trt_helper.cli.console import progress
     from trt_helper.config import Config, model_path, read_config, require_same_model
-    from trt_helper.convert import convert, sidecar
-    from trt_helper.files import make_folder_of, require_writable
+    from trt_helper.convert import convert, guards_of
 
     plan_file = read_config(config) if config else Config()
     if model is None and plan_file.model is None:
@@ -59,23 +93,30 @@ def run(
     settings = BuildSettings(
         compute_capabilities=tuple(compute_capability or ()),
         workspace=workspace << 20 if workspace else None,
+        optimization_level=optimization_level,
+        tf32=tf32,
+        timing_cache=timing_cache,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        refit=refit,
+        weight_streaming=weight_streaming,
+        plugins=tuple(plugin or ()),
+        time_limit=time_limit,
+        memory_limit=memory_limit << 20 if memory_limit else None,
         extra=common.named_values(builder_arg or (), "--builder-arg"),
+        tensorrt=common.is_tensorrt(builder),
+        exclude_tactics=plan_file.exclude_tactics,
     )
     path = model_path(plan_file, model)
     engine = None if no_engine else output or path.with_suffix(".trt")
-    for target in (engine, engine and sidecar(engine), typed_onnx):
-        if target:
-            require_writable(target, keep=(path, config, *(inputs or ())))
-    if engine and typed_onnx and engine.absolute() == typed_onnx.absolute():
-        raise typer.BadParameter("-o and --typed-onnx name the same file")
+    typed_onnx = typed_onnx or (path.with_suffix(".typed.onnx") if "trtexec" in (emit or ()) else None)
+    _check_targets(engine, typed_onnx, keep=(path, config, *(inputs or ())))
     graph = common.open_graph(path, plan_file.cures)
     require_same_model(plan_file, graph.source.sha256, path)
-    if plan_file.exclude_tactics:
+    if plan_file.exclude_tactics and not settings.tensorrt:
         common.refuse_tactics(plan_file)
     plan = graph.plan(plan_file.fp32_layers, plan_file.bf16_layers)
     ranges = _profile(graph, plan_file, inputs, shapes)
-    if engine:
-        make_folder_of(engine)
     with progress() as report:
         converted = convert(
             graph,
@@ -84,9 +125,69 @@ def run(
             typed_onnx=typed_onnx,
             profile=ranges,
             settings=settings,
+            guards=guards_of(plan_file.evidence, graph),
             on_progress=lambda phase, fraction: report(f"TensorRT: {phase}", round(100 * fraction), 100),
         )
+    if config:
+        _remember(config, plan_file, converted)
+    _emit(frozenset(emit or ()), converted, plan_file, ranges, settings)
     _show(converted, as_json=as_json)
+
+
+def _emit(
+    kinds: frozenset[str], converted: Converted, config: Config, ranges: dict[str, Range], settings: BuildSettings
+) -> None:
+    """Write what other tools read, beside the engine or, without one, beside the model."""
+    from trt_helper import interchange
+    from trt_helper.cli.console import note
+    from trt_helper.files import write_atomically
+    from trt_helper.typed import write
+
+    graph, plan, path = converted.graph, converted.plan, converted.graph.source.path
+    engine = converted.engine.path if converted.engine else path.with_suffix(".trt")
+    if "trtexec" in kinds and converted.typed_onnx:
+        typed = interchange.trtexec_typed(converted.typed_onnx, engine, ranges, settings)
+        weak = interchange.trtexec_weak(path, engine, graph, plan, ranges, settings)
+        target = engine.with_suffix(".trtexec.sh")
+        said = f"# TensorRT 10 and 11\n{typed}\n\n# TensorRT 8.6 to 10, instead: weak typing\n# {weak}\n"
+        write_atomically(target, said.encode())
+        note(f"trtexec commands written to {target}")
+    if "explorer" in kinds and converted.engine:
+        target = engine.with_suffix(".layers.json")
+        write_atomically(target, interchange.engine_explorer(converted.engine.layers))
+        note(f"layers for TensorRT Engine Explorer written to {target}")
+    if "netron" in kinds:
+        target = engine.with_suffix(".noted.onnx")
+        write(interchange.annotated(graph, plan, config), target)
+        note(f"model with a note on each layer, for Netron, written to {target}")
+
+
+def _check_targets(engine: Path | None, typed_onnx: Path | None, keep: tuple[Path | None, ...]) -> None:
+    """Say before the work what cannot be written."""
+    from trt_helper.convert import sidecar
+    from trt_helper.files import require_writable
+
+    for target in (engine, engine and sidecar(engine), typed_onnx):
+        if target:
+            require_writable(target, keep=keep)
+    if engine and typed_onnx and engine.absolute() == typed_onnx.absolute():
+        raise typer.BadParameter("-o and --typed-onnx name the same file")
+
+
+def _remember(path: Path, config: Config, converted: Converted) -> None:
+    """Write into the config what had to be done to hold its pins, so that the next conversion needs one build."""
+    from dataclasses import replace
+
+    from trt_helper.cli.console import note
+    from trt_helper.config import write_config
+    from trt_helper.convert import engine_evidence
+
+    if len(converted.builds) == 1 or not converted.hold.cured:
+        return
+    pins = tuple(dict.fromkeys((*config.fp32_layers, *converted.hold.added)))
+    evidence = {**config.evidence, "engine": engine_evidence(converted)}
+    write_config(replace(config, fp32_layers=pins, evidence=evidence), path)
+    note(f"{path} now says what keeps its pins in the engine: the next conversion needs one build")
 
 
 def _show(converted: Converted, *, as_json: bool) -> None:

@@ -56,6 +56,8 @@ def run(
         Path | None,
         typer.Option(metavar="FILE.json", help="The run record. [default: beside the plan]", show_default=False),
     ] = None,
+    runner: options.Runner = "auto",
+    repeats: options.Repeats = 2,
     as_json: options.AsJson = False,
 ) -> None:
     """Find the smallest set of layers that must stay in FP32."""
@@ -67,7 +69,7 @@ def run(
     from trt_helper.locate import Budget
     from trt_helper.metric import load_metric
     from trt_helper.record import evidence_yaml, located_json, record_path, write_record
-    from trt_helper.values import CURES, Verdict
+    from trt_helper.values import CURES, DISAGREE, Verdict
 
     kinds = frozenset(cures.split(","))
     if not kinds <= frozenset(CURES):
@@ -85,10 +87,15 @@ def run(
     samples = common.open_samples(graph, inputs, data_loader_script, shapes)
     make_folder_of(output)
     judged_by = load_metric(metric, metric_threshold) if metric and metric_threshold is not None else None
-    asked = _asked(inputs, data_loader_script, shapes, tolerance, output)
+    how = common.oracle_of(runner, repeats, graph, samples)
+    asked = _asked(inputs, data_loader_script, shapes, tolerance, output) | ({"runner": runner} if how else {})
     keeper = _Keeper(graph, samples, tolerance, output, judged_by, asked)
     located = _search(
-        keeper, Budget(max_trials, max_pins, time_limit), every_layer=as_json or record is not None, kinds=kinds
+        keeper,
+        Budget(max_trials, max_pins, time_limit),
+        every_layer=as_json or record is not None,
+        kinds=kinds,
+        how=how,
     )
     keeper.search(located.graph)
     keeper.save(located.plan, evidence_yaml(located))
@@ -104,7 +111,8 @@ def run(
         if located.plan.fp32:
             show("", text.pins(located))
         show("", text.summary(located, output, run_record))
-    raise typer.Exit(0 if located.after.verdict is Verdict.PASS else 1)
+    disagree = located.after.verdict is Verdict.UNRESOLVED and located.after.why.startswith(DISAGREE)
+    raise typer.Exit(0 if located.after.verdict is Verdict.PASS else 5 if disagree else 1)
 
 
 def _asked(
@@ -148,6 +156,7 @@ class _Keeper:
             "tolerance": tolerance_json(tolerance),
             "metric": [metric.name, metric.threshold] if metric else None,
             "versions": versions(),
+            **({"runner": asked["runner"]} if "runner" in asked else {}),
         }
         self.journal = Journal(output.with_name(f"{output.name}.journal"), subject)
 
@@ -180,7 +189,9 @@ class _Keeper:
             self.save(trial.plan, {"minimal": False})
 
 
-def _search(keeper: _Keeper, budget: Budget, *, every_layer: bool, kinds: frozenset[str]) -> Located:
+def _search(
+    keeper: _Keeper, budget: Budget, *, every_layer: bool, kinds: frozenset[str], how: dict[str, Any]
+) -> Located:
     """Run the search; Ctrl-C leaves the best plan and the journal, an error leaves no journal."""
     from trt_helper.cli.console import complain, progress, warn
     from trt_helper.errors import TrtHelperError
@@ -210,6 +221,7 @@ def _search(keeper: _Keeper, budget: Budget, *, every_layer: bool, kinds: frozen
                 on_event=on_event,
                 on_warning=warn,
                 on_progress=report,
+                **how,
             )
     except KeyboardInterrupt:
         best = keeper.best

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from trt_helper import __version__
-from trt_helper.cli import compare, convert, doctor, gate, inspect, locate
+from trt_helper.cli import bench, compare, convert, doctor, export, gate, inspect, locate, report
 from trt_helper.cli.console import complain
 from trt_helper.errors import TrtHelperError
 
@@ -41,11 +41,14 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("export")(export.run)
 app.command("locate")(locate.run)
 app.command("convert")(convert.run)
 app.command("compare")(compare.run)
 app.command("gate")(gate.run)
+app.command("report")(report.run)
 app.command("inspect")(inspect.run)
+app.command("bench")(bench.run)
 app.command("doctor")(doctor.run)
 
 

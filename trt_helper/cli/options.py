@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -56,3 +56,12 @@ Stat = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Builder = Annotated[
+    Literal["auto", "tensorrt", "tensorrt-rtx"],
+    typer.Option(help="tensorrt is 10 or 11, on its GPU. auto: tensorrt-rtx where it is installed."),
+]
+Runner = Annotated[
+    Literal["auto", "emulate", "cuda", "tensorrt", "tensorrt-rtx"],
+    typer.Option(help="Where FP16 figures come from. auto: emulate."),
+]
+Repeats = Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each plan on a GPU; they have to agree.")]

@@ -12,7 +12,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from trt_helper.report.read import errors_of, tolerance_of
-from trt_helper.report.story import after, first_overflow
+from trt_helper.report.story import after, changed, first_overflow
+from trt_helper.report.vega import (
+    LEAST,
+    Spec,
+    colors,
+    hover,
+    layered,
+    line_at,
+    log_scale,
+    number,
+    positive,
+    shapes,
+    text_at,
+    tooltips,
+    vertical,
+    whole_numbers,
+    zoom,
+)
 from trt_helper.text import figure, plain
 from trt_helper.values import Statistic, TensorError, Tolerance
 
@@ -20,8 +37,7 @@ HALF_MAX, HALF_NORMAL, HALF_TINY = 65504.0, 2.0**-14, 2.0**-24  # largest, small
 BAD, GOOD, CALM, OTHER = "#d9534f", "#3a9d5d", "#4a86e8", "#d08a1d"  # readable on white and on black
 EDGE = 7  # pixels from the upper edge: where stands what is not finite
 MOST_OUTPUTS = 12  # in the figure of outputs; the table has all
-LEAST = 1e-30  # a logarithm that is smaller tells nothing
-Spec = dict[str, Any]
+FEW_OUTPUTS = 5  # that leave room for a second figure on the first screen
 Record = Mapping[str, Any]
 
 
@@ -34,7 +50,6 @@ class Figure:
     reading: str  # how to read it
     spec: Spec
     rows: list[dict[str, Any]] | str
-    search: bool = False  # whether it belongs to the search by name
 
 
 def figures(record: Record) -> list[Figure]:
@@ -77,29 +92,38 @@ def outputs_figure(record: Record) -> Figure | None:
     """Each output's error over what is allowed, before and after: the picture of the first screen."""
     tolerance = tolerance_of(record)
     rows = _output_rows(errors_of(record.get("before", {})), "all FP16", tolerance)
-    rows += _output_rows(after(record), "with the plan" if record["fp32_layers"] else "all FP16", tolerance)
+    if not rows or changed(record):
+        rows += _output_rows(after(record), "with the plan", tolerance)
     if not rows or record.get("metric"):
         return None
     worst = sorted({row["output"] for row in rows}, key=lambda name: -_worst_of(rows, name))[:MOST_OUTPUTS]
     rows = [row for row in rows if row["output"] in worst]
-    x = {"field": "times", "type": "quantitative", "scale": _log(rows, "times", 0.5, 2), "title": "error / allowed"}
+    x = {
+        "field": "times",
+        "type": "quantitative",
+        "scale": log_scale(rows, "times", 0.5, 2),
+        "title": "error / allowed",
+    }
     y = {"field": "output", "type": "nominal", "sort": worst, "title": None, "axis": {"labelLimit": 110}}
-    spec = _spec(
+    spec = layered(
         [
-            _rule({"x": {"datum": 1}}, GOOD),
-            {"mark": {"type": "line", "color": "#8889", "strokeWidth": 3}, "encoding": {"x": x, "y": y}},
+            {"data": {"values": [{}]}, "mark": {"type": "rule", "color": GOOD}, "encoding": {"x": {"datum": 1}}},
+            {
+                "mark": {"type": "line", "color": "#8889", "strokeWidth": 3},
+                "encoding": {"x": x, "y": y, "detail": {"field": "output"}},
+            },
             {
                 "mark": {"type": "point", "filled": True, "size": 140, "opacity": 1},
                 "encoding": {
                     "x": x,
                     "y": y,
-                    "color": _colors("plan", ("all FP16", "with the plan"), (BAD, GOOD), "top"),
-                    "shape": _shapes("plan", ("all FP16", "with the plan"), ("triangle-up", "circle")),
-                    "tooltip": _tips(output="output", plan="precision", shown="error", allowed="allowed"),
+                    "color": colors("plan", ("all FP16", "with the plan"), (BAD, GOOD)),
+                    "shape": shapes("plan", ("all FP16", "with the plan"), ("triangle-up", "circle")),
+                    "tooltip": tooltips(output="output", plan="precision", shown="error", allowed="allowed"),
                 },
             },
         ],
-        height={"step": 34},
+        height=34 * len(worst),
     )
     some = f" The {MOST_OUTPUTS} worst of {len(after(record))}." if len(after(record)) > MOST_OUTPUTS else ""
     reading = f"Left of the green line an output is within tolerance; each step of the axis is ten times more.{some}"
@@ -134,32 +158,27 @@ def _network(record: Record) -> Figure:
     first = first_overflow(record)
     points = {
         "transform": [
-            {"fold": ["arrives", "adds"], "as": ["series", "error"]},
-            {"calculate": "relative && datum.spread ? datum.error / datum.spread : datum.error", "as": "error"},
+            {"fold": ["arrives", "adds"], "as": ["series", "own"]},
+            {"calculate": "!relative ? datum.own : datum.spread ? datum.own / datum.spread : null", "as": "error"},
             {"filter": f"isValid(datum.error) && datum.error > {LEAST}"},
         ],
-        "params": [_zoom(), _nearest()],
+        "params": [zoom(), hover()],
         "mark": {"type": "point", "filled": True, "size": 22, "clip": True, "opacity": 0.85},
         "encoding": {
-            "y": {
-                "field": "error",
-                "type": "quantitative",
-                "scale": {"type": "log"},
-                "title": "largest error",
-                "axis": _powers(),
-            },
-            "color": _colors("series", ("arrives", "adds"), (CALM, OTHER), "top"),
-            "shape": _shapes("series", ("arrives", "adds"), ("circle", "diamond")),
+            "y": vertical("error", "largest error"),
+            "color": colors("series", ("arrives", "adds"), (CALM, OTHER)),
+            "shape": shapes("series", ("arrives", "adds"), ("circle", "diamond")),
             "tooltip": _layer_tips(),
         },
     }
     lines = []
     if tolerance.stat in (Statistic.MAX, Statistic.ELEMWISE):
         allowed = f"relative ? {tolerance.rtol!r} : {tolerance.atol!r}"
-        data = {"data": {"values": [{}]}, "transform": [{"calculate": allowed, "as": "error"}, _positive("error")]}
-        at = {"y": {"field": "error", "type": "quantitative"}}
-        lines = [{**data, **_rule(at, GOOD)}, {**data, **_label(at, "tolerance of the outputs", GOOD, x=4, dy=-6)}]
-    spec = _spec([*_marks(first), points, *lines, _bad("arrives_bad", BAD), _found()], params=_inputs(), height=340)
+        data = {"data": {"values": [{}]}, "transform": [{"calculate": allowed, "as": "error"}, positive("error")]}
+        lines = [{**line_at("error", GOOD), **data}, {**text_at("error", "tolerance of the outputs", GOOD), **data}]
+    x = whole_numbers("i", "layer", 0, len(record["layers"]) - 1)
+    shown = [*_marks(first), points, *lines, _bad("arrives_bad", BAD), _found()]
+    spec = layered(shown, x=x, params=_inputs(), height=340)
     return Figure(
         "network",
         "Error along the network",
@@ -169,7 +188,6 @@ def _network(record: Record) -> Figure:
         " triangles: values that are not finite. Hover for the numbers, drag to move, Ctrl + wheel to zoom.",
         spec,
         "layers",
-        search=True,
     )
 
 
@@ -179,22 +197,16 @@ def _under(record: Record) -> str:
 
 def _ranges(record: Record) -> Figure:
     first = first_overflow(record)
-    y = {
-        "field": "value",
-        "type": "quantitative",
-        "scale": {"type": "log"},
-        "title": "largest magnitude",
-        "axis": _powers(),
-    }
+    y = vertical("value", "largest magnitude")
     names = ("read", "written")
     points = {
-        "transform": [{"fold": list(names), "as": ["series", "value"]}, _positive("value")],
-        "params": [_zoom(), _nearest()],
+        "transform": [{"fold": list(names), "as": ["series", "value"]}, positive("value")],
+        "params": [zoom(), hover()],
         "mark": {"type": "point", "filled": True, "size": 22, "clip": True, "opacity": 0.85},
         "encoding": {
             "y": y,
-            "color": _colors("series", names, (CALM, OTHER), "top"),
-            "shape": _shapes("series", names, ("circle", "diamond")),
+            "color": colors("series", names, (CALM, OTHER)),
+            "shape": shapes("series", names, ("circle", "diamond")),
             "tooltip": _layer_tips(),
         },
     }
@@ -204,10 +216,9 @@ def _ranges(record: Record) -> Figure:
         (HALF_NORMAL, "6.1e-5: FP16 loses digits", OTHER),
         (HALF_TINY, "6e-8: FP16 becomes 0", BAD),
     ):
-        at = {"y": {"datum": value, "type": "quantitative"}}
-        below = -6 if value > 1 else 10
-        limits += [_rule(at, color), _label(at, text, color, x=4, dy=below)]
-    spec = _spec([*_marks(first), points, *limits, _found()], params=_inputs(), height=260)
+        limits += [line_at(value, color), text_at(value, text, color, dy=11 if value > 1 else -6)]
+    x = whole_numbers("i", "layer", 0, len(record["layers"]) - 1)
+    spec = layered([*_marks(first), points, *limits, _found()], x=x, params=_inputs(), height=260)
     return Figure(
         "ranges",
         "Values against the range of FP16",
@@ -215,7 +226,6 @@ def _ranges(record: Record) -> Figure:
         " What passes the upper line is infinite in FP16, what stays under the lowest line is 0 as a whole.",
         spec,
         "layers",
-        search=True,
     )
 
 
@@ -233,40 +243,25 @@ def _trials(record: Record, which: str) -> Figure:
         for index, trial in enumerate(record["search"])
     ]
     encoding = {
-        "color": _colors("verdict", ("pass", "fail", "unresolved"), (GOOD, BAD, OTHER), "top"),
-        "shape": _shapes("verdict", ("pass", "fail", "unresolved"), ("circle", "cross", "square")),
-        "tooltip": _tips(trial="trial", because="why", pins="pins", verdict="verdict", error="error"),
+        "color": colors("verdict", ("pass", "fail", "unresolved"), (GOOD, BAD, OTHER)),
+        "shape": shapes("verdict", ("pass", "fail", "unresolved"), ("circle", "cross", "square")),
+        "tooltip": tooltips(trial="trial", because="why", pins="pins", verdict="verdict", error="error"),
     }
     pins = which == "pins"
-    scale = {"type": "symlog", "constant": 10} if pins else _log(rows, "times", 0.5, 2)
-    title = "pins" if pins else "error / allowed"
-    axis = {"tickMinStep": 1, "format": "d"} if pins else _powers()
+    y = (
+        vertical("pins", "pins", {"type": "symlog", "constant": 10}, "d")
+        if pins
+        else vertical("times", "error / allowed", log_scale(rows, "times", 0.5, 2))
+    )
     mark = {"type": "point", "filled": True, "size": 60, "opacity": 1}
-    layers: list[Spec] = [
-        {
-            "transform": [] if pins else [_positive("times")],
-            "params": [{**_nearest(), "name": "near_trial"}],
-            "mark": mark,
-            "encoding": {
-                **encoding,
-                "y": {
-                    "field": "pins" if pins else "times",
-                    "type": "quantitative",
-                    "scale": scale,
-                    "title": title,
-                    "axis": axis,
-                },
-            },
-        }
-    ]
+    shown = {"params": [hover()], "mark": mark, "encoding": {**encoding, "y": y}}
+    layers: list[Spec] = [{**shown, "transform": [] if pins else [positive("times")]}]
     if not pins:
-        layers.insert(0, _rule({"y": {"datum": 1, "type": "quantitative"}}, GOOD))
+        layers.insert(0, line_at(1, GOOD))
         layers.append(
             {"transform": [{"filter": "datum.bad"}], "mark": mark, "encoding": {**encoding, "y": {"value": EDGE}}}
         )
-    axis_x = {"tickMinStep": 1, "format": "d"}
-    x = {"field": "trial", "type": "quantitative", "title": "trial", "axis": axis_x, "scale": {"zero": False}}
-    spec = _spec(layers, x=x, height=150)
+    spec = layered(layers, x=whole_numbers("trial", "trial", 1, len(rows)), height=150)
     if pins:
         reading = "Each mark is one plan that was evaluated as a whole, in order: how many layers it keeps in FP32."
         return Figure("trials-pins", "The search: pins", reading, spec, rows)
@@ -290,79 +285,44 @@ def _curve(record: Record) -> Figure:
         {"pins": point["pins"], "kind": kind, "times": min(max(point[kind], 1e-6), 1e9)}
         for point in record["curve"]
         for kind in ("foreseen", "measured")
-        if point[kind] is not None
+        if point[kind] is not None and point[kind] > LEAST
     ]
-    y = {
-        "field": "times",
-        "type": "quantitative",
-        "scale": _log(rows, "times", 0.5, 2),
-        "title": "error / allowed",
-        "axis": _powers(),
-    }
+    y = vertical("times", "error / allowed", log_scale(rows, "times", 0.5, 2))
     line = {
         "transform": [{"filter": "datum.kind == 'foreseen'"}],
-        "mark": {"type": "line", "color": CALM, "interpolate": "step-after"},
+        "mark": {"clip": True, "type": "line", "color": CALM, "interpolate": "step-after"},
         "encoding": {"y": y},
     }
     points = {
         "mark": {"type": "point", "filled": True, "opacity": 1},
-        "params": [{**_nearest(), "name": "near_point"}],
+        "params": [hover()],
         "encoding": {
             "y": y,
-            "color": _colors("kind", ("foreseen", "measured"), (CALM, OTHER), "top"),
-            "size": {
-                "condition": {"test": "datum.kind == 'measured'", "value": 80},
-                "value": 12,
-            },
-            "tooltip": [*_tips(pins="pins", kind="", times="error / allowed")],
+            "color": colors("kind", ("foreseen", "measured"), (CALM, OTHER)),
+            "size": {"condition": {"test": "datum.kind == 'measured'", "value": 80}, "value": 12},
+            "tooltip": tooltips(pins="pins", kind="", times="error / allowed"),
         },
     }
     x = {
         "field": "pins",
         "type": "quantitative",
-        "title": "layers pinned to FP32",
+        "title": "layers in FP32",
         "scale": {"type": "symlog", "constant": 10},
         "axis": {"tickMinStep": 1, "format": "d"},
     }
-    spec = _spec([_rule({"y": {"datum": 1, "type": "quantitative"}}, GOOD), line, points], x=x, height=240)
+    spec = layered([line_at(1, GOOD), line, points], x=x, height=120)
     return Figure(
         "curve",
         "From pins to error",
-        "How much accuracy each further pin buys, the most helpful ones first. The line is foreseen from single"
-        " roundings, larger marks were measured as whole plans and count; the green line is the tolerance.",
+        "The most helpful pins first. The line is foreseen; large marks were measured and count. Green: the tolerance.",
         spec,
         rows,
     )
 
 
-def _spec(
-    layers: list[Spec], *, height: Any, x: Spec | None = None, params: list[Spec] | None = None
-) -> Spec:
-    index = {"field": "i", "type": "quantitative", "title": "layer", "scale": {"nice": False, "zero": False}}
-    return {
-        "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
-        "width": "container",
-        "height": height,
-        "autosize": {"type": "fit-x", "contains": "padding"},
-        **({"params": params} if params else {}),
-        **({"encoding": {"x": x or {**index, "axis": {"format": "d", "tickMinStep": 1}}}} if params or x else {}),
-        "layer": layers,
-    }
-
-
 def _inputs() -> list[Spec]:
     """What the page sets: the name that is searched, the layer that was clicked, and the unit of errors."""
     return [{"name": "query", "value": ""}, {"name": "chosen", "value": -1}, {"name": "relative", "value": False}]
-
-
-def _zoom() -> Spec:
-    wheel, drag = "wheel![event.ctrlKey]", "[pointerdown, window:pointerup] > window:pointermove!"
-    select = {"type": "interval", "encodings": ["x"], "zoom": wheel, "translate": drag}
-    return {"name": "zoom", "select": select, "bind": "scales"}
-
-
-def _nearest() -> Spec:
-    return {"name": "near", "select": {"type": "point", "on": "pointerover", "nearest": True, "clear": "pointerout"}}
 
 
 def _marks(first: int | None) -> list[Spec]:
@@ -401,49 +361,8 @@ def _found() -> Spec:
     }
 
 
-def _rule(at: Spec, color: str) -> Spec:
-    return {"mark": {"type": "rule", "color": color, "strokeWidth": 1.5}, "encoding": {**at, **_no_x(at)}}
-
-
-def _label(at: Spec, text: str, color: str, *, x: int, dy: int) -> Spec:
-    mark = {"type": "text", "text": text, "align": "left", "color": color, "dy": dy, "fontSize": 11}
-    return {"mark": mark, "encoding": {**at, "x": {"value": x}}}
-
-
-def _no_x(at: Spec) -> Spec:
-    """A horizontal line spans the figure: it takes no x from the layers around it."""
-    return {} if "x" in at else {"x": None}
-
-
-def _positive(field: str) -> Spec:
-    return {"filter": f"isValid(datum.{field}) && datum.{field} > {LEAST}"}
-
-
-def _log(rows: Iterable[Mapping[str, Any]], field: str, least: float, most: float) -> Spec:
-    """A logarithmic scale that has the tolerance on it."""
-    values = [float(row[field]) for row in rows if row[field]]
-    return {"type": "log", "domain": [min([least, *values]), max([most, *values])]}
-
-
-def _powers() -> Spec:
-    return {"format": "~e", "tickCount": 6}
-
-
-def _colors(field: str, names: Sequence[str], colors: Sequence[str], where: str) -> Spec:
-    scale = {"domain": list(names), "range": list(colors)}
-    return {"field": field, "type": "nominal", "scale": scale, "legend": {"orient": where, "title": None}}
-
-
-def _shapes(field: str, names: Sequence[str], shapes: Sequence[str]) -> Spec:
-    return {"field": field, "type": "nominal", "scale": {"domain": list(names), "range": list(shapes)}}
-
-
-def _tips(**titles: str) -> list[Spec]:
-    return [{"field": field, "title": title or field} for field, title in titles.items()]
-
-
 def _layer_tips() -> list[Spec]:
-    names = _tips(name="layer", module="module", op="op", kind="kind", why="FP16 here")
+    names = tooltips(name="layer", module="module", op="op", kind="kind", why="FP16 here")
     numbers = {
         "arrives": "error that arrives",
         "adds": "error it adds",
@@ -454,6 +373,6 @@ def _layer_tips() -> list[Spec]:
     counts = {"arrives_bad": "not finite", "overflow": "overflows", "underflow": "become 0"}
     return [
         *names,
-        *({"field": field, "title": title, "type": "quantitative", "format": ".3g"} for field, title in numbers.items()),
-        *({"field": field, "title": title, "type": "quantitative", "format": "d"} for field, title in counts.items()),
+        *(number(field, title, ".3g") for field, title in numbers.items()),
+        *(number(field, title, "d") for field, title in counts.items()),
     ]

@@ -23,8 +23,8 @@ from trt_helper.text import figure, plain
 from trt_helper.values import TensorError
 
 ABSENT: dict[str, Any] = {  # what a record of compare has not
-    **{"pins": (), "search": (), "per_sample": (), "inputs": (), "samples": (), "metric": None, "opset": None},
-    **{"platform": None, "inferences": None},
+    **dict.fromkeys(("pins", "search", "per_sample", "inputs", "samples", "cures", "bf16_layers"), ()),
+    **dict.fromkeys(("metric", "opset", "platform", "inferences")),
 }
 VEGA = "window.vegaEmbed = vegaEmbed;"  # what the page needs of the bundle
 Record = Mapping[str, Any]
@@ -32,43 +32,52 @@ Record = Mapping[str, Any]
 
 def page(record: Record, engine: Record | None = None) -> str:
     """The report of a run, and of the engine that was built with its plan."""
-    environment = Environment(
-        loader=PackageLoader("trt_helper.report", "static"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"plain": plain, "figure": _figure, "worst": _worst, "shape": _shape}
     record = {**ABSENT, **record}
     shown = figures.figures(record)
     outputs = figures.outputs_figure(record)
     every = [outputs, *shown] if outputs else shown
+    room = outputs is None or len(record.get("after", ())) <= figures.FEW_OUTPUTS
+    aside = [figure for figure in every if figure.key == "outputs" or (figure.key == "curve" and room)]
     data = {
         "layers": figures.layer_rows(record),
         "figures": {f.key: {"spec": f.spec, "rows": f.rows} for f in every},
     }
     vega, script = _vega(), _static("report.js")
     tolerance = tolerance_of(record)
-    return environment.get_template("report.html").render(
-        record=record,
-        engine=engine,
-        headline=story.headline(record),
-        cards=story.cards(record, engine),
-        warnings=story.warnings(record, engine),
-        passed=record["verdict"] == "pass",
-        outputs=outputs,
-        figures=shown,
-        data=data,
-        before={error.name: error for error in errors_of(record.get("before", {}))},
-        after=story.after(record),
-        tolerance=tolerance,
-        allowed=lambda name: story.allowed(tolerance, name),
-        shown=lambda error: story.shown(error, tolerance.stat),
-        samples=list(_samples(record)),
-        states=story.SURE,
-        style=Markup(_static("report.css")),  # noqa: S704 - files of this package
-        vega=Markup(vega),  # noqa: S704
-        script=Markup(script),  # noqa: S704
-        hashes=" ".join(_hash(text) for text in (vega, script)),
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            record=record,
+            engine=engine,
+            headline=story.headline(record),
+            numbers=story.numbers(record),
+            cards=story.cards(record, engine),
+            warnings=story.warnings(record, engine),
+            passed=record["verdict"] == "pass",
+            aside=aside,
+            figures=[figure for figure in shown if figure not in aside],
+            data=data,
+            before={error.name: error for error in errors_of(record.get("before", {}))},
+            after=story.after(record),
+            tolerance=tolerance,
+            allowed=lambda name: story.allowed(tolerance, name),
+            shown=lambda error: story.shown(error, tolerance.stat),
+            samples=list(_samples(record)),
+            style=Markup(_static("report.css")),  # noqa: S704 - files of this package
+            vega=Markup(vega),  # noqa: S704
+            script=Markup(script),  # noqa: S704
+            hashes=" ".join(_hash(text) for text in (vega, script)),
+        )
     )
+
+
+def _environment() -> Environment:
+    loader = PackageLoader("trt_helper.report", "static")
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters |= {"plain": plain, "figure": _figure, "shape": _shape}
+    made.filters |= {"worst": story.worst_without, "cure": story.cure_words, "times": _times}
+    return made
 
 
 def _samples(record: Record) -> Iterator[tuple[str, bool, str, TensorError | None, TensorError | None]]:
@@ -81,22 +90,20 @@ def _samples(record: Record) -> Iterator[tuple[str, bool, str, TensorError | Non
     for sample in record.get("samples", ()):
         if not isinstance(sample, str):
             for error in errors_of(sample["outputs"]):
-                yield sample["source"], False, error.name, None, error
+                pair = (None, error) if story.changed(record) else (error, error)
+                yield sample["source"], False, error.name, *pair
 
 
 def _figure(number: float | None) -> str:
     return "not finite" if number is None or number == float("inf") else figure(number)
 
 
-def _worst(outputs: Mapping[str, Any]) -> str:
-    """The largest error of several outputs in one figure."""
-    if any(error["non_finite"] for error in outputs.values()):
-        return "not finite"
-    return figure(max(error["max"] or 0.0 for error in outputs.values()))
-
-
 def _shape(shape: Sequence[int | str | None] | None) -> str:
-    return "" if shape is None else plain(" × ".join("?" if d is None else str(d) for d in shape))
+    return "" if shape is None else plain(" x ".join("?" if d is None else str(d) for d in shape))
+
+
+def _times(number: float | None) -> str:
+    return "not finite" if number is None else story.times(number)
 
 
 def _static(name: str) -> str:

@@ -43,7 +43,7 @@ def read_record(path: Path) -> Json:
     try:
         _validator()(record)
     except fastjsonschema.JsonSchemaException as error:
-        raise InputError(f"{path} is no run record: {_first(error.message)}", fix=AGAIN) from error
+        raise InputError(f"{path} is no run record: {_first(str(error))}", fix=AGAIN) from error
     return record
 
 
@@ -66,9 +66,11 @@ def read_engine(path: Path, record: Mapping[str, Any]) -> Json:
         _proof_validator()(proof)
     except fastjsonschema.JsonSchemaException as error:
         raise InputError(
-            f"{path} is no proof of an engine: {_first(error.message)}", fix="give the ENGINE.trt.json of convert"
+            f"{path} is no proof of an engine: {_first(str(error))}", fix="give the ENGINE.trt.json of convert"
         ) from error
-    if proof["model"]["sha256"] != record["model"]["sha256"] or set(proof["fp32_layers"]) != set(record["fp32_layers"]):
+    pins, built = set(record["fp32_layers"]), set(proof["fp32_layers"])
+    same_plan = pins <= built and built - set(proof.get("added", {})) <= pins
+    if proof["model"]["sha256"] != record["model"]["sha256"] or not same_plan:
         raise InputError(f"{path} belongs to another model or plan", fix="convert this plan, or leave --engine away")
     return proof
 
@@ -77,7 +79,8 @@ def read_engine(path: Path, record: Mapping[str, Any]) -> Json:
 def _proof_validator() -> Any:
     """Of the keys of an engine's sidecar that a report shows."""
     text, texts = {"type": "string"}, {"type": "array", "items": {"type": "string"}}
-    pin = {"layer": text, "state": text, "engine_layers": texts, "types": texts}
+    pin: Json = {"layer": text, "state": text, "evidence": text}
+    pin |= dict.fromkeys(("engine_layers", "inputs", "weights", "outputs"), texts)
     keys = {
         "engine": {
             "type": "object",
@@ -89,8 +92,11 @@ def _proof_validator() -> Any:
         "half_share": {"type": "number", "minimum": 0, "maximum": 1},
         "pins": {"type": "array", "items": {"type": "object", "properties": pin, "required": list(pin)}},
         "warnings": texts,
+        "added": {"type": "object", "additionalProperties": text},
     }
-    return fastjsonschema.compile({"type": "object", "properties": keys, "required": list(keys)})
+    return fastjsonschema.compile(
+        {"type": "object", "properties": keys, "required": [key for key in keys if key != "added"]}
+    )
 
 
 def _read_object(path: Path) -> Json:

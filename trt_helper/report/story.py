@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,13 +22,6 @@ CAUSES = {
     "rounding": "plain rounding to 11 bits, which the layers behind amplify",
     "": "exact by itself, but next to a layer whose values FP16 would spoil",
 }
-SURE = {
-    "honoured": "the engine layer reads or holds it in FP32",
-    "fused": "it shares a kernel with FP16 layers; the kernel's border does not show the precision inside",
-    "demoted": "TensorRT undid the casts and reads it in FP16",
-    "gone": "no engine layer names it: folded, or moved without arithmetic",
-    "unknown": "TensorRT does not state the types",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +34,14 @@ class Card:
 
 def headline(record: Record) -> str:
     """The answer in one sentence."""
-    pins, of = len(record["fp32_layers"]), _candidates(record)
+    pins, wide, cures = (len(record.get(key, ())) for key in ("fp32_layers", "bf16_layers", "cures"))
     passed = record["verdict"] == "pass"
-    if not pins:
+    done = [f"{pins} of {_candidates(record)} layers {'stays' if pins == 1 else 'stay'} in FP32"] if pins else []
+    done += [f"{wide} in BF16"] if wide else []
+    done += [f"{cures} {'part' if cures == 1 else 'parts'} of the graph rewritten"] if cures else []
+    if not done:
         return "FP16 is accurate as it is" if passed else "FP16 misses the tolerance; no layer is pinned"
-    kept = f"{pins} of {of} layers {'stays' if pins == 1 else 'stay'} in FP32"
-    return f"{kept}; the outputs are {'then' if passed else 'still not'} within tolerance"
+    return f"{', '.join(done)}; the outputs are {'then' if passed else 'still not'} within tolerance"
 
 
 def cards(record: Record, engine: Record | None = None) -> list[Card]:
@@ -59,6 +53,37 @@ def cards(record: Record, engine: Record | None = None) -> list[Card]:
         "How sure that is": _sure(record, engine),
     }
     return [Card(title, lines) for title, text in found.items() if (lines := tuple(text))]
+
+
+def numbers(record: Record) -> list[tuple[str, str]]:
+    """The figures that matter most, each with its label."""
+    pins, of = len(record["fp32_layers"]), _candidates(record)
+    tolerance = tolerance_of(record)
+    half = of - pins - len(record.get("bf16_layers", ()))
+    found = [(f"{pins} of {of}", "layers in FP32"), (f"{100 * half / max(of, 1):.3g} %", "of the layers in FP16")]
+    before = {error.name: error for error in errors_of(record.get("before", {}))}
+    errors = after(record)
+    if errors and not record.get("metric"):
+        was = [before.get(error.name, error) for error in errors]
+        _, worst = max(zip(was, errors, strict=True), key=lambda pair: tuple(e.excess(tolerance) for e in pair))
+        old = f"{_brief(before[worst.name], tolerance)} → " if worst.name in before and changed(record) else ""
+        label = f"{plain(worst.name, 40)}: error, allowed {allowed(tolerance, worst.name)}"
+        found.insert(0, (old + _brief(worst, tolerance), label))
+    if speed := _speed(record):
+        found.append((f"{speed[0]:.3g} x", f"FP32's speed on {plain(speed[2], 20)}: estimate, not measured"))
+    return found
+
+
+def _brief(error: TensorError, tolerance: Tolerance) -> str:
+    return "not finite" if error.non_finite else shown(error, tolerance.stat)
+
+
+def _speed(record: Record) -> tuple[float, float, str] | None:
+    """How many times as fast as FP32 with the plan and with all FP16, and for which GPU that is estimated."""
+    estimate = record.get("share", {}).get("estimate")
+    if not estimate or not estimate["plan"] or not estimate["fp16"]:
+        return None
+    return estimate["fp32"] / estimate["plan"], estimate["fp32"] / estimate["fp16"], estimate["gpu"]
 
 
 def warnings(record: Record, engine: Record | None = None) -> list[str]:
@@ -90,6 +115,11 @@ def first_overflow(record: Record) -> int | None:
     return next(found, None)
 
 
+def changed(record: Record) -> bool:
+    """Whether the plan does anything to the model."""
+    return any(record.get(key) for key in ("fp32_layers", "bf16_layers", "cures"))
+
+
 def after(record: Record) -> list[TensorError]:
     """Each output with the plan, worst sample."""
     if "after" in record:
@@ -108,17 +138,24 @@ def allowed(tolerance: Tolerance, name: str) -> str:
 def shown(error: TensorError, stat: Statistic = Statistic.MAX) -> str:
     """An output's error in one figure."""
     if error.non_finite:
-        return f"{error.non_finite} of {error.total} values not finite"
+        return f"{error.non_finite} of {error.total} not finite"
     if stat is Statistic.ELEMWISE:
         return f"{error.outside} of {error.total} elements outside"
     return figure(getattr(error, stat.value))
 
 
+def times(number: float) -> str:
+    """A factor in three digits: 1,000 rather than 1e+03."""
+    return f"{float(f'{number:.3g}'):,.0f}" if 1e3 <= number < 1e6 else figure(number)  # noqa: PLR2004
+
+
 def short(names: Sequence[str]) -> list[str]:
     """Layer names without the folders that all of them share, for sentences."""
-    shared = os.path.commonprefix([name.split("/")[:-2] for name in names]) if names else []
-    cut = len("/".join(shared)) + 1 if shared else 0
-    return [plain(f"…/{name[cut:]}" if cut > 1 else name, 60) for name in names]
+    folders = [name.split("/")[:-2] for name in names]
+    shared = 0
+    while folders and all(len(parts) > shared and parts[shared] == folders[0][shared] for parts in folders):
+        shared += 1
+    return [plain("/".join(["…", *name.split("/")[shared:]]) if shared else name, 60) for name in names]
 
 
 def _candidates(record: Record) -> int:
@@ -135,7 +172,7 @@ def _broke(record: Record) -> Iterator[str]:
     if not before:
         return
     if record.get("metric"):
-        if record["search"] and not record["fp32_layers"]:
+        if not record["fp32_layers"] and record["verdict"] == "pass":
             yield "Nothing: the metric stays above its threshold in FP16."
         else:
             yield "In FP16 the metric falls below its threshold."
@@ -145,23 +182,42 @@ def _broke(record: Record) -> Iterator[str]:
         yield "Nothing: with every layer in FP16 each output is within tolerance."
         return
     worst = max(missed, key=lambda error: (error.excess(tolerance), error.max))
-    times = worst.excess(tolerance)
-    so = f", {times:.3g} times too much" if times < float("inf") and tolerance.stat is not Statistic.ELEMWISE else ""
+    over = worst.excess(tolerance)
+    so = f" ({times(over)} times too much)" if over < float("inf") and tolerance.stat is not Statistic.ELEMWISE else ""
     yield (
-        f"With every layer in FP16, output {plain(worst.name, 60)} is off: {shown(worst, tolerance.stat)}"
-        f" (allowed: {allowed(tolerance, worst.name)}){so}."
+        f"With every layer in FP16, the output {plain(worst.name, 60)} {_off(worst, tolerance.stat)}{so};"
+        f" allowed is {allowed(tolerance, worst.name)}."
     )
-    yield f"{len(missed)} of {len(before)} {'output' if len(before) == 1 else 'outputs'} out of tolerance" + _samples(
-        record, tolerance
-    )
+    of = "" if len(before) == 1 else f"{len(missed)} of {len(before)} outputs are out of tolerance. "
+    yield of + _samples(record, tolerance)
+
+
+def cure_words(cure: Mapping[str, Any]) -> str:
+    """How a part of the graph is rewritten."""
+    if "norms" in cure:
+        label = short([cure["norms"]])[0]
+        return f"The norm that ends in {label} is one {plain(cure.get('as', 'operator'), 40)} again, at no cost"
+    return f"The constant {plain(cure.get('constants', ''), 60)} is brought into FP16's range, at no cost"
+
+
+def worst_without(outputs: Mapping[str, Any]) -> str:
+    """The largest error of several outputs in one figure."""
+    if any(error["non_finite"] for error in outputs.values()):
+        return "not finite"
+    return figure(max((error["max"] or 0.0 for error in outputs.values()), default=0.0))
+
+
+def _off(error: TensorError, stat: Statistic) -> str:
+    """What is wrong with an output, as the rest of a sentence."""
+    counted = error.non_finite or stat is Statistic.ELEMWISE
+    return f"has {shown(error, stat)}" if counted else f"is off by {shown(error, stat)}"
 
 
 def _samples(record: Record, tolerance: Tolerance) -> str:
     found = [list(errors_of(sample["before"])) for sample in record.get("per_sample", ()) if sample["before"]]
-    if not found:
-        return "."
+    found += [list(errors_of(s["outputs"])) for s in record.get("samples", ()) if not isinstance(s, str)]
     missed = sum(not all(error.passes(tolerance) for error in errors) for errors in found)
-    return f", on {missed} of {len(found)} samples."
+    return f"{missed} of {len(found)} samples fail." if found else ""
 
 
 def _why(record: Record) -> Iterator[str]:
@@ -172,15 +228,23 @@ def _why(record: Record) -> Iterator[str]:
     for cause, pins in groups.items():
         named = ", ".join(labels.get(pin["name"], plain(pin["name"], 60)) for pin in pins[:MOST_NAMED])
         more = f" and {len(pins) - MOST_NAMED} more" if len(pins) > MOST_NAMED else ""
-        evidence = f" ({plain(pins[0]['cause_evidence'])})" if len(pins) == 1 and pins[0]["cause_evidence"] else ""
         name = f"{cause.capitalize()}: " if cause else ""
-        yield f"{name}{CAUSES.get(cause, plain(cause))}{evidence}. In {named}{more}."
+        yield f"{name}{CAUSES.get(cause, plain(cause))}{_evidence(record, cause, pins)}. In {named}{more}."
     first = first_overflow(record)
     if first is not None and record.get("pins"):
         layer = record["layers"][first]
-        if not layer["pinned"]:
+        if not layer["pinned"] and record["verdict"] == "pass":
             label = short([layer["name"], *record["fp32_layers"]])[0]
-            yield f"FP16 overflows first in {label}, which does no harm to the outputs."
+            yield f"FP16 overflows first in {label}, which does no harm: it stays FP16 and the outputs pass."
+
+
+def _evidence(record: Record, cause: str, pins: Sequence[Record]) -> str:
+    """The value that shows a cause: of a single pin, or the largest one of several that overflow."""
+    if cause == "overflow":
+        names = {pin["name"] for pin in pins}
+        peaks = [max(x["read"] or 0.0, x["written"] or 0.0) for x in record["layers"] if x["name"] in names]
+        return f" (here up to {max(peaks):.3g})" if peaks else ""
+    return f" ({plain(pins[0]['cause_evidence'])})" if len(pins) == 1 and pins[0]["cause_evidence"] else ""
 
 
 def _done(record: Record) -> Iterator[str]:
@@ -188,21 +252,23 @@ def _done(record: Record) -> Iterator[str]:
     tolerance = tolerance_of(record)
     if pins:
         yield f"{pins} of {of} layers pinned to FP32; the other {100 * (of - pins) / max(of, 1):.3g} % compute in FP16."
-    else:
+    elif not record.get("bf16_layers"):
         yield f"No layer is pinned: all {of} compute in FP16."
+    if record.get("bf16_layers"):
+        yield f"{len(record['bf16_layers'])} layers compute in BF16, which has the range of FP32."
+    for cure in record.get("cures", ())[:MOST_NAMED]:
+        yield f"{cure_words(cure)}; without that: {worst_without(cure['without'])}."
     errors = after(record)
-    if errors and not record.get("metric"):
+    if errors and changed(record) and not record.get("metric"):
         worst = max(errors, key=lambda error: (error.excess(tolerance), error.max))
         yield (
-            f"The worst output is now {plain(worst.name, 60)}: {shown(worst, tolerance.stat)}"
-            f" (allowed: {allowed(tolerance, worst.name)})."
+            f"The worst output, {plain(worst.name, 60)}, then {_off(worst, tolerance.stat)}; allowed is"
+            f" {allowed(tolerance, worst.name)}."
         )
-    traffic = record.get("share", {}).get("traffic")
-    if traffic and traffic["plan"] and traffic["fp16"]:
-        best, now = traffic["fp32"] / traffic["fp16"], traffic["fp32"] / traffic["plan"]
+    if speed := _speed(record):
         yield (
-            f"Estimate, not measured: {now:.3g} times as fast as FP32 where memory traffic decides"
-            f" (all FP16: {best:.3g} times)."
+            f"Estimate for {plain(speed[2], 20)}: {speed[0]:.3g} times as fast as FP32"
+            f" (all FP16: {speed[1]:.3g} times); nothing was timed."
         )
 
 
@@ -212,7 +278,7 @@ def _sure(record: Record, engine: Record | None) -> Iterator[str]:
     if pins and record.get("minimal"):
         excess = [pin["without_excess"] for pin in proofs]
         least = min((e for e in excess if e is not None), default=None)
-        so = f": without it the error is at least {least:.3g} times the tolerance" if least is not None else ""
+        so = f": without it the error is at least {times(least)} times the tolerance" if least is not None else ""
         yield f"Each pin was taken out once more and the result did not pass{so}."
     found = sources(record)
     held = len(record.get("held_out", ()))
@@ -228,3 +294,6 @@ def _sure(record: Record, engine: Record | None) -> Iterator[str]:
             f"In the engine ({plain(engine['engine']['builder'])}) {honoured} of {len(engine['pins'])} pins are"
             f" honoured and {100 * engine['half_share']:.3g} % of the float work is FP16."
         )
+        if engine.get("added"):
+            count = len(engine["added"])
+            yield f"convert added {count} {'pin' if count == 1 else 'pins'}, without which TensorRT breaks others."

@@ -25,7 +25,7 @@
     const { spec, rows } = data.figures[key];
     views[key]?.finalize();
     const filled = { ...spec, data: { values: typeof rows === "string" ? data[rows] : rows } };
-    const options = { actions: false, renderer: "canvas", config: config(), tooltip: { theme: dark.matches ? "dark" : "light" } };
+    const options = { actions: false, renderer: "canvas", config: config(), expressionFunctions: { same: (text) => text }, tooltip: { theme: dark.matches ? "dark" : "light" } };
     const result = await vegaEmbed(document.getElementById(key), filled, options);
     views[key] = result.view;
     if (has(key, "zoom")) {
@@ -40,7 +40,9 @@
   const zoomed = () => Object.keys(views).filter((key) => has(key, "zoom"));
 
   function follow(from, domain) {
-    state.domain = domain && domain.length === 2 ? [domain[0], domain[1]] : null;
+    const seen = domain && domain.length === 2 ? [domain[0], domain[1]] : null;
+    if (JSON.stringify(seen) === JSON.stringify(state.domain)) return;
+    state.domain = seen;
     for (const key of zoomed()) {
       if (key !== from) views[key].signal("zoom_i", state.domain).runAsync();
     }
@@ -55,9 +57,8 @@
     const last = layers.length - 1;
     const width = Math.min(Math.max(high - low, 4), last);
     const start = Math.min(Math.max(low, 0), last - width);
-    const domain = width >= last ? null : [start, start + width];
-    for (const key of zoomed()) views[key].signal("zoom_i", domain).runAsync();
-    state.domain = domain;
+    state.domain = width >= last ? null : [start, start + width];
+    for (const key of zoomed()) views[key].signal("zoom_i", state.domain).runAsync();
   }
 
   const figure = (number) => (number === null ? "not finite" : number === 0 ? "0" : Number(number.toPrecision(3)).toString());

@@ -1,0 +1,296 @@
+"""What an engine's own text says of the inside of its kernels, and that it cannot be talked into more."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import onnx
+import pytest
+import zoo_cases  # noqa: F401 - fills CASES
+from builder_models import ROOT, asked, built, convs, model, needs_rtx, node, value, weights
+from zoo import CASES
+
+from trt_helper.asked import asked_of
+from trt_helper.builder import BuildSettings, EngineLayer, Program, build, prove, read_program
+from trt_helper.builder.flow import Flow
+from trt_helper.builder.inside import ABSENT, Asked, Claim, inside
+from trt_helper.builder.program import Kernel
+from trt_helper.graph import read_graph
+from trt_helper.model import load
+from trt_helper.samples import Sample
+from trt_helper.shapes import profile, ranges_of
+from trt_helper.typed import render, write
+
+# --------------------------------------------------------------------------------- pins that are not there
+
+# An overflow in a LayerNorm, one in a fourth power, quotients, a softmax, branches, dynamic shapes.
+MODELS = ROOT.parent / "shared" / "models"
+FUSED = ("layernorm_square", "fourth_power", "divided_by_small", "softmax_raw", "vote_of_three", "longer_sample")
+
+
+class Zoo:
+    """A case of the zoo and its engines."""
+
+    def __init__(self, name, folder):
+        self.case, self.folder = CASES[name], folder / name
+        self.folder.mkdir()
+        onnx.save(self.case.make(), self.folder / "model.onnx")
+        self.graph = read_graph(load(self.folder / "model.onnx"))
+        ranges, _ = profile(self.graph, ranges_of([Sample("", feed) for feed in self.case.samples(0)]))
+        self.profiles = [ranges] if ranges else []
+        self.pins = sorted(self.case.culprits[0])
+
+    @cache  # noqa: B019 - lives as long as the test
+    def typed(self, *pins):
+        return render(self.graph, self.graph.plan(pins))
+
+    def states(self, *, built_with, claimed):
+        """What is proven of the pins that are claimed, in an engine that was built with others."""
+        source = self.folder / "typed.onnx"
+        write(self.typed(*built_with), source)
+        engine = build(source, self.folder / "m.trt", profiles=self.profiles, settings=BuildSettings())
+        known = {**asked_of(self.typed(*built_with).model), **asked_of(self.typed(*claimed).model)}
+        proofs = prove(claimed, engine.layers, known, program=engine.program)
+        return {proof.layer: proof.state for proof in proofs}
+
+
+@needs_rtx
+@pytest.mark.parametrize("name", FUSED)
+def test_pins_in_fused_kernels_are_proven_and_pins_that_were_left_out_are_not(tmp_path, name):
+    """The engine is built with one pin less, and all are claimed: that one must never be called honoured."""
+    zoo = Zoo(name, tmp_path)
+    assert set(zoo.states(built_with=zoo.pins, claimed=zoo.pins).values()) == {"honoured"}
+    for left_out in zoo.pins:
+        kept = [pin for pin in zoo.pins if pin != left_out]
+        assert zoo.states(built_with=kept, claimed=zoo.pins)[left_out] != "honoured", left_out
+    assert "honoured" not in zoo.states(built_with=[], claimed=zoo.pins).values()
+
+
+@needs_rtx
+def test_the_pins_of_magika_are_told_from_their_absence(tmp_path):
+    """Square, Sum_1 and truediv_1 of its LayerNorm_1 lie in two kernels with FP16 layers; INDEX.md has the plan."""
+    path = MODELS / "magika_standard_v3_3" / "model.onnx"
+    if not path.is_file():
+        pytest.skip(f"the real models are not here: {path} does not exist")
+    graph = read_graph(load(path))
+    names = ("LayerNorm_1/Square", "LayerNorm_1/Sum_1", "LayerNorm_1/truediv_1")
+    pins = [name for name in graph.candidates if name.endswith(names)]
+    ranges, _ = profile(graph, {})
+    for kept in (pins, pins[1:], pins[::2], pins[:2]):
+        typed, claimed = render(graph, graph.plan(kept)), render(graph, graph.plan(pins))
+        write(typed, tmp_path / "typed.onnx")
+        engine = build(
+            tmp_path / "typed.onnx",
+            tmp_path / "m.trt",
+            profiles=[ranges] if ranges else [],
+            settings=BuildSettings(),
+        )
+        known = {**asked_of(typed.model), **asked_of(claimed.model)}
+        proofs = prove(pins, engine.layers, known, program=engine.program)
+        honoured = {proof.layer for proof in proofs if proof.proven}
+        assert len(pins) == 3
+        assert honoured == set(pins) if kept == pins else not honoured - set(kept)
+
+
+# -------------------------------------------------------------------------------------- a kernel's source
+
+
+def half(operation, *read):
+    return f"__myln_{operation}___myln_half___myln_half({' , '.join(read)})"
+
+
+def full(operation, *read):
+    return f"__myln_{operation}___myln_float___myln_float({' , '.join(read)})"
+
+
+UP, DOWN = "__myln_cast<__myln_float, __myln_half>({})", "__myln_cast<__myln_half, __myln_float>({})"
+LOAD_HALF, LOAD_FULL = "((__myln_half*)__v90)[(0 + ({}))]", "((__myln_float*)__v91)[(0 + ({}))]"
+
+
+def source(*statements, kept=""):
+    """A kernel whose value __v1, __v2, ... are these, and which stores or returns `kept`."""
+    lines = [f"  __v{number} = {text};" for number, text in enumerate(statements, 1)]
+    return "{\n" + "\n".join([*lines, kept]) + "\n}"
+
+
+def test_an_operation_counts_in_the_type_that_its_call_spells():
+    text = source(LOAD_HALF.format("__v5"), half("mul", "__v1", "__v1"), UP.format("__v2"), full("exp", "__v3"))
+    assert Flow(f"{text} ((__myln_float*)__v9)[0] = __v4;").count() == {("mul", "FP16"): 1, ("exp", "FP32"): 1}
+
+
+def test_fp32_between_two_roundings_is_told_from_fp32_that_is_kept():
+    lines = [LOAD_HALF.format("0"), UP.format("__v1"), full("exp", "__v2"), DOWN.format("__v3")]
+    assert Flow(source(*lines)).count() == {("exp", "ROUNDED"): 1}
+    assert Flow(source(*lines, kept="return __v3;")).count() == {("exp", "FP32"): 1}
+    assert Flow(source(*lines[:3], full("log", "__v3"), DOWN.format("__v4"))).count() == {
+        ("exp", "FP32"): 1,
+        ("log", "FP32"): 1,
+    }
+
+
+def test_numbers_and_scalar_arguments_do_not_make_a_rounded_operation_fp32():
+    lines = [LOAD_HALF.format("0"), UP.format("__v1")]
+    for number in ("0x1.4f8b58p-17f", "-0x1p+3f", "(1.500000000e+00)", "*(__myln_float*)live_inouts[4]"):
+        text = source(*lines, number, full("mul", "__v2", "__v3"), DOWN.format("__v4"))
+        assert Flow(text).count() == {("mul", "ROUNDED"): 1}, number
+
+
+def test_an_fp32_tensor_that_is_read_makes_it_fp32():
+    text = source(LOAD_HALF.format("0"), UP.format("__v1"), LOAD_FULL.format("0"), full("mul", "__v2", "__v3"))
+    assert Flow(f"{text} __v9 = {DOWN.format('__v4')};").count() == {("mul", "FP32"): 1}
+
+
+def test_what_a_later_phase_computes_again_counts_once():
+    again = source(LOAD_HALF.format("__v70"), half("exp", "__v1"), LOAD_HALF.format("__v71"), half("exp", "__v3"))
+    assert Flow(again).count() == {("exp", "FP16"): 1}
+    other = again.replace("__v90)[(0 + (__v71", "__v92)[(0 + (__v71")  # another tensor
+    assert Flow(other).count() == {("exp", "FP16"): 2}
+
+
+def test_scalar_arguments_are_different_values():
+    text = source(
+        "*(__myln_half*)live_inouts[4]",
+        "*(__myln_half*)live_inouts[5]",
+        LOAD_HALF.format("0"),
+        half("mul", "__v3", "__v1"),
+        half("mul", "__v3", "__v2"),
+    )
+    assert Flow(text).count() == {("mul", "FP16"): 2}
+
+
+def test_the_lanes_of_a_vector_are_one_value():
+    text = (
+        "{ __v1 = ((__myln_vtype<__myln_half,2,4>*)__v90)[(0)];\n"
+        f"__v2.values[0] = {half('exp', '__v1.values[0]')};\n__v2.values[1] = {half('exp', '__v1.values[1]')};\n}}"
+    )
+    assert Flow(text).count() == {("exp", "FP16"): 1}
+
+
+@pytest.mark.parametrize("one", ["0x1p+0f", "(1.000000000e+00)"])  # 1.7 and 1.4
+def test_a_quotient_that_is_made_as_a_product_is_as_rounded_as_what_it_reads(one):
+    lines = [LOAD_HALF.format("0"), UP.format("__v1"), one, full("div", "__v3", "__v2"), full("mul", "__v2", "__v4")]
+    assert Flow(source(*lines, DOWN.format("__v5"))).count()["mul", "ROUNDED"] == 1
+    lines[1] = LOAD_FULL.format("0")
+    assert Flow(source(*lines, DOWN.format("__v5"))).count()["mul", "FP32"] == 1
+
+
+# ------------------------------------------------------------------------------------- what is concluded
+
+
+def judged(operations, asked_for, pins=("pin",)):
+    """What a kernel with these operations, and with these layers in it, says of the first pin."""
+    one = EngineLayer("__myl_Some_myl0_1", "kgen", tuple(asked_for))
+    program = Program((), (Kernel("__myl_Some", one.onnx_layers, (operations,)),))
+    return inside(pins[0], one, Claim([one], program, frozenset(pins), asked_for)).precision
+
+
+def test_counts_that_the_layers_account_for_prove_the_pin_and_others_do_not():
+    both = {"pin": Asked("Mul"), "beside": Asked("Mul", half=True)}
+    assert judged({("mul", "FP32"): 1, ("mul", "FP16"): 1}, both) == "FP32"
+    assert judged({("mul", "FP16"): 2, ("add", "FP32"): 1}, both) == "FP16"
+    assert judged({("mul", "FP32"): 1, ("mul", "FP16"): 2}, both) == ""
+    assert judged({("mul", "ROUNDED"): 1, ("mul", "FP16"): 1}, both) == ""
+
+
+def test_a_kernel_that_computes_only_what_others_account_for_says_nothing_of_the_pin():
+    """Kernels also name layers that they only read from."""
+    both = {"pin": Asked("Mul"), "beside": Asked("Mul", half=True)}
+    assert judged({("mul", "FP16"): 1, ("add", "FP32"): 1}, both) == ABSENT
+
+
+def test_a_pin_alone_may_be_rounded_on_both_sides_as_its_casts_do():
+    both = {"pin": Asked("Mul", alone=True), "beside": Asked("Mul", half=True)}
+    assert judged({("mul", "ROUNDED"): 1, ("mul", "FP16"): 1}, both) == "FP32"
+
+
+def test_a_layer_that_is_not_known_may_be_the_one_that_is_computed():
+    both = {"pin": Asked("Mul"), "beside": Asked("Mystery", half=True)}
+    assert judged({("mul", "FP32"): 1, ("mul", "FP16"): 1}, both) == ""
+    assert judged({("mul", "FP32"): 2, ("exp", "FP16"): 1}, both) == "FP32"
+
+
+def test_a_normalisation_beside_the_pin_brings_its_own_fp32():
+    norm = Asked("LayerNormalization", half=True)
+    own = {("AddOp", "FP32"): 2, ("sub", "FP32"): 1, ("add", "FP32"): 1, ("sqrt", "FP32"): 1, ("rcp", "FP32"): 1}
+    own |= {("mul", "FP16"): 1, ("add", "FP16"): 1}
+    asked_for = {"pin": Asked("Mul"), "norm": norm}
+    assert judged(own | {("mul", "FP32"): 2}, asked_for) == ""  # both are the norm's
+    assert judged(own | {("mul", "FP32"): 3}, asked_for) == "FP32"
+
+
+def test_an_fp32_layer_that_is_no_pin_brings_its_own_fp32():
+    """Such as the guard of another pin."""
+    beside = {"guard": Asked("Max", full=True), "half": Asked("Max", half=True)}
+    assert judged({("max", "FP32"): 1, ("max", "FP16"): 1}, {"pin": Asked("Max")} | beside) == ""
+    assert judged({("max", "FP32"): 2, ("max", "FP16"): 1}, {"pin": Asked("Max")} | beside) == "FP32"
+    assert judged({("max", "FP32"): 1, ("max", "FP16"): 1}, {"pin": Asked("Max")} | {"half": beside["half"]}) == "FP32"
+
+
+def test_layers_with_one_formula_may_be_computed_once():
+    same = {name: Asked("Mul", formula="x") for name in ("pin", "other")}
+    beside = {"half": Asked("Exp", half=True)}
+    assert judged({("mul", "FP32"): 1, ("exp", "FP16"): 1}, same | beside, ("pin", "other")) == "FP32"
+    differ = {"pin": Asked("Mul", formula="x"), "other": Asked("Mul", formula="y")} | beside
+    assert judged({("mul", "FP32"): 1, ("mul", "FP16"): 1, ("exp", "FP16"): 1}, differ, ("pin", "other")) == ""
+
+
+# -------------------------------------------------------------------------------------- what is asked for
+
+
+def test_what_a_typed_model_asks_of_its_layers():
+    known = asked(convs("mid", "r1"))
+    assert (known["c0"].half, known["mid"].half, known["r1"].half) == (True, False, False)
+    assert (known["mid"].alone, known["r1"].alone) == (False, False)
+    assert asked(convs("mid"))["mid"].alone
+    assert (known["c0"].full, known["mid"].full) == (False, True)
+
+
+def test_formulas_tell_constants_apart_and_look_through_movement():
+    nodes = [
+        node("Mul", ["x", "two"], ["a"], "twice"),
+        node("Reshape", ["x", "shape"], ["r"], "reshape"),
+        node("Mul", ["r", "two"], ["b"], "twice_again"),
+        node("Mul", ["x", "three"], ["c"], "thrice"),
+    ]
+    constants = [weights("two", ()), weights("three", (1,)), weights("w", (4,))]
+    constants[0].raw_data, constants[1].raw_data = b"\0\0\0\x40", b"\0\0\x40\x40"
+    shape = onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(constants[2]).astype("int64")[:1], "shape")
+    made = model(nodes, [value("x", [4])], [value(name, None) for name in "abc"], [*constants[:2], shape])
+    known = asked(made)
+    assert known["twice"].formula == known["twice_again"].formula != known["thrice"].formula
+
+
+# ------------------------------------------------------------------------------------------ strange files
+
+
+@needs_rtx
+def test_a_source_that_stands_there_twice_with_other_operations_is_not_believed(tmp_path):
+    """A model could carry such text in a name: it must not prove a pin."""
+    zoo = Zoo("layernorm_square", tmp_path)
+    write(zoo.typed(*zoo.pins), tmp_path / "typed.onnx")
+    engine = build(tmp_path / "typed.onnx", tmp_path / "m.trt", profiles=[], settings=BuildSettings())
+    data = engine.path.read_bytes()
+    names = {line.split(b"(")[0] for line in data.split(b'extern "C" __global__ void ')[1:]}
+    forged = b"".join(b'\0extern "C" __global__ void %s(\n{ __v1 = 0x1p+0f; }\n' % name for name in names)
+    (tmp_path / "forged.trt").write_bytes(data + forged)
+    known = asked_of(zoo.typed(*zoo.pins).model)
+    proofs = prove(zoo.pins, engine.layers, known, program=read_program(tmp_path / "forged.trt"))
+    assert not any(proof.proven for proof in proofs)
+
+
+def test_a_file_without_text_says_nothing(tmp_path):
+    path = tmp_path / "m.trt"
+    for data in (b"ftrt" + bytes(range(256)) * 40, b"\ndescriptors {\n", b"\ndescriptors {\n}\nmain {\nx", b"vtrt"):
+        path.write_bytes(data)
+        assert read_program(path) == Program()
+
+
+@needs_rtx
+@pytest.mark.parametrize("name", ['a" b', "a }", "naïve/ü", "a layers=", "x={ name="])
+def test_a_strange_layer_name_is_read_or_proves_nothing(tmp_path, name):
+    made = convs("r0")
+    for one in made.graph.node:
+        one.name = name if one.name == "r0" else one.name
+    engine = built(tmp_path, made)
+    proof = prove([name], engine.layers, asked(made), program=engine.program)[0]
+    assert proof.state in ("honoured", "fused")

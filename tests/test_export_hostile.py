@@ -1,0 +1,416 @@
+"""Files and definitions that are damaged, wrong or malicious: nothing runs, nothing is written, two lines say why."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+import pickle
+import socket
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'trt-helper[export]'")
+pytest.importorskip("safetensors", reason="safetensors is not installed: pip install 'trt-helper[export]'")
+
+from cli_helpers import MAIN, in_process, own_folder, run, two_lines  # noqa: E402
+from export_cases import INPUT, export, network, source, weights  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
+pytestmark = pytest.mark.export
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    own_folder(tmp_path, monkeypatch)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    source()
+
+
+def refused(result, says, fix="", status=3):
+    assert result.status == status, result
+    assert result.out == ""
+    error, remedy = two_lines(result.err)
+    assert says in error
+    assert fix in remedy
+    assert not Path("out.onnx").exists()
+    assert not [path for path in Path().iterdir() if path.name.startswith(".trt-helper-")]
+
+
+class Canary:
+    """Unpickled without restraint, this makes a file."""
+
+    def __reduce__(self):
+        return (os.mkdir, ("canary",))
+
+
+class Evaluated:
+    def __reduce__(self):
+        return (builtins.eval, ("__import__('os').mkdir('canary')",))
+
+
+def saved(content, name="c.pt", **options):
+    torch.save(content, name, **options)
+    return name
+
+
+@pytest.mark.parametrize("evil", [Canary, Evaluated])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_pickle_that_would_run_code_does_not_run_it(evil, zipped):
+    saved({"state_dict": weights(), "extra": evil()}, _use_new_zipfile_serialization=zipped)
+    refused(export("c.pt"), "was refused, and nothing in it was run", "state_dict() instead; or if you trust")
+    assert not Path("canary").exists()
+
+
+def test_the_canary_sings_where_the_file_is_trusted():
+    """The test above would pass on a canary that is dead."""
+    saved({"state_dict": weights(), "extra": Canary()})
+    assert export("c.pt", "--trust-checkpoint", "--exporter", "torchscript").status == 0
+    assert Path("canary").is_dir()
+
+
+def test_a_plain_pickle_that_would_run_code_does_not_run_it():
+    Path("c.pkl").write_bytes(pickle.dumps(Canary()))
+    result = export("c.pkl")
+    assert result.status == 3
+    two_lines(result.err)
+    assert not Path("canary").exists()
+
+
+def test_what_the_pickle_asked_for_is_named():
+    saved({"state_dict": weights(), "extra": Canary()})
+    assert "posix.mkdir" in export("c.pt").err
+
+
+# ------------------------------------------------------------------------------------ programs (.pt2)
+
+
+def program(name="p.pt2"):
+    exported = torch.export.export(
+        network(), (torch.zeros(2, 6),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC(min=1, max=8)},)
+    )
+    torch.export.save(exported, name)
+    return Path(name)
+
+
+def rewritten(path, change):
+    """The archive with every file's content passed through `change(name, bytes)`; None leaves a file out."""
+    out = path.with_name(f"changed{path.suffix}")
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(out, "w") as new:
+        for name in old.namelist():
+            content = change(name, old.read(name))
+            if content is not None:
+                new.writestr(name, content)
+    return out
+
+
+def test_a_program_whose_sample_inputs_would_run_code_does_not_run_it():
+    """torch.export.load falls back to an unrestricted unpickler there (torch 2.13, _export/serde/serialize.py)."""
+    evil = Path(saved({"x": Canary()}, "evil.pt")).read_bytes()
+    bad = rewritten(program(), lambda name, content: evil if "sample_inputs" in name else content)
+    refused(export(bad, model=None, inputs=()), "was refused, and nothing in it was run")
+    assert not Path("canary").exists()
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "__import__('os').mkdir('canary')",
+        "Symbol('s0').__class__",
+        'Max(\'__import__("os").mkdir("canary")\', 1)',
+        "[c for c in ()]",
+        "eval('1')",
+    ],
+)
+def test_a_program_whose_sizes_are_code_is_refused(expression):
+    def change(_, content):
+        if b"expr_str" not in content:
+            return content
+        model = json.loads(content)
+
+        def walk(value):
+            if isinstance(value, dict):
+                return {k: expression if k == "expr_str" else walk(v) for k, v in value.items()}
+            return [walk(item) for item in value] if isinstance(value, list) else value
+
+        return json.dumps(walk(model)).encode()
+
+    refused(export(rewritten(program(), change), model=None, inputs=()), "a size is the expression", "--trust")
+    assert not Path("canary").exists()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torch.serialization.os.mkdir",
+        "torch.ops.load_library",
+        "torch.ops.aten.__class__.mro",
+        "torch.hub.load",
+        "_operator.methodcaller",
+    ],
+)
+def test_a_program_that_calls_what_is_no_operator_is_refused(target):
+    def change(_, content):
+        return content.replace(b"torch.ops.aten.linear.default", target.encode())
+
+    refused(export(rewritten(program(), change), model=None, inputs=()), f"it calls {target!r}", "--trust")
+
+
+def test_a_program_with_a_python_object_is_refused():
+    path = program()
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("p/data/constants/opaque_obj_0", pickle.dumps(Canary()))
+    refused(export(path, model=None, inputs=()), "it holds a Python object", "--trust")
+    assert not Path("canary").exists()
+
+
+def test_a_program_with_two_files_of_one_name_is_refused():
+    path = program()
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("p/models/model.json", b"{}")
+    refused(export(path, model=None, inputs=()), "two files of one name")
+
+
+# ----------------------------------------------------------------------------------- damaged files
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.99])
+def test_a_truncated_zip_is_said_to_be(share):
+    whole = Path(saved(weights())).read_bytes()
+    Path("c.pt").write_bytes(whole[: int(len(whole) * share)])
+    refused(export("c.pt"), "truncated or damaged", "download it again")
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.7, 0.99])
+def test_a_truncated_legacy_file_is_said_to_be(share):
+    whole = Path(saved(weights(), _use_new_zipfile_serialization=False)).read_bytes()
+    Path("c.pt").write_bytes(whole[: int(len(whole) * share)])
+    refused(export("c.pt"), "truncated or damaged", "download it again")
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_a_truncated_safetensors_file_is_said_to_be(share):
+    save_file(weights(), "c.safetensors")
+    whole = Path("c.safetensors").read_bytes()
+    Path("c.safetensors").write_bytes(whole[: int(len(whole) * share)])
+    result = export("c.safetensors")
+    assert result.status == 3
+    error, _ = two_lines(result.err)
+    assert "truncated" in error or "is no checkpoint" in error
+
+
+@pytest.mark.parametrize("make", ["script", "program"])
+def test_a_damaged_program_is_said_to_be(make):
+    path = program() if make == "program" else Path("t.pt")
+    if make == "script":
+        torch.jit.script(network()).save(path)
+    keep = "code/" if make == "script" else ".json"
+    bad = rewritten(path, lambda name, content: content[: len(content) // 2] if keep in name else content)
+    result = export(bad, model=None, inputs=() if make == "program" else INPUT)
+    assert result.status == 3
+    two_lines(result.err)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is empty"),
+        (b"hello, world: no checkpoint at all", "is no checkpoint: it begins with"),
+        (b"\x89HDF\r\n\x1a\n and so on", "is no checkpoint: it begins with"),
+        (b"\x80\x02garbage", "truncated or damaged"),
+    ],
+)
+def test_what_is_no_checkpoint_is_said_to_be_none(content, says):
+    Path("c.pt").write_bytes(content)
+    refused(export("c.pt"), says)
+
+
+def test_another_zip_archive_is_no_checkpoint():
+    with zipfile.ZipFile("c.pt", "w") as archive:
+        archive.writestr("word/document.xml", "<w/>")
+    refused(export("c.pt"), "a zip archive, but no checkpoint: it holds word/document.xml")
+
+
+def test_a_missing_file_and_a_folder_are_named():
+    refused(export("nothing.pt"), "nothing.pt does not exist")
+    Path("f.pt").mkdir()
+    refused(export("f.pt"), "is a folder")
+
+
+# ------------------------------------------------------------------------- names and shapes that differ
+
+
+def test_missing_and_unexpected_keys_are_listed_with_what_to_try():
+    state = weights()
+    state["classifier.weight"] = state.pop("head.weight")
+    refused(
+        export(saved(state)),
+        "lacks 1 of the module's 9 tensors: head.weight and has 1 that the module lacks: classifier.weight",
+        "--allow-missing",
+    )
+
+
+def test_a_key_that_is_nearly_right_is_asked_about():
+    state = weights()
+    state["heads.weight"] = state.pop("head.weight")
+    refused(export(saved(state)), "head.weight", "is 'head.weight' called 'heads.weight' in the file?")
+
+
+def test_a_long_list_of_keys_is_short():
+    refused(export(saved({f"layers.{i}.w": torch.zeros(1) for i in range(400)})), "and 395 more", "nothing fits")
+
+
+def test_what_is_missing_is_said_aloud_where_it_is_allowed():
+    state = weights()
+    del state["head.bias"]
+    state["surplus"] = torch.zeros(2)
+    result = export(saved(state), "--allow-missing", "--exporter", "torchscript")
+    assert result.status == 0, result.err
+    assert any("1 of the module's tensors are not in c.pt and stay random: head.bias" in w for w in result.warnings)
+    assert any("were left out: surplus" in w for w in result.warnings)
+
+
+def test_other_shapes_are_listed_with_the_argument_to_give():
+    refused(
+        export(saved(weights(classes=7))),
+        "2 tensors of another shape: head.weight 7x4 in the file, 3x4 in the module",
+        "--model-arg",
+    )
+    refused(export("c.pt", "--allow-missing"), "of another shape")
+    assert export("c.pt", "--model-arg", "classes=7", "--exporter", "torchscript").status == 0
+
+
+def test_a_key_without_weights_is_a_usage_error_that_names_the_others():
+    saved({"net_a": weights(), "step": 4})
+    refused(export("c.pt", "--key", "ema"), "--key 'ema'", "it has weights in net_a", status=2)
+
+
+def test_a_file_of_numbers_holds_no_state_dict():
+    refused(export(saved({"epoch": 3, "loss": [1.0]})), "holds no state dict, but a dictionary of epoch, loss")
+
+
+# ------------------------------------------------------------------------------------ the factory
+
+
+FACTORIES = {
+    "raises": ("raise ValueError('no such width')", "raises ValueError: no such width (bad.py, line 3, in make)"),
+    "exits": ("import sys; sys.exit(0)", "calls sys.exit: 0 (bad.py, line 3, in make)"),
+    "returns a tuple": ("return (1, 2)", "gives a tuple, not a torch.nn.Module"),
+    "returns nothing": ("pass", "gives a NoneType, not a torch.nn.Module"),
+}
+
+
+@pytest.mark.parametrize("case", FACTORIES)
+def test_a_factory_that_fails_is_named_with_its_own_frames(case):
+    body, says = FACTORIES[case]
+    source(f"\ndef make():\n    {body}\n", "bad.py")
+    result = export(saved(weights()), model="bad.py:make")
+    refused(result, says)
+    assert "trt_helper" not in result.err
+    assert "Traceback" not in result.err
+
+
+def test_the_frames_of_neighbours_are_shown_too():
+    source("def width(n):\n    return [][n]\n", "parts.py")
+    source("import parts\n\ndef make():\n    return parts.width(3)\n", "bad.py")
+    refused(export(saved(weights()), model="bad.py:make"), "(bad.py, line 4, in make; parts.py, line 2, in width)")
+
+
+def test_a_file_that_cannot_be_imported_says_where():
+    source("import no_such_library\n", "bad.py")
+    refused(export(saved(weights()), model="bad.py:make"), "No module named 'no_such_library' (bad.py, line 1")
+    source("def make(:\n", "bad.py")
+    refused(export("c.pt", model="bad.py:make"), "is not Python")
+
+
+def test_a_name_that_the_file_lacks_gets_the_nearest():
+    refused(export(saved(weights()), model="net.py:Nett"), "net.py has no 'Nett'", "did you mean 'Net'?")
+
+
+@pytest.mark.parametrize("model", ["net.py", "nothing.py:Net", ":Net"])
+def test_a_model_that_names_nothing_is_a_usage_error(model):
+    refused(export(saved(weights()), model=model), "--model", status=2)
+
+
+def test_a_constructor_argument_that_does_not_exist_is_named():
+    refused(export(saved(weights()), "--model-arg", "depth=3"), "unexpected keyword argument 'depth'", "--model-arg")
+
+
+def test_what_the_factory_prints_goes_to_stderr():
+    """By Python, by C and by a child process: stdout is one JSON object. In a process of its own, with real streams."""
+    source(
+        """
+        import os, subprocess, sys
+        from net import Net
+        print("printed on import")
+
+        def make():
+            print("printed by the factory")
+            os.write(1, b"written by C\\n")
+            subprocess.run([sys.executable, "-c", "print('printed by a child')"])
+            return Net()
+        """,
+        "loud.py",
+    )
+    saved(weights())
+    words = (
+        "export",
+        "c.pt",
+        "--model",
+        "loud.py:make",
+        *INPUT,
+        "--json",
+        "--exporter",
+        "torchscript",
+        "-o",
+        "out.onnx",
+    )
+    process = in_process(MAIN, *words)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert json.loads(out)["verdict"] == "pass"
+    for said in ("printed on import", "printed by the factory", "written by C", "printed by a child"):
+        assert said in err
+
+
+def test_a_factory_reaches_no_network():
+    """A server of our own listens, and nobody comes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        came = []
+        threading.Thread(target=lambda: came.append(server.accept()), daemon=True).start()
+        source(
+            f"""
+            import urllib.request
+            def make():
+                urllib.request.urlopen("http://127.0.0.1:{server.getsockname()[1]}/weights")
+            """,
+            "online.py",
+        )
+        refused(export(saved(weights()), model="online.py:make"), "no network here")
+        assert not came
+        with socket.create_connection(server.getsockname(), timeout=5):
+            pass  # afterwards there is one again
+
+
+def test_a_forward_that_fails_shows_the_users_frames():
+    refused(
+        export(saved(weights()), inputs=("--input", "x:2x5")),
+        "(net.py, line 13, in forward)",
+        "check --input",
+    )
+
+
+def test_a_forward_that_returns_no_tensor_is_said_to():
+    source("from net import Net\nclass Bad(Net):\n    def forward(self, x):\n        return 'x'\n", "bad.py")
+    refused(export(saved(weights()), model="bad.py:Bad"), "returns no tensor")
+
+
+def test_an_output_that_is_the_checkpoint_or_the_definition_is_refused():
+    saved(weights())
+    for target in ("c.pt", "net.py"):
+        result = run("export", "c.pt", "--model", "net.py:Net", *INPUT, "-o", target)
+        assert result.status == 3
+        assert "is what the result is made from" in result.err

@@ -1,0 +1,159 @@
+"""Runners: what lies around a GPU, with ONNX Runtime's CPU provider in the place of CUDA; GPUs where there are some."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from trt_helper.builder import BuildSettings
+from trt_helper.errors import MachineError, RunError
+from trt_helper.graph import read_graph
+from trt_helper.machine import gpu_driver
+from trt_helper.model import load
+from trt_helper.reference import references
+from trt_helper.runners import RUNNERS, RunnerOracle, blame, execute, runner_here
+from trt_helper.runners.oracle import agreed
+from trt_helper.samples import Sample
+from trt_helper.typed import render, write
+from trt_helper.values import DISAGREE, Plan, Tolerance, Trial, Verdict
+
+CPU = replace(RUNNERS["cuda"], name="cpu", provider="CPUExecutionProvider")
+
+
+def overflowing(folder):
+    """y = (x * 300) * 300 / 90000, names as hostile as ONNX allows; FP16 overflows for x = 2."""
+    names = ["a/b:0", "file", "[red]c"]
+    constants = [
+        helper.make_tensor(name, TensorProto.FLOAT, [1], [number]) for name, number in (("k", 300.0), ("l", 90000.0))
+    ]
+    nodes = [
+        helper.make_node("Mul", ["x/1", "k"], [names[0]], "up1"),
+        helper.make_node("Mul", [names[0], "k"], [names[1]], "up2"),
+        helper.make_node("Div", [names[1], "l"], [names[2]], "down"),
+    ]
+    value = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [4])  # noqa: E731
+    graph = helper.make_graph(nodes, "g", [value("x/1")], [value(names[2])], constants)
+    path = folder / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return read_graph(load(path))
+
+
+@pytest.fixture
+def graph(tmp_path):
+    return overflowing(tmp_path)
+
+
+def samples(*firsts):
+    return [Sample(f"s{first}", {"x/1": np.array([first, 1, 0, -1], np.float32)}) for first in firsts]
+
+
+def typed(graph, plan, folder):
+    write(render(graph, plan), folder / "typed.onnx")
+    return folder / "typed.onnx"
+
+
+def oracle(graph, given, **how):
+    return RunnerOracle(graph, CPU, given, references(graph, given), Tolerance(1e-2, 0), {}, BuildSettings(), **how)
+
+
+def test_outputs_come_back_by_repeat_and_sample(graph, tmp_path):
+    given = samples(2, 3)
+    found = execute(CPU, typed(graph, graph.all_pinned(), tmp_path), given, graph.outputs, repeats=3)
+    assert [len(repeat) for repeat in found] == [2, 2, 2]
+    for repeat in found:
+        for sample, outputs in zip(given, repeat, strict=True):
+            assert list(outputs) == ["[red]c"]
+            np.testing.assert_allclose(outputs["[red]c"], sample.feed["x/1"], rtol=1e-6)
+
+
+def test_a_sample_that_does_not_fit_is_an_error_and_no_traceback(graph, tmp_path):
+    wrong = [Sample("wrong", {"x/1": np.zeros([2, 9], np.float32)})]
+    with pytest.raises(RunError, match="sample 0 cannot be run") as caught:
+        execute(CPU, typed(graph, Plan(), tmp_path), wrong, graph.outputs)
+    assert "Traceback" not in caught.value.message
+
+
+def test_a_run_beyond_its_time_is_an_error(graph, tmp_path):
+    with pytest.raises(RunError, match=r"cpu passed the time limit of 0\.01 s"):
+        execute(CPU, typed(graph, Plan(), tmp_path), samples(1), graph.outputs, seconds=0.01)
+
+
+def test_a_file_that_is_no_model_is_an_error(tmp_path):
+    (tmp_path / "typed.onnx").write_bytes(b"garbage")
+    with pytest.raises(RunError, match="cannot load the typed model"):
+        execute(CPU, tmp_path / "typed.onnx", samples(1), ["y"])
+
+
+@pytest.mark.skipif(gpu_driver() != "", reason="this machine has a GPU")
+@pytest.mark.parametrize("name", RUNNERS)
+def test_a_runner_that_cannot_run_here_says_what_is_missing(name):
+    with pytest.raises(MachineError) as caught:
+        runner_here(name, gpu_driver())
+    assert name in caught.value.message
+    assert "Python package" in caught.value.message or "needs an NVIDIA GPU" in caught.value.message
+    assert caught.value.exit_status == 3
+
+
+@pytest.mark.skipif(gpu_driver() != "", reason="this machine has a GPU")
+def test_a_provider_that_is_not_there_is_said_to_be_missing(graph, tmp_path):
+    """ONNX Runtime itself would go on with the CPU, whose FP16 is not FP16."""
+    with pytest.raises(MachineError, match="has no CUDAExecutionProvider that works here"):
+        execute(RUNNERS["cuda"], typed(graph, Plan(), tmp_path), samples(1), graph.outputs)
+
+
+def test_the_oracle_judges_a_plan_by_what_was_run(graph):
+    """The all-FP32 plan is the model itself; its FP16 sibling is beyond 65504 on any machine that computes FP16."""
+    real = oracle(graph, samples(2, 3))
+    trial = real.judge(graph.all_pinned())
+    assert (trial.verdict, real.inferences) == (Verdict.PASS, 4)
+    assert [len(errors) for errors in real.per_sample[graph.all_pinned()]] == [1, 1]
+    assert len(real.on([1]).samples) == 1
+
+
+def test_a_plan_that_cannot_be_run_is_unresolved_with_the_reason(graph):
+    broken = oracle(graph, samples(2))
+    broken.samples = [Sample("wrong", {"x/1": np.zeros([2, 9], np.float32)})]
+    trial = broken.judge(Plan())
+    assert trial.verdict is Verdict.UNRESOLVED
+    assert "sample 0 cannot be run" in trial.why
+
+
+PASSED, FAILED = (Trial(Plan(), verdict, (), excess) for verdict, excess in ((Verdict.PASS, 0.5), (Verdict.FAIL, 3.0)))
+
+
+def test_repeats_that_agree_are_as_bad_as_the_worst():
+    worse = replace(PASSED, excess=0.9)
+    assert agreed([PASSED, worse, PASSED]) == worse
+    assert agreed([FAILED]) == FAILED
+
+
+def test_repeats_that_disagree_are_unresolved_with_the_range():
+    trial = agreed([PASSED, FAILED, PASSED])
+    assert trial.verdict is Verdict.UNRESOLVED
+    assert trial.why == f"{DISAGREE}: 0.5 to 3 times the tolerance in 3 runs"
+
+
+def test_what_the_emulator_passes_and_the_gpu_fails_is_no_matter_of_precision():
+    assert blame(emulated=FAILED, real=FAILED) == "precision"
+    assert blame(emulated=PASSED, real=FAILED) == "fusion or kernel"
+    assert blame(emulated=PASSED, real=PASSED) == ""
+    assert blame(emulated=replace(PASSED, verdict=Verdict.UNRESOLVED), real=FAILED) == ""
+    with pytest.raises(ValueError, match="different plans"):
+        blame(PASSED, replace(FAILED, plan=Plan.of(["a"])))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", RUNNERS)
+def test_on_a_gpu_half_overflows_and_the_pinned_plan_passes(graph, name):
+    try:
+        runner = runner_here(name, gpu_driver())
+    except MachineError as error:
+        pytest.skip(error.message)
+    given = samples(2, 3)
+    real = replace(oracle(graph, given), runner=runner, settings=BuildSettings(tensorrt=name == "tensorrt"))
+    assert real.judge(graph.all_pinned()).verdict is Verdict.PASS
+    assert real.judge(Plan()).verdict is Verdict.FAIL

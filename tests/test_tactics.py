@@ -1,0 +1,75 @@
+"""Excluded tactics: what is read from TensorRT's autotuning log, and what is taken instead."""
+
+from __future__ import annotations
+
+import pytest
+
+from trt_helper.builder.tactics import Candidate, read_tables, replacements
+from trt_helper.errors import BuildError, ConfigError
+
+FIRST, SECOND, THIRD = 0x665DED9ABBF88, 0x393E4EF8AD243, 0x2AD3A182FB05C
+KEY = "0x1814870c44ff0f8574df6e3dda04cbd7"
+KERNEL = "sm80_xmma_gemm_f32f32_tf32f32_f32_nn_n_tilesize64x32x64_stage4_warpsize2x1x2_tensor16x8x8"
+
+# NVIDIA/TensorRT, samples/sampleEditableTimingCache/README.md (written by TensorRT 10.8); the second table is its
+# matMul2, of which the README shows the order of kernels alone: costs here are made up.
+LOG = f"""Autotuning op matMul1(key: {KEY}):
+Sorted table of all evaluated tactics:
+tactic_id, cost(in ms), cost/fastest_cost, prediction_correlation, kernel_name, tactic_hash, tunable_parameter
+   3, 0.0112640, 1.00000, 0.50673, sm80_xmma_gemm_f32f32_tf32f32_f32_nn_n_tilesize32x32x64, 0x665ded9abbf88,
+   5, 0.0118784, 1.05455, 0.51157, {KERNEL}, 0x393e4ef8ad243,
+   6, 0.0123904, 1.10000, 0.50600, sm80_xmma_gemm_f32f32_tf32f32_f32_nn_n_tilesize64x32x64_s5, 0x2ad3a182fb05c,
+The selected tactic is (tactic hash, cost(in ms)):0x665ded9abbf88,  0.011264
+Writing the best tactic (0x665ded9abbf88) to cache
+Autotuning op conv1 + relu1(key: 0xb222b0832016f1115ff61116c094875a):
+tactic_id, cost(in ms), cost/fastest_cost, prediction_correlation, kernel_name, tactic_hash, tunable_parameter
+   0, nan, 1.0, 0.5, broken_kernel, 0x1,
+   1, 0.02, 1.0, 0.5, only_kernel, 0x2,
+The selected tactic is (tactic hash, cost(in ms)):0x2,  0.02
+"""
+WAYS = {"one message": [LOG], "a message a line": LOG.splitlines()}
+
+
+@pytest.mark.parametrize("log", WAYS.values(), ids=WAYS)
+def test_every_table_of_the_log_is_read(log):
+    first, second = read_tables(["Tactic timings follow, as they are", *log, "Engine generation completed"])
+    assert (first.name, first.key, first.selected) == ("matMul1", KEY, FIRST)
+    assert [one.tactic for one in first.candidates] == [FIRST, SECOND, THIRD]
+    assert first.candidates[1] == Candidate(SECOND, KERNEL, 0.0118784)
+    assert [one.kernel for one in second.candidates] == ["only_kernel"]  # NaN is no time
+
+
+@pytest.mark.parametrize(
+    ("exclusions", "taken"),
+    [
+        ([{"layer": "matMul1", "tactic": "0x665ded9abbf88"}], SECOND),
+        ([{"layer": "matMul1", "tactic": str(FIRST)}], SECOND),
+        ([{"layer": "matMul1", "tactic": hex(FIRST)}, {"layer": "matMul1", "kernel": KERNEL}], THIRD),
+    ],
+)
+def test_the_fastest_that_is_not_excluded_is_taken(exclusions, taken):
+    (found,) = replacements(read_tables([LOG]), exclusions)
+    assert (found.operation.key, found.candidate.tactic) == (KEY, taken)
+
+
+@pytest.mark.parametrize(
+    "exclusion",
+    [
+        {"layer": "matMul1", "tactic": hex(SECOND)},  # it was not chosen
+        {"layer": "matMul1", "tactic": hex(FIRST), "kernel": KERNEL},  # that kernel has another hash
+        {"layer": "matMul1"},  # says nothing of a tactic
+    ],
+)
+def test_nothing_is_changed_where_the_chosen_tactic_is_not_excluded(exclusion):
+    assert replacements(read_tables([LOG]), [exclusion]) == ()
+
+
+def test_a_fused_operation_answers_to_each_of_its_layers_and_needs_a_tactic_left():
+    with pytest.raises(BuildError, match=r"every tactic of 'conv1 \+ relu1' is excluded: 1 were timed"):
+        replacements(read_tables([LOG]), [{"layer": "relu1", "tactic": "0x2"}])
+
+
+def test_a_layer_that_was_not_timed_is_an_error_with_the_nearest_name():
+    with pytest.raises(ConfigError, match="'matMul3', for which TensorRT timed no tactics") as caught:
+        replacements(read_tables([LOG]), [{"layer": "matMul3", "tactic": "0x2"}])
+    assert "matMul" in caught.value.fix

@@ -1,0 +1,165 @@
+"""The user's own code runs as a guest: it finds its neighbours, its stdout is not ours, there is no network.
+
+Whatever it raises comes out as a ModelError that shows the user's frames and no others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+from trt_helper.errors import ModelError, TrtHelperError, UsageError, nearest
+
+OURS = Path(__file__).resolve().parents[1]
+LIBRARIES = (f"{os.sep}torch{os.sep}", f"{os.sep}onnx_ir{os.sep}", f"{os.sep}onnxscript{os.sep}", "importlib")
+WHERE = "--model is FILE.py:CALLABLE or PACKAGE.MODULE:CALLABLE"
+
+
+@contextlib.contextmanager
+def guest(what: str, *, fix: str) -> Iterator[None]:
+    """Run the user's code in the block. Raises ModelError: `what` and what was raised where; `fix` is the remedy."""
+    try:
+        with stdout_to(), _no_network():
+            yield
+    except (TrtHelperError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        raise ModelError(f"{what} {_raised(error)}", fix=fix) from error
+
+
+@contextlib.contextmanager
+def stdout_to(place: str | None = None) -> Iterator[None]:
+    """What the block prints goes to the file `place`, or to stderr.
+
+    Also what C code and child processes print, which know file descriptor 1 and not sys.stdout.
+    """
+    target = 2 if place is None else os.open(place, os.O_WRONLY)
+    try:
+        kept = os.dup(1)
+        os.dup2(target, 1)
+    except OSError:  # no stdout at all
+        kept = -1
+    try:
+        with contextlib.ExitStack() as stack:
+            stream = sys.stderr if place is None else stack.enter_context(Path(place).open("w", encoding="utf-8"))
+            with contextlib.redirect_stdout(stream):
+                yield
+    finally:
+        if kept >= 0:
+            os.dup2(kept, 1)
+            os.close(kept)
+        if place is not None:
+            os.close(target)
+
+
+class _NoNetworkError(Exception):
+    """What the guest meets when it opens a connection."""
+
+
+@contextlib.contextmanager
+def _no_network() -> Iterator[None]:
+    def refuse(*_: object, **__: object) -> None:
+        raise _NoNetworkError("no network here: the weights come from the checkpoint (pretrained=False?)")
+
+    sockets = mock.patch.multiple(socket.socket, connect=refuse, connect_ex=refuse)
+    with sockets, mock.patch.object(socket, "getaddrinfo", refuse):
+        yield
+
+
+def _raised(error: BaseException) -> str:
+    """`raises KeyError: 'x' (net.py, line 12, in build; blocks.py, line 3, in __init__)`."""
+    lines = str(error).strip().splitlines()
+    said = f": {lines[0]}" if lines else ""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"is not Python: {error.msg} ({Path(error.filename).name}, line {error.lineno})"
+    where = "; ".join(f"{Path(f.filename).name}, line {f.lineno}, in {f.name}" for f in frames[-6:])
+    kind = "calls sys.exit" if isinstance(error, SystemExit) else f"raises {type(error).__name__.lstrip('_')}"
+    return f"{kind}{said}{f' ({where})' if where else ''}"
+
+
+def _is_users(file: str) -> bool:
+    if file.startswith("<") or Path(file).is_relative_to(OURS) or file in (contextlib.__file__, mock.__file__):
+        return False
+    return not any(library in file for library in LIBRARIES)
+
+
+@contextlib.contextmanager
+def neighbours(text: str | None) -> Iterator[None]:
+    """The folder of FILE in `text`, above its packages, and the working folder are importable in the block."""
+    before = list(sys.path)
+    file = _file_of(text) if text else None
+    folders = [str(_root_and_name(file)[0]), str(file.resolve().parent)] if file else []
+    sys.path[:0] = [*folders, str(Path.cwd())]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def load_callable(text: str) -> Any:
+    """What `FILE_OR_MODULE:CALLABLE` names; to be called in `neighbours(text)`. Raises UsageError and ModelError."""
+    where, colon, name = text.rpartition(":")
+    if not (where and colon and name):
+        raise UsageError(f"--model {text!r} names no callable", fix=WHERE)
+    file = _file_of(text)
+    if file is None and (where.endswith(".py") or os.sep in where):
+        raise UsageError(f"--model: {where} does not exist", fix=WHERE)
+    with guest(f"{where}", fix="mend the file: it is imported to define the network, and needs what it imports"):
+        module = _import_file(file) if file else importlib.import_module(where)
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            near = nearest(part, [key for key in vars(found) if not key.startswith("_")])
+            raise ModelError(
+                f"{where} has no {name!r}",
+                fix=f"did you mean {near!r}?" if near else "name a class or function in it that gives the module",
+            )
+        found = getattr(found, part)
+    return found
+
+
+def _file_of(text: str) -> Path | None:
+    where = Path(text.rpartition(":")[0])
+    return where if where.suffix == ".py" and where.is_file() else None
+
+
+def _root_and_name(file: Path) -> tuple[Path, str]:
+    """The folder above the outermost package that holds `file`, and the dotted name from there."""
+    folder, names = file.resolve().parent, [file.stem]
+    while (folder / "__init__.py").is_file():
+        names.insert(0, folder.name)
+        folder = folder.parent
+    return folder, ".".join(names)
+
+
+def _import_file(file: Path) -> ModuleType:
+    """Import `file` under its own name, as its pickles and its neighbours call it; a taken name gets underscores."""
+    name = _root_and_name(file)[1]
+    if "." in name:
+        return importlib.import_module(name)
+    while (known := sys.modules.get(name)) is not None:
+        if getattr(known, "__file__", None) and Path(str(known.__file__)).resolve() == file.resolve():
+            break
+        name += "_"
+    spec = importlib.util.spec_from_file_location(name, file.resolve())
+    if spec is None or spec.loader is None:
+        raise ModelError(f"{file} cannot be imported", fix=WHERE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

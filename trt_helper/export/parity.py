@@ -1,0 +1,167 @@
+"""A module and its ONNX model go in; how far apart their answers are on the same inputs comes out.
+
+Several sizes where dimensions vary, several kinds of values at the given one: mixed, all positive and all negative, so
+that a decision that was fixed when tracing shows. The module is asked twice: one that answers differently has a state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from trt_helper.compare import compare
+from trt_helper.errors import InputError
+from trt_helper.export.specs import Input
+from trt_helper.export.subject import Subject, as_array
+from trt_helper.graph import Graph
+from trt_helper.kernels import Array
+from trt_helper.reference import references
+from trt_helper.samples import Sample
+from trt_helper.values import TensorError, Tolerance
+
+SEED = 0
+SMALLEST = 1e-6  # an output that is smaller everywhere counts as this large
+Sizes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """One input and how far each output is from PyTorch's."""
+
+    sample: str
+    shapes: Sizes
+    outputs: tuple[TensorError, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """`worst` is the largest difference over the largest value of the output that it is in."""
+
+    checked: tuple[Checked, ...]
+    tolerance: float
+    why: str = ""  # why it does not hold, beyond the figures
+
+    @property
+    def worst(self) -> float:
+        return max((of_range(error) for check in self.checked for error in check.outputs), default=float("inf"))
+
+    @property
+    def holds(self) -> bool:
+        return not self.why and self.worst <= self.tolerance
+
+
+def of_range(error: TensorError) -> float:
+    """The largest difference of an output over its largest value; inf where it is not finite or of another size."""
+    return float("inf") if error.non_finite else error.max / max(error.spread, SMALLEST)
+
+
+def check(
+    subject: Subject, graph: Graph, tolerance: float, on_progress: Callable[[str, int, int], None] | None = None
+) -> Parity:
+    """Ask both; `graph` is what was exported. Raises ModelError where one of them does not run."""
+    sets = [("given", _given(subject.inputs)), *_sizes(subject.inputs, graph)]
+    samples = [
+        Sample(f"{kind} values", feed_of(subject.inputs, sets[0][1], kind))
+        for kind in ("mixed", "positive", "negative")
+    ]
+    samples += [Sample(f"{name} sizes", feed_of(subject.inputs, sizes, "mixed")) for name, sizes in sets[1:]]
+    checked: list[Checked] = []
+    why = _state(subject, samples[0])
+    for index, sample in enumerate(samples):
+        if on_progress:
+            on_progress("parity", index, len(samples))
+        expected = [as_array(tensor) for tensor in subject.run(dict(sample.feed))]
+        try:
+            (found,) = references(graph, [sample])
+        except InputError as error:  # a size that was fixed when tracing
+            why = why or error.message
+            continue
+        exact = Tolerance(0.0, 0.0)
+        outputs = tuple(
+            compare(name, found[name], array, exact) for name, array in zip(graph.outputs, expected, strict=True)
+        )
+        checked.append(Checked(sample.source, sample.shapes, outputs))
+    return Parity(tuple(checked), tolerance, why)
+
+
+def _state(subject: Subject, sample: Sample) -> str:
+    """What to say where the module gives two answers to one question."""
+    first, second = (subject.run(dict(sample.feed)) for _ in range(2))
+    pairs = zip(first, second, strict=False)
+    if len(first) == len(second) and all(
+        a.shape == b.shape and np.array_equal(as_array(a), as_array(b), equal_nan=a.is_floating_point())
+        for a, b in pairs
+    ):
+        return ""
+    return "the module answers the same input differently the second time: it keeps a state or draws random numbers"
+
+
+def feed_of(inputs: Sequence[Input], sizes: Sizes, kind: str) -> dict[str, Array]:
+    """Seeded values: standard normal floats (or their magnitudes, or the negatives of those), integers 0 and 1."""
+    generator = np.random.default_rng([SEED, *kind.encode()])
+    feed: dict[str, Array] = {}
+    for given in inputs:
+        dtype = np.dtype(given.dtype)
+        if dtype.kind == "f":
+            normal: Any = np.asarray(generator.standard_normal(sizes[given.name]))
+            normal = {"mixed": normal, "positive": np.abs(normal), "negative": -np.abs(normal)}[kind]
+            feed[given.name] = normal.astype(dtype)
+        else:
+            feed[given.name] = np.asarray(generator.integers(0, 2, sizes[given.name])).astype(dtype)
+    return feed
+
+
+def _given(inputs: Sequence[Input]) -> Sizes:
+    return {given.name: given.shape for given in inputs}
+
+
+def traced(inputs: Sequence[Input]) -> tuple[Input, ...]:
+    """The inputs to trace with: a size of 1 that varies is traced as 2, since exporters take 1 for a constant."""
+    return tuple(
+        replace(given, shape=tuple(2 if n == 1 and axis in given.dynamic else n for axis, n in enumerate(given.shape)))
+        for given in inputs
+    )
+
+
+def _sizes(inputs: Sequence[Input], graph: Graph) -> list[tuple[str, Sizes]]:
+    """The smallest sizes together, and the largest of each dynamic dimension by itself: all at once may not fit."""
+    bounds: dict[str, tuple[int, int]] = {}
+    places: dict[tuple[str, int], str] = {}
+    for given, value in zip(inputs, graph.inputs, strict=True):
+        for axis, size in enumerate(value.shape or ()):
+            if axis in given.dynamic and not isinstance(size, int):
+                symbol = str(size.value)
+                low, high = bounds.get(symbol, (1, 1 << 30))
+                bounds[symbol] = (max(low, given.dynamic[axis][0]), min(high, given.dynamic[axis][1]))
+                places[given.name, axis] = symbol
+
+    def sized(chosen: dict[str, int]) -> Sizes:
+        return {
+            given.name: tuple(chosen.get(places.get((given.name, axis), ""), n) for axis, n in enumerate(given.shape))
+            for given in inputs
+        }
+
+    if not bounds:
+        return []
+    found = [("smallest", sized({symbol: low for symbol, (low, _) in bounds.items()}))]
+    found += [(f"largest {symbol}", sized({symbol: _reach(high)})) for symbol, (_, high) in bounds.items()]
+    return [(name, sizes) for name, sizes in found if sizes != _given(inputs)]
+
+
+def _reach(high: int) -> int:
+    """The size at which the largest is tried: open ends of torch.export programs are not followed to theirs."""
+    return min(high, 1 << 12)
+
+
+def fixed_axes(inputs: Sequence[Input], model: ir.Model) -> list[str]:
+    """Axes that were asked to vary and that the exported model fixes."""
+    return [
+        f"{given.name} axis {axis}"
+        for given, value in zip(inputs, model.graph.inputs, strict=True)
+        for axis in given.dynamic
+        if value.shape is not None and isinstance(value.shape[axis], int)
+    ]

@@ -1,0 +1,263 @@
+"""The whole way: checkpoint and definition go in, a checked ONNX file comes out, with figures of its parity."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+
+from trt_helper import __version__
+from trt_helper.errors import ModelError, UsageError
+from trt_helper.export.archive import Kind
+from trt_helper.export.checkpoint import Checkpoint, read_checkpoint
+from trt_helper.export.decomposed import decomposed
+from trt_helper.export.exporters import Attempt, export_with
+from trt_helper.export.guest import guest, load_callable, neighbours
+from trt_helper.export.parity import Parity, check, feed_of, fixed_axes, traced
+from trt_helper.export.specs import Input
+from trt_helper.export.subject import Subject, subject_of
+from trt_helper.export.weights import load_weights
+from trt_helper.files import PREFIX, make_folder_of, require_writable
+from trt_helper.graph import Graph, read_graph
+from trt_helper.model import load
+
+# LayerNormalization (17) and Gelu (20) are operators, and every TensorRT from 10.0 on reads it. From 23 on attention
+# is one operator too, which TensorRT-RTX 1.7.1 cannot build where it has no kernel for just that shape.
+OPSET = 20
+EXPORTERS = ("dynamo", "torchscript")
+PARITY = 1e-4  # largest difference over the output's largest value; FP32 in another order gives about 1e-6
+PROVENANCE = "trt_helper.export"  # key of the model's metadata
+IN_ONE_FILE = (1 << 31) - (1 << 24)  # bytes of weights; protobuf ends at 2 GiB
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Exported:
+    """What was made and what is known of it. `path` is None where parity does not hold: nothing was written then."""
+
+    path: Path | None
+    graph: Graph
+    exporter: str
+    why: str  # why not the first exporter; empty where it was the first
+    opset: int
+    parity: Parity
+    weights: str  # where in the checkpoint they were
+    checkpoint: Path
+    warnings: tuple[str, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def export(
+    checkpoint: Path,
+    output: Path,
+    *,
+    model: str | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    inputs: Sequence[Input] = (),
+    opset: int = OPSET,
+    exporter: str = "auto",
+    key: str | None = None,
+    allow_missing: bool = False,
+    trust_checkpoint: bool = False,
+    parity: float = PARITY,
+    on_progress: Progress | None = None,
+) -> Exported:
+    """Export `checkpoint` to `output`; `model` is FILE_OR_MODULE:CALLABLE, and says what the weights belong to.
+
+    The file appears only when the answers of the ONNX model, in FP32, are those of the module. Raises ModelError for
+    a checkpoint, a definition or an exporter that fails, UsageError for options that do not fit, OutputError.
+    """
+    if exporter not in ("auto", *EXPORTERS):
+        raise UsageError(f"--exporter {exporter!r} is no exporter", fix="it is one of: auto, dynamo, torchscript")
+    report = on_progress or (lambda _what, _done, _total: None)
+    source = Path(model.rpartition(":")[0]) if model else None
+    require_writable(output, keep=(checkpoint, source))
+    with neighbours(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        report("reading the checkpoint", 0, 1)
+        read = read_checkpoint(checkpoint, trust=trust_checkpoint)
+        content, entry, notes = _module(read, model, model_args or {}, key, allow_missing)
+        subject = subject_of(content, tuple(inputs))
+        make_folder_of(output)
+        with tempfile.TemporaryDirectory(prefix=PREFIX, dir=output.parent) as folder:
+            wanted = _order(exporter, subject, read.kind)
+            made = _first_that_holds(subject, wanted, opset, Path(folder) / output.name, parity, report)
+            notes += [*made.notes, *decomposed(made.graph.layers, opset)]
+            provenance = _provenance(read, model, entry, made, opset)
+            if made.parity.holds:
+                _annotate(made.graph.source.path, provenance)
+                _move(made.graph.source.path, output)
+    return Exported(
+        output if made.parity.holds else None,
+        read_graph(load(output)) if made.parity.holds else made.graph,
+        made.exporter,
+        made.why,
+        opset,
+        made.parity,
+        entry,
+        checkpoint,
+        tuple(notes),
+        provenance,
+    )
+
+
+def _module(
+    read: Checkpoint, model: str | None, arguments: Mapping[str, Any], key: str | None, allow_missing: bool
+) -> tuple[Any, str, list[str]]:
+    """The module with its weights, where they were, and what to tell."""
+    whole = read.kind in (Kind.SCRIPT, Kind.PROGRAM) or isinstance(read.content, torch.nn.Module)
+    if model is None:
+        found = read.content if whole else _only_module(read.content)
+        if found is None:
+            raise UsageError(
+                f"{read.path} holds weights and no network",
+                fix="say what they belong to: --model FILE.py:CALLABLE, a class or function that gives the module",
+            )
+        return _single(found), "", []
+    content = read.content
+    if read.kind is Kind.PROGRAM:
+        raise UsageError(f"{read.path} is a torch.export program: it is its own network", fix="leave --model out")
+    made = load_callable(model)
+    if not isinstance(made, torch.nn.Module):
+        if not callable(made):
+            raise ModelError(
+                f"{model} is a {type(made).__name__}", fix="name a class or function that gives the module"
+            )
+        with guest(model, fix="give its arguments with --model-arg NAME=VALUE, or mend it"):
+            made = made(**arguments)
+    if not isinstance(made, torch.nn.Module):
+        raise ModelError(
+            f"{model} gives a {type(made).__name__}, not a torch.nn.Module",
+            fix="name what gives the network itself; a small function of your own in a file will do",
+        )
+    fit, notes = load_weights(made, content, read.path, key=key, allow_missing=allow_missing)
+    return _single(made), fit.entry, notes
+
+
+def _only_module(content: Any) -> Any:
+    """The one network in a trusted checkpoint, such as {"model": module, "ema": None}."""
+    if not isinstance(content, Mapping):
+        return None
+    modules = [value for value in content.values() if isinstance(value, torch.nn.Module)]
+    return modules[0] if modules else None
+
+
+def _single(module: Any) -> Any:
+    """All floats in single precision: the FP32 reference is what everything else is held against."""
+    if isinstance(module, torch.nn.Module):
+        return module.cpu().float()
+    return module
+
+
+def _order(exporter: str, subject: Subject, kind: Kind) -> tuple[tuple[str, ...], str]:
+    """Which exporters to try, and why not the first one of all."""
+    if exporter != "auto":
+        return (exporter,), ""
+    if kind is Kind.SCRIPT:
+        return ("torchscript",), "the checkpoint is a TorchScript file"
+    if subject.program is not None:
+        return ("dynamo",), ""
+    return EXPORTERS, ""
+
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    exporter: str
+    why: str
+    graph: Graph
+    parity: Parity
+    notes: list[str]
+
+
+def _first_that_holds(
+    subject: Subject, order: tuple[tuple[str, ...], str], opset: int, path: Path, tolerance: float, report: Progress
+) -> _Made:
+    """The first exporter whose model gives the module's answers; else the one that comes nearest."""
+    feed = feed_of(subject.inputs, {given.name: given.shape for given in subject.inputs}, "mixed")
+    outputs = subject.output_names(feed)
+    examples = traced(subject.inputs) if subject.program is None else subject.inputs
+    tensors = subject.tensors(feed_of(examples, {given.name: given.shape for given in examples}, "mixed"))
+    exporters, why = order
+    made: list[_Made] = []
+    failures: list[ModelError] = []
+    for exporter in exporters:
+        report(f"exporting with {exporter}", 0, 1)
+        target = path.parent / exporter / path.name
+        target.parent.mkdir()
+        try:
+            attempt = export_with(exporter, subject, tensors, outputs, opset, target.parent)
+            _write(attempt.model, target)
+            graph = read_graph(load(target))
+            found = check(subject, graph, tolerance, report)
+        except ModelError as error:
+            failures.append(_without(error, target))
+            why = failures[-1].message
+            continue
+        made.append(_Made(exporter, why, graph, found, _notes(subject, attempt)))
+        if found.holds:
+            return made[-1]
+        why = f"what {exporter} exports answers differently (off by {found.worst:.2g} of the output's range)"
+    if not made:
+        said = "; ".join(error.message for error in failures)
+        raise ModelError(said, fix=failures[0].fix if len(failures) == 1 else "change what they name in the module")
+    return min(made, key=lambda one: (bool(one.parity.why), one.parity.worst))
+
+
+def _without(error: ModelError, path: Path) -> ModelError:
+    """`error` without the name of a temporary file."""
+    return ModelError(error.message.replace(str(path), "the exported model"), fix=error.fix.replace(str(path), "it"))
+
+
+def _notes(subject: Subject, attempt: Attempt) -> list[str]:
+    notes = [f"the exporter fixed a decision: {said}" for said in attempt.frozen]
+    fixed = fixed_axes(subject.inputs, attempt.model)
+    if fixed:
+        notes.append(f"the exported model has one size only where --dynamic asked for several: {', '.join(fixed)}")
+    return notes
+
+
+def _write(model: ir.Model, path: Path) -> None:
+    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    if size > IN_ONE_FILE:
+        ir.save(model, path, external_data=f"{path.name}.data")
+    else:
+        ir.save(model, path)
+
+
+def _annotate(path: Path, provenance: Mapping[str, Any]) -> None:
+    """Write where the model comes from into its metadata; weights beside it are not touched."""
+    proto = onnx.load(path, load_external_data=False)
+    onnx.helper.set_model_props(proto, {PROVENANCE: json.dumps(provenance)})
+    proto.producer_name, proto.producer_version = "trt-helper", __version__
+    path.write_bytes(proto.SerializeToString())
+
+
+def _move(path: Path, output: Path) -> None:
+    data = path.with_name(f"{path.name}.data")
+    with contextlib.suppress(FileNotFoundError):
+        data.replace(output.with_name(data.name))
+    path.replace(output)
+
+
+def _provenance(read: Checkpoint, model: str | None, entry: str, made: _Made, opset: int) -> dict[str, Any]:
+    return {
+        "trt-helper": __version__,
+        "torch": torch.__version__,
+        "exporter": made.exporter,
+        "why": made.why,
+        "opset": opset,
+        "checkpoint": {"file": read.path.name, "sha256": read.sha256, "entry": entry},
+        "model": Path(model).name if model else None,
+        "parity": {"of_range": float(f"{made.parity.worst:.3g}"), "samples": len(made.parity.checked)}
+        if made.parity.holds
+        else None,
+    }

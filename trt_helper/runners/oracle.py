@@ -1,0 +1,113 @@
+"""A plan goes in, a trial judged on this machine's GPU comes out: the real thing in the place of `EmulatedOracle`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from trt_helper.builder import BuildSettings
+from trt_helper.compare import compare_all
+from trt_helper.convert import convert
+from trt_helper.emulate import Values
+from trt_helper.errors import BuildError, RunError
+from trt_helper.graph import Graph
+from trt_helper.metric import Metric
+from trt_helper.oracle import PerSample, judge
+from trt_helper.runners.run import Runner, execute
+from trt_helper.samples import Sample
+from trt_helper.shapes import Range
+from trt_helper.values import DISAGREE, Plan, Tolerance, Trial, Verdict
+
+
+@dataclass(eq=False)
+class RunnerOracle:
+    """Judges plans by what `convert` makes of them, run on every sample; the worst sample decides.
+
+    Nothing is marked as output but the model's own outputs: marking changes what is fused. A plan whose engine cannot
+    be built or run, or whose repeats do not agree, is UNRESOLVED, with the reason.
+    """
+
+    graph: Graph
+    runner: Runner
+    samples: Sequence[Sample]
+    references: Sequence[Values]  # of the user's own model, in FP32
+    tolerance: Tolerance
+    profile: Mapping[str, Range]
+    settings: BuildSettings
+    metric: Metric | None = None  # decides instead of the tolerance
+    repeats: int = 2
+    inferences: int = field(default=0, init=False)
+    per_sample: dict[Plan, PerSample] = field(default_factory=dict, init=False)  # the errors of every plan judged
+
+    def judge(self, plan: Plan) -> Trial:
+        """Build, run `repeats` times, and judge; raises only what no plan can change (MachineError and the like)."""
+        with tempfile.TemporaryDirectory(prefix="trt-helper-") as folder:
+            try:
+                runs = self._run(plan, Path(folder))
+            except (BuildError, RunError) as error:
+                return Trial(plan, Verdict.UNRESOLVED, why=error.message)
+        self.inferences += self.repeats * len(self.samples)
+        trials: list[Trial] = []
+        for found in runs:
+            errors = [
+                compare_all(outputs, reference, self.tolerance)
+                for outputs, reference in zip(found, self.references, strict=True)
+            ]
+            trial = judge(plan, errors, self.tolerance)
+            if self.metric is not None:
+                excess = self.metric.excess(self.references, found)
+                trial = replace(trial, verdict=Verdict.PASS if excess <= 1 else Verdict.FAIL, excess=excess)
+            if not trials or trial.excess > max(other.excess for other in trials):
+                self.per_sample[plan] = tuple(errors)
+            trials.append(trial)
+        return agreed(trials)
+
+    def on(self, indices: Sequence[int]) -> RunnerOracle:
+        """The same oracle on some of the samples."""
+        return replace(
+            self, samples=[self.samples[i] for i in indices], references=[self.references[i] for i in indices]
+        )
+
+    def _run(self, plan: Plan, folder: Path) -> list[list[Values]]:
+        engine, typed = folder / "model.trt", folder / "typed.onnx"
+        convert(
+            self.graph,
+            plan,
+            engine=engine if self.runner.builds else None,
+            typed_onnx=None if self.runner.builds else typed,
+            profile=self.profile,
+            settings=self.settings,
+        )
+        file = engine if self.runner.builds else typed
+        return execute(
+            self.runner,
+            file,
+            self.samples,
+            self.graph.outputs,
+            repeats=self.repeats,
+            seconds=self.settings.time_limit,
+        )
+
+
+def agreed(trials: Sequence[Trial]) -> Trial:
+    """The worst of the repeats where all have the same verdict; else UNRESOLVED, with the range that was seen."""
+    worst = max(trials, key=lambda trial: trial.excess)
+    if len({trial.verdict for trial in trials}) == 1:
+        return worst
+    best = min(trial.excess for trial in trials)
+    why = f"{DISAGREE}: {best:.3g} to {worst.excess:.3g} times the tolerance in {len(trials)} runs"
+    return replace(worst, verdict=Verdict.UNRESOLVED, why=why)
+
+
+def blame(emulated: Trial, real: Trial) -> str:
+    """What is wrong with a plan that fails on the GPU: "precision", or "fusion or kernel" where emulated FP16 passes.
+
+    Empty where the GPU's verdict is not FAIL, or the emulator has none.
+    """
+    if emulated.plan != real.plan:
+        raise ValueError("two trials of different plans")
+    if real.verdict is not Verdict.FAIL or emulated.verdict is Verdict.UNRESOLVED:
+        return ""
+    return "precision" if emulated.verdict is Verdict.FAIL else "fusion or kernel"
