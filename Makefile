@@ -48,6 +48,7 @@ bench: $(READY)  ## measure speed, memory and trials against references in the s
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/gate.py
+	$(BIN)/python benchmarks/engines.py
 
 clean:  ## remove everything that was made
 	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

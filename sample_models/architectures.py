@@ -336,7 +336,7 @@ ARCHITECTURES = {
 
 
 def make(name: str) -> nn.Module:
-    """The module of that name with seeded weights, in evaluation mode; statistics of its norms are not the initial ones."""
+    """The module of that name with seeded weights and statistics, in evaluation mode."""
     torch.manual_seed(sum(map(ord, name)))
     module = ARCHITECTURES[name].make()
     for inner in module.modules():

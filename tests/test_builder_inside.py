@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import onnx
 import pytest
 import zoo_cases  # noqa: F401 - fills CASES
 from builder_models import ROOT, asked, built, convs, model, needs_rtx, node, value, weights
+from false_claims import Claims
 from zoo import CASES
 
 from trt_helper.asked import asked_of
-from trt_helper.builder import BuildSettings, EngineLayer, Program, build, prove, read_program
+from trt_helper.builder import BuildSettings, EngineLayer, EngineTensor, Program, build, prove, read_program
 from trt_helper.builder.flow import Flow
 from trt_helper.builder.inside import ABSENT, Asked, Claim, inside
 from trt_helper.builder.program import Kernel
 from trt_helper.graph import read_graph
 from trt_helper.model import load
 from trt_helper.samples import Sample
-from trt_helper.shapes import profile, ranges_of
 from trt_helper.typed import render, write
 
 # --------------------------------------------------------------------------------- pins that are not there
@@ -28,42 +26,21 @@ MODELS = ROOT.parent / "shared" / "models"
 FUSED = ("layernorm_square", "fourth_power", "divided_by_small", "softmax_raw", "vote_of_three", "longer_sample")
 
 
-class Zoo:
-    """A case of the zoo and its engines."""
-
-    def __init__(self, name, folder):
-        self.case, self.folder = CASES[name], folder / name
-        self.folder.mkdir()
-        onnx.save(self.case.make(), self.folder / "model.onnx")
-        self.graph = read_graph(load(self.folder / "model.onnx"))
-        ranges, _ = profile(self.graph, ranges_of([Sample("", feed) for feed in self.case.samples(0)]))
-        self.profiles = [ranges] if ranges else []
-        self.pins = sorted(self.case.culprits[0])
-
-    @cache  # noqa: B019 - lives as long as the test
-    def typed(self, *pins):
-        return render(self.graph, self.graph.plan(pins))
-
-    def states(self, *, built_with, claimed):
-        """What is proven of the pins that are claimed, in an engine that was built with others."""
-        source = self.folder / "typed.onnx"
-        write(self.typed(*built_with), source)
-        engine = build(source, self.folder / "m.trt", profiles=self.profiles, settings=BuildSettings())
-        known = {**asked_of(self.typed(*built_with).model), **asked_of(self.typed(*claimed).model)}
-        proofs = prove(claimed, engine.layers, known, program=engine.program)
-        return {proof.layer: proof.state for proof in proofs}
+def of_zoo(name, folder):
+    case = CASES[name]
+    onnx.save(case.make(), folder / "model.onnx")
+    samples = [Sample("", feed) for feed in case.samples(0)]
+    return Claims(read_graph(load(folder / "model.onnx")), case.culprits[0], samples, folder)
 
 
 @needs_rtx
 @pytest.mark.parametrize("name", FUSED)
 def test_pins_in_fused_kernels_are_proven_and_pins_that_were_left_out_are_not(tmp_path, name):
-    """The engine is built with one pin less, and all are claimed: that one must never be called honoured."""
-    zoo = Zoo(name, tmp_path)
-    assert set(zoo.states(built_with=zoo.pins, claimed=zoo.pins).values()) == {"honoured"}
-    for left_out in zoo.pins:
-        kept = [pin for pin in zoo.pins if pin != left_out]
-        assert zoo.states(built_with=kept, claimed=zoo.pins)[left_out] != "honoured", left_out
-    assert "honoured" not in zoo.states(built_with=[], claimed=zoo.pins).values()
+    """Each engine is built with one pin less than is claimed: that one must never be called honoured."""
+    claims = of_zoo(name, tmp_path)
+    assert set(claims.states(claims.pins).values()) == {"honoured"}
+    for left_out, states in claims.false():
+        assert "honoured" not in states.values(), left_out
 
 
 @needs_rtx
@@ -74,22 +51,10 @@ def test_the_pins_of_magika_are_told_from_their_absence(tmp_path):
         pytest.skip(f"the real models are not here: {path} does not exist")
     graph = read_graph(load(path))
     names = ("LayerNorm_1/Square", "LayerNorm_1/Sum_1", "LayerNorm_1/truediv_1")
-    pins = [name for name in graph.candidates if name.endswith(names)]
-    ranges, _ = profile(graph, {})
-    for kept in (pins, pins[1:], pins[::2], pins[:2]):
-        typed, claimed = render(graph, graph.plan(kept)), render(graph, graph.plan(pins))
-        write(typed, tmp_path / "typed.onnx")
-        engine = build(
-            tmp_path / "typed.onnx",
-            tmp_path / "m.trt",
-            profiles=[ranges] if ranges else [],
-            settings=BuildSettings(),
-        )
-        known = {**asked_of(typed.model), **asked_of(claimed.model)}
-        proofs = prove(pins, engine.layers, known, program=engine.program)
-        honoured = {proof.layer for proof in proofs if proof.proven}
-        assert len(pins) == 3
-        assert honoured == set(pins) if kept == pins else not honoured - set(kept)
+    claims = Claims(graph, [name for name in graph.candidates if name.endswith(names)], [], tmp_path)
+    assert list(claims.states(claims.pins).values()) == ["honoured"] * 3
+    for left_out, states in claims.false():
+        assert "honoured" not in states.values(), left_out
 
 
 # -------------------------------------------------------------------------------------- a kernel's source
@@ -198,6 +163,17 @@ def test_a_kernel_that_computes_only_what_others_account_for_says_nothing_of_the
     assert judged({("mul", "FP16"): 1, ("add", "FP32"): 1}, both) == ABSENT
 
 
+def test_a_small_product_that_casts_what_it_reads_is_not_judged_by_its_border():
+    """mnist's Times212 on RTX 1.4.0: FP32 comes in, and is multiplied in FP16."""
+    tensors = (EngineTensor("x", "FP32", (1, 16)),), (), (EngineTensor("y", "FP16", (1, 10)),)
+    one = EngineLayer("__myl_CastReshMulSum_myl0_5", "kgen", ("cast", "product"), *tensors)
+    for dtype, state in (("FP16", "demoted"), ("FP32", "honoured")):
+        kernel = Kernel("__myl_CastReshMulSum", one.onnx_layers, ({("mul", dtype): 1, ("AddOp", dtype): 1},))
+        known = {"product": Asked("MatMul", full=True), "cast": Asked("Cast", half=True, full=True)}
+        proof = prove(["product"], [one], known, program=Program((), (kernel,)))[0]
+        assert proof.state == state
+
+
 def test_a_pin_alone_may_be_rounded_on_both_sides_as_its_casts_do():
     both = {"pin": Asked("Mul", alone=True), "beside": Asked("Mul", half=True)}
     assert judged({("mul", "ROUNDED"): 1, ("mul", "FP16"): 1}, both) == "FP32"
@@ -266,15 +242,17 @@ def test_formulas_tell_constants_apart_and_look_through_movement():
 @needs_rtx
 def test_a_source_that_stands_there_twice_with_other_operations_is_not_believed(tmp_path):
     """A model could carry such text in a name: it must not prove a pin."""
-    zoo = Zoo("layernorm_square", tmp_path)
-    write(zoo.typed(*zoo.pins), tmp_path / "typed.onnx")
+    claims = of_zoo("layernorm_square", tmp_path)
+    typed = render(claims.graph, claims.graph.plan(claims.pins))
+    write(typed, tmp_path / "typed.onnx")
     engine = build(tmp_path / "typed.onnx", tmp_path / "m.trt", profiles=[], settings=BuildSettings())
     data = engine.path.read_bytes()
     names = {line.split(b"(")[0] for line in data.split(b'extern "C" __global__ void ')[1:]}
     forged = b"".join(b'\0extern "C" __global__ void %s(\n{ __v1 = 0x1p+0f; }\n' % name for name in names)
     (tmp_path / "forged.trt").write_bytes(data + forged)
-    known = asked_of(zoo.typed(*zoo.pins).model)
-    proofs = prove(zoo.pins, engine.layers, known, program=read_program(tmp_path / "forged.trt"))
+    known = asked_of(typed.model)
+    assert all(one.proven for one in prove(claims.pins, engine.layers, known, program=engine.program))
+    proofs = prove(claims.pins, engine.layers, known, program=read_program(tmp_path / "forged.trt"))
     assert not any(proof.proven for proof in proofs)
 
 

@@ -202,6 +202,13 @@ def test_a_cast_before_the_end_of_a_shared_kernel_leaves_the_type_open(operation
     assert prove(["exp"], layers, {})[0].state == state
 
 
+@pytest.mark.parametrize(("read", "state"), [("FP32", "fused"), ("FP16", "honoured")])
+def test_a_cast_of_fp32_before_the_arithmetic_of_a_pin_alone_leaves_the_type_open(read, state):
+    """RTX 1.4.0 makes __myl_CastReshMulSum, which reads FP32 and multiplies in FP16, of an FP16 product."""
+    layers = [kernel("__myl_CastMul_myl0_0", "kgen", ["mul"], read)]
+    assert prove(["mul"], layers, {})[0].state == state
+
+
 def test_a_layer_without_types_proves_nothing():
     text = INSPECTOR_10.replace("Row major linear FP16 format", "N/A due to dynamic shapes")
     text = text.replace('"Type": "Half"', '"Type": "?"')

@@ -15,7 +15,9 @@ from trt_helper.graph import read_graph
 from trt_helper.model import load
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'trt-helper[export]'")
-pytest.importorskip("safetensors", reason="safetensors is not installed: pip install 'trt-helper[export]'")
+safetensors = pytest.importorskip(
+    "safetensors.torch", reason="safetensors is not installed: pip install 'trt-helper[export]'"
+)
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'trt-helper[rtx]'")
 pytestmark = pytest.mark.export
 
@@ -31,10 +33,6 @@ def sample_models():
 
 
 MODELS = sample_models()
-
-
-class Holder:
-    """What a training script might pickle beside the weights, were it not refused."""
 
 
 def legacy(module, path):
@@ -60,9 +58,7 @@ def half(module, path):
 
 
 def tensors(module, path):
-    from safetensors.torch import save_file
-
-    save_file(module.state_dict(), path)
+    safetensors.save_file(module.state_dict(), path)
 
 
 def script(module, path, example):
@@ -110,7 +106,7 @@ def saved(name, folder):
     save(module, path)
     if save is pickled:
         return module, path, [*words, "--trust-checkpoint"]
-    return module, path, [*words, "--model", f"{SOURCE}:ARCHITECTURES_{name}"]
+    return module, path, [*words, "--model", f"{SOURCE}:{given.make.__name__}"]
 
 
 def test_every_architecture_has_a_format_and_every_format_is_used():
@@ -121,7 +117,6 @@ def test_every_architecture_has_a_format_and_every_format_is_used():
 @pytest.mark.parametrize("name", FORMATS)
 def test_from_checkpoint_to_engine(name, tmp_path):
     module, checkpoint, words = saved(name, tmp_path)
-    words = [w.replace(f"ARCHITECTURES_{name}", MODELS.ARCHITECTURES[name].make.__name__) for w in words]
     model, plan, engine = tmp_path / "model.onnx", tmp_path / "plan.yaml", tmp_path / "model.trt"
     exported = ok("export", checkpoint, *words, "-o", model, "--json").json
     assert exported["verdict"] == "pass"

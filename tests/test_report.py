@@ -130,7 +130,7 @@ def test_the_story_tells_what_broke_why_what_was_done_and_how_sure_that_is(kept)
     found = {card.title: " ".join(card.lines) for card in story.cards(record)}
     assert list(found) == ["What broke", "Why", "What was done", "How sure that is"]
     assert (
-        "the output y is off by 1 (1e+03 times too much); allowed is max ≤ 0.001 or 0.001 relative."
+        "the output y is off by 1 (1,000 times too much); allowed is max ≤ 0.001 or 0.001 relative."
         in found["What broke"]
     )
     assert "4 of 5 samples fail" in found["What broke"]

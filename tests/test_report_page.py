@@ -120,7 +120,7 @@ def test_each_pin_is_named_with_its_cause_its_evidence_and_the_error_without_it(
     for _, _, cause, shown, without, times in rows:
         assert cause == "overflow"
         assert re.fullmatch(r"values up to 1.09e\+05, FP16 ends at 65504", shown)  # 330 squared
-        assert (without, times) == ("1", "1e+03 x")  # the quotient is 0 in place of 1; 0.001 is allowed
+        assert (without, times) == ("1", "1,000 x")  # the quotient is 0 in place of 1; 0.001 is allowed
 
 
 def test_outputs_samples_and_trials_are_in_tables(parsed):
@@ -134,7 +134,7 @@ def test_outputs_samples_and_trials_are_in_tables(parsed):
     trials = parsed.tables["trials"][1:]
     assert [row[0] for row in trials] == [str(index + 1) for index in range(len(trials))]
     assert trials[0][1] == "control: every layer pinned"
-    assert trials[1][2:] == ["0", "1e+03", "fail"]
+    assert trials[1][2:] == ["0", "1,000", "fail"]
 
 
 def test_the_page_says_how_to_make_it_again(parsed, record_path, text):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import onnx
@@ -12,8 +13,10 @@ from onnx import TensorProto, helper
 from trt_helper.builder import BuildSettings
 from trt_helper.errors import MachineError, RunError
 from trt_helper.graph import read_graph
-from trt_helper.machine import gpu_driver
+from trt_helper.locate import locate
+from trt_helper.machine import find_gpu
 from trt_helper.model import load
+from trt_helper.record import evidence_yaml, located_json
 from trt_helper.reference import references
 from trt_helper.runners import RUNNERS, RunnerOracle, blame, execute, runner_here
 from trt_helper.runners.oracle import agreed
@@ -88,17 +91,17 @@ def test_a_file_that_is_no_model_is_an_error(tmp_path):
         execute(CPU, tmp_path / "typed.onnx", samples(1), ["y"])
 
 
-@pytest.mark.skipif(gpu_driver() != "", reason="this machine has a GPU")
+@pytest.mark.skipif(find_gpu().missing == "", reason="this machine has a GPU")
 @pytest.mark.parametrize("name", RUNNERS)
 def test_a_runner_that_cannot_run_here_says_what_is_missing(name):
     with pytest.raises(MachineError) as caught:
-        runner_here(name, gpu_driver())
+        runner_here(name)
     assert name in caught.value.message
-    assert "Python package" in caught.value.message or "needs an NVIDIA GPU" in caught.value.message
+    assert "Python package" in caught.value.message or "GPU" in caught.value.message
     assert caught.value.exit_status == 3
 
 
-@pytest.mark.skipif(gpu_driver() != "", reason="this machine has a GPU")
+@pytest.mark.skipif(find_gpu().missing == "", reason="this machine has a GPU")
 def test_a_provider_that_is_not_there_is_said_to_be_missing(graph, tmp_path):
     """ONNX Runtime itself would go on with the CPU, whose FP16 is not FP16."""
     with pytest.raises(MachineError, match="has no CUDAExecutionProvider that works here"):
@@ -120,6 +123,22 @@ def test_a_plan_that_cannot_be_run_is_unresolved_with_the_reason(graph):
     trial = broken.judge(Plan())
     assert trial.verdict is Verdict.UNRESOLVED
     assert "sample 0 cannot be run" in trial.why
+
+
+def test_a_search_asks_the_runner_and_says_so(graph):
+    given, asked = samples(2, 3), []
+
+    class Counting(RunnerOracle):
+        def judge(self, plan):
+            asked.append(plan)
+            return super().judge(plan)
+
+    how = {"runner": CPU, "profile": {}, "settings": BuildSettings(), "repeats": 2}
+    located = locate(graph, given, Tolerance(1e-2, 0), oracle=partial(Counting, **how), runner="cpu")
+    assert {trial.plan for trial in located.trials} <= set(asked)
+    assert located.after.verdict is Verdict.PASS
+    assert [len(errors) for errors in located.per_sample["after"]] == [1, 1]
+    assert located_json(located)["runner"] == evidence_yaml(located)["runner"] == "cpu"
 
 
 PASSED, FAILED = (Trial(Plan(), verdict, (), excess) for verdict, excess in ((Verdict.PASS, 0.5), (Verdict.FAIL, 3.0)))
@@ -150,7 +169,7 @@ def test_what_the_emulator_passes_and_the_gpu_fails_is_no_matter_of_precision():
 @pytest.mark.parametrize("name", RUNNERS)
 def test_on_a_gpu_half_overflows_and_the_pinned_plan_passes(graph, name):
     try:
-        runner = runner_here(name, gpu_driver())
+        runner = runner_here(name)
     except MachineError as error:
         pytest.skip(error.message)
     given = samples(2, 3)

@@ -34,7 +34,6 @@ class Build:
     """One engine that was built and looked into."""
 
     hold: Hold
-    typed: TypedModel
     typed_sha256: str
     engine: EngineBuild
     proofs: tuple[PinProof, ...]
@@ -91,23 +90,23 @@ def convert(
             write(typed, typed_onnx)
         return Converted(graph, plan, typed.casts, typed.unrepresentable, typed_onnx, (), None, (), 0.0)
     with _unproved(engine) as unproved:
-        builds = tuple(_builds(graph, plan, guards, unproved, profile, settings, on_progress))
+        builds, typed = _builds(graph, plan, guards, unproved, profile, settings, on_progress)
         last = builds[-1]
         plan = last.hold.plan(plan)
         _require_pins(last)
         _require_half(graph, plan, last.engine)
+        built = replace(last.engine, path=engine)
+        share = builder.half_share(built.layers)
+        converted = Converted(
+            graph, plan, typed.casts, typed.unrepresentable, typed_onnx, builds, built, last.proofs, share
+        )
         if typed_onnx is not None:
-            write(last.typed, typed_onnx)
+            write(typed, typed_onnx)
+        write_atomically(sidecar(engine), _sidecar(converted, profile, settings))
         try:
             unproved.replace(engine)
         except OSError as error:
             raise cannot_write(engine, error) from error
-    built = replace(last.engine, path=engine)
-    share = builder.half_share(built.layers)
-    converted = Converted(
-        graph, plan, last.typed.casts, last.typed.unrepresentable, typed_onnx, builds, built, last.proofs, share
-    )
-    write_atomically(sidecar(engine), _sidecar(converted, profile, settings))
     return converted
 
 
@@ -132,9 +131,10 @@ def _builds(
     profile: Mapping[str, Range],
     settings: BuildSettings,
     on_progress: Callable[[str, float], None] | None,
-) -> Iterator[Build]:
-    """Build until every pin is kept or nothing is left to try; `engine` is the last one."""
+) -> tuple[tuple[Build, ...], TypedModel]:
+    """Build until every pin is kept or nothing is left to try; `engine` and the typed model are the last one's."""
     ladder = Ladder(graph, plan, guards)
+    builds: list[Build] = []
     with tempfile.TemporaryDirectory(prefix="trt-helper-") as folder:
         while True:
             hold = ladder.hold()
@@ -150,10 +150,10 @@ def _builds(
                 settings=settings,
                 on_progress=on_progress,
             )
-            build = Build(hold, typed, sha256_of(source), built, _prove(graph, hold.plan(plan), typed, built))
-            yield build
-            if not ladder.climb(build.proofs):
-                return
+            proofs = _prove(graph, hold.plan(plan), typed, built)
+            builds.append(Build(hold, sha256_of(source), built, proofs))
+            if not ladder.climb(proofs):
+                return tuple(builds), typed
 
 
 def _prove(graph: Graph, plan: Plan, typed: TypedModel, built: EngineBuild) -> tuple[PinProof, ...]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from trt_helper.cost import Shapes, prices
 from trt_helper.emulate import Emulator
@@ -56,6 +58,7 @@ class Located:
     per_sample: Mapping[str, PerSample] = field(default_factory=dict)  # 'before' and 'after'; () if not computable
     without_cure: Mapping[Cure, Trial] = field(default_factory=dict)  # the plan without each cure of the graph
     shapes: Shapes = field(default_factory=dict)  # of every tensor, for the first sample
+    runner: str = "emulate"  # what judged the trials
 
     @property
     def pins(self) -> tuple[str, ...]:
@@ -101,6 +104,8 @@ def locate(
     budget: Budget = Budget(),
     journal: Journal | None = None,
     every_layer: bool = True,
+    oracle: Callable[..., Any] | None = None,
+    runner: str = "emulate",
     on_event: Callable[[Event], None] = lambda _event: None,
     on_warning: Callable[[str], None] = lambda _text: None,
     on_progress: Progress = quiet,
@@ -111,11 +116,12 @@ def locate(
     the others, at last about the answer; as soon as it disagrees, the search goes on with all samples. A
     `metric` decides instead of the tolerance. When the `budget` is spent the best plan so far is the answer.
     An open `journal` lets an interrupted search go on. `every_layer` asks for the errors of every layer also
-    when no layer needs FP32. Warnings come when they are known, and again in the result. Raises ControlError
-    when the model in FP32 does not pass: then precision is not the cause.
+    when no layer needs FP32. `oracle` makes what judges in the emulator's place (`runners.RunnerOracle`), `runner`
+    is its name. Warnings come when they are known, and again in the result. Raises ControlError when the model in
+    FP32 does not pass: then precision is not the cause.
     """
     listener = _Listener(on_event, on_warning, on_progress, [])
-    search = _Search(graph, samples, tolerance, metric, budget, journal, listener)
+    search = _Search(graph, samples, tolerance, metric, budget, journal, listener, oracle)
     stop, plan = search.run(smallest(graph.candidates, search.guess))
     if budget.pins is not None and len(plan) > budget.pins:
         stop, plan = search.best_within(budget.pins, len(plan))
@@ -144,6 +150,7 @@ def locate(
         reasons=tuple(search.reasons),
         per_sample=per_sample,
         shapes=shapes,
+        runner=runner,
     )
 
 
@@ -173,6 +180,7 @@ class _Search:
         budget: Budget,
         journal: Journal | None,
         listener: _Listener,
+        oracle: Callable[..., Any] | None,
     ) -> None:
         self.started = time.monotonic()
         self.graph = graph
@@ -185,6 +193,8 @@ class _Search:
         listener.progress("FP32 reference", 0, 1)
         self.expected = references(graph, samples)
         self.emulator = Emulator(graph)
+        how: Any = {"samples": samples, "references": self.expected, "tolerance": tolerance, "metric": metric}
+        self._oracle = partial(oracle, graph, **how) if oracle else partial(EmulatedOracle, self.emulator, **how)
         self.searched, self.held_out = hold_out(samples)
         self.evidence: Guess | None = None
         self.trials: list[Trial] = []
@@ -283,7 +293,7 @@ class _Search:
         which = [index for index, sample in enumerate(self.samples) if sample in samples]
         key = (tuple(which), plan)
         if key not in self._judged:
-            oracle = EmulatedOracle(self.emulator, self.samples, self.expected, self.tolerance, self.metric).on(which)
+            oracle = self._oracle().on(which)
             judge = self.journal.remember(oracle.judge, label(self.graph, which)) if self.journal else oracle.judge
             self._judged[key] = judge(plan)
             self.inferences += oracle.inferences
@@ -301,7 +311,7 @@ class _Search:
     def per_sample(self, plan: Plan) -> PerSample:
         """The errors of a plan on every sample; measured once more where the journal knew only the worst."""
         if plan not in self._per_sample and not self.judge_all(plan).why:
-            oracle = EmulatedOracle(self.emulator, self.samples, self.expected, self.tolerance)
+            oracle = self._oracle()
             oracle.judge(plan)
             self.inferences += oracle.inferences
             self._per_sample.update(oracle.per_sample)

@@ -94,7 +94,7 @@ def located_json(located: Located) -> Json:
     return {
         "schema": SCHEMA,
         "verdict": located.after.verdict.value,
-        "runner": "emulate",
+        "runner": located.runner,
         "model": {"path": str(source.path), "sha256": source.sha256, "layers": len(located.graph.layers)},
         "tolerance": tolerance_json(located.tolerance),
         "metric": metric_json(located),
@@ -229,7 +229,7 @@ def _pin_json(located: Located, name: str) -> Json:
 def evidence_yaml(located: Located) -> Json:
     """What the YAML keeps: why each layer, errors before and after, runner, versions, inputs."""
     return {
-        "runner": "emulate",
+        "runner": located.runner,
         **({"metric": metric_json(located)} if located.metric else {}),
         "samples": list(located.samples),
         "held-out": list(located.held_out),

@@ -28,7 +28,7 @@ def references(graph: Graph, samples: Sequence[Sample]) -> list[Values]:
 
 
 def runner(graph: Graph, *, optimised: bool = False) -> Callable[[Sample], Values]:
-    """The original file, loaded; called with a sample it gives the outputs. `optimised` as ONNX Runtime does by default."""
+    """The original file, loaded; called with a sample it gives the outputs. `optimised` is ONNX Runtime's default."""
     path = graph.source.path
     options = session_options(threads=os.cpu_count() or 1)
     if optimised:

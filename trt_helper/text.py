@@ -191,10 +191,11 @@ def summary(located: Located, output: Path, record: Path) -> str:
     )
     said = f"FP16 is accurate{cured}: no layer needs FP32" if not count else f"{count} of {of} layers stay in FP32"
     held = f", {len(located.held_out)} of them held out of the search" if located.held_out else ""
+    judged = "emulated FP16" if located.runner == "emulate" else f"judged by {located.runner}"
     return (
         f"{said} ({located.because}).\n"
         f"{len(located.samples)} samples{held}; {len(located.trials)} trials, {located.inferences} inferences,"
-        f" {located.seconds:.1f} s, emulated FP16.\n"
+        f" {located.seconds:.1f} s, {judged}.\n"
         f"Plan written to {output}, how it was found to {record}.\n"
         f"Next: trt-helper report {record}; trt-helper convert --config {output}"
     )
@@ -291,7 +292,7 @@ def conversion(converted: Converted) -> list[Table | str]:
         shown.append(
             f"engine: {plain(str(engine.path))} ({engine.bytes / 2**20:.2f} MiB, {engine.builder}, "
             f"{sum(build.engine.seconds for build in converted.builds):.1f} s, {_builds(converted)}"
-            f"{100 * converted.half_share:.0f} % of the float layers in FP16)"
+            f"{100 * converted.half_share:.0f} % of the float layers read FP16)"
         )
     return shown
 
@@ -313,7 +314,7 @@ def engine(facts: Mapping[str, Any]) -> list[Table | str]:
         return shown
     shown.append(f"built by {plain(str(proof['engine']['builder']))} from {plain(str(proof['model']['path']))}")
     held = ", ".join(f"{size / 2**20:.3g} MiB {kind}" for kind, size in proof.get("weight_bytes", {}).items())
-    shown.append(f"{100 * proof.get('half_share', 0):.0f} % of the float layers in FP16; weights: {held or 'none'}")
+    shown.append(f"{100 * proof.get('half_share', 0):.0f} % of the float layers read FP16; weights: {held or 'none'}")
     made = table("Pins", "layer", "state", "inputs", "weights", "outputs", "what shows it", names=6)
     for pin in proof["pins"]:
         of = (cell(", ".join(pin.get(key, ()))) for key in ("inputs", "weights", "outputs"))

@@ -110,11 +110,14 @@ def _computing(holders: Sequence[EngineLayer]) -> Sequence[EngineLayer]:
 
 
 def _heavy(one: EngineLayer, _: Claim, known: Inside | None) -> tuple[PinState, str]:
-    """Judge by the weights: if they are FP32 so is the arithmetic, whatever was cast on the way in."""
+    """Judge by the inside; where it says nothing, by the weights: if they are FP32 so is the arithmetic.
+
+    A small product is a generated kernel (seen on RTX 1.4 and 1.7), which may cast what it reads.
+    """
     weights = _largest_types(one)
     types = weights or float_types(one.inputs)
     where = f"{one.name} ({one.kind})"
-    if known and one.kind == "runtime_fusion":
+    if known and (known.precision or weights != {"FP32"}):
         return _STATES[known.precision], f"{where}: {known.why}"
     if not types:
         return "unknown", f"{where} does not state its types"
@@ -140,10 +143,10 @@ def _light(one: EngineLayer, claim: Claim, known: Inside | None) -> tuple[PinSta
     casts = "Cast" in _operations(one)
     if not types:
         return "unknown", f"{one.name} ({one.kind}) does not state its types"
-    if types == {"FP32"} and not (others and "Cast" in _operations(one).removesuffix("Cast")):
+    if types == {"FP32"} and "Cast" not in _operations(one).removesuffix("Cast"):
         return "honoured", where  # a cast at the very end comes after all arithmetic
-    if types != {"FP32"} and not others and casts:
-        return "honoured", f"{where} and casts inside: {_operations(one)}"
+    if "FP32" not in types and not others and casts:
+        return "honoured", f"{where} and casts inside: {_operations(one)}"  # its own: there is nothing else to cast
     if "FP32" in types or casts or (others and not _operations(one)):
         return "fused", f"{where}{company}{_spelled(one) or '; the types inside cannot be seen'}"
     return "demoted", f"{where}{company}"

@@ -77,14 +77,14 @@ def is_tensorrt(builder: str) -> bool:
     """Whether `--builder` means TensorRT 10 or 11. Raises MachineError where that was asked for and cannot be."""
     from importlib.util import find_spec
 
-    from trt_helper.machine import gpu_driver
+    from trt_helper.machine import find_gpu
 
     if builder == "auto":
-        return find_spec("tensorrt_rtx") is None and find_spec("tensorrt") is not None and bool(gpu_driver())
-    if builder == "tensorrt" and not (find_spec("tensorrt") and gpu_driver()):
-        missing = "its Python package" if find_spec("tensorrt") is None else "an NVIDIA GPU with its driver"
+        return find_spec("tensorrt_rtx") is None and find_spec("tensorrt") is not None and not find_gpu().missing
+    missing = "the Python package tensorrt" if find_spec("tensorrt") is None else find_gpu().missing
+    if builder == "tensorrt" and missing:
         raise MachineError(
-            f"--builder tensorrt needs {missing}, and it is not here",
+            f"--builder tensorrt needs {missing}",
             fix="pip install 'trt-helper[tensorrt]' on a machine with an NVIDIA GPU, or leave --builder out",
         )
     return builder == "tensorrt"
@@ -97,18 +97,20 @@ def oracle_of(runner: str, repeats: int, graph: Graph, samples: Sequence[Sample]
     from functools import partial
 
     from trt_helper.builder import BuildSettings
-    from trt_helper.machine import gpu_driver
     from trt_helper.runners import RunnerOracle, runner_here
     from trt_helper.shapes import profile, ranges_of
 
-    chosen = runner_here(runner, gpu_driver())
+    chosen = runner_here(runner)
     settings = BuildSettings(tensorrt=runner == "tensorrt")
     ranges, _ = profile(graph, ranges_of(samples))
-    return {"oracle": partial(RunnerOracle, runner=chosen, profile=ranges, settings=settings, repeats=repeats)}
+    oracle = partial(RunnerOracle, runner=chosen, profile=ranges, settings=settings, repeats=repeats)
+    return {"oracle": oracle, "runner": runner}
 
 
-def refuse_tactics(config: Config) -> None:
-    """TensorRT-RTX chooses its kernels on the user's GPU, so none can be excluded when it builds."""
+def require_tactics(config: Config, *, tensorrt: bool) -> None:
+    """Refuse excluded tactics where TensorRT-RTX builds: it chooses its kernels on the user's GPU."""
+    if tensorrt or not config.exclude_tactics:
+        return
     raise ConfigError(
         f"{config.path}: TRT_EXCLUDE_TACTIC cannot be applied by TensorRT-RTX, which chooses tactics on the user's GPU",
         fix="empty the list, or build with TensorRT on a GPU",

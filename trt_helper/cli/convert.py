@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -71,7 +71,7 @@ def run(
     ] = None,
     builder: options.Builder = "auto",
     emit: Annotated[
-        list[Literal["trtexec", "explorer", "netron"]] | None,
+        list[options.Emit] | None,
         typer.Option(
             help="Also write: the trtexec commands, the engine's layers, the noted model.", show_default=False
         ),
@@ -86,10 +86,7 @@ def run(
     from trt_helper.convert import convert, guards_of
 
     plan_file = read_config(config) if config else Config()
-    if model is None and plan_file.model is None:
-        raise typer.BadParameter("give a model, or a --config that names one")
-    if no_engine and typed_onnx is None:
-        raise typer.BadParameter("--no-engine needs --typed-onnx FILE: else nothing would be written")
+    _check_words(model or plan_file.model, no_engine=no_engine, writes=bool(typed_onnx or emit))
     settings = BuildSettings(
         compute_capabilities=tuple(compute_capability or ()),
         workspace=workspace << 20 if workspace else None,
@@ -109,12 +106,11 @@ def run(
     )
     path = model_path(plan_file, model)
     engine = None if no_engine else output or path.with_suffix(".trt")
-    typed_onnx = typed_onnx or (path.with_suffix(".typed.onnx") if "trtexec" in (emit or ()) else None)
+    typed_onnx = typed_onnx or (path.with_suffix(".typed.onnx") if options.Emit.TRTEXEC in (emit or ()) else None)
     _check_targets(engine, typed_onnx, keep=(path, config, *(inputs or ())))
     graph = common.open_graph(path, plan_file.cures)
     require_same_model(plan_file, graph.source.sha256, path)
-    if plan_file.exclude_tactics and not settings.tensorrt:
-        common.refuse_tactics(plan_file)
+    common.require_tactics(plan_file, tensorrt=settings.tensorrt)
     plan = graph.plan(plan_file.fp32_layers, plan_file.bf16_layers)
     ranges = _profile(graph, plan_file, inputs, shapes)
     with progress() as report:
@@ -130,8 +126,16 @@ def run(
         )
     if config:
         _remember(config, plan_file, converted)
-    _emit(frozenset(emit or ()), converted, plan_file, ranges, settings)
+    _emit(frozenset(kind.value for kind in emit or ()), converted, plan_file, ranges, settings)
     _show(converted, as_json=as_json)
+
+
+def _check_words(model: Path | None, *, no_engine: bool, writes: bool) -> None:
+    """Refuse words that mean nothing together."""
+    if model is None:
+        raise typer.BadParameter("give a model, or a --config that names one")
+    if no_engine and not writes:
+        raise typer.BadParameter("--no-engine needs --typed-onnx FILE or --emit: else nothing would be written")
 
 
 def _emit(
@@ -146,12 +150,15 @@ def _emit(
     graph, plan, path = converted.graph, converted.plan, converted.graph.source.path
     engine = converted.engine.path if converted.engine else path.with_suffix(".trt")
     if "trtexec" in kinds and converted.typed_onnx:
-        typed = interchange.trtexec_typed(converted.typed_onnx, engine, ranges, settings)
-        weak = interchange.trtexec_weak(path, engine, graph, plan, ranges, settings)
-        target = engine.with_suffix(".trtexec.sh")
-        said = f"# TensorRT 10 and 11\n{typed}\n\n# TensorRT 8.6 to 10, instead: weak typing\n# {weak}\n"
-        write_atomically(target, said.encode())
-        note(f"trtexec commands written to {target}")
+        made = engine.with_suffix(".trtexec.trt")
+        commands = {
+            ".trtexec.sh": interchange.trtexec_typed(converted.typed_onnx, made, ranges, settings),
+            ".trtexec-weak.sh": interchange.trtexec_weak(path, made, graph, plan, ranges, settings),
+        }
+        for suffix, command in commands.items():
+            write_atomically(engine.with_suffix(suffix), f"{command}\n".encode())
+        said = " and, for weak typing up to TensorRT 10, ".join(str(engine.with_suffix(suffix)) for suffix in commands)
+        note(f"trtexec commands written to {said}")
     if "explorer" in kinds and converted.engine:
         target = engine.with_suffix(".layers.json")
         write_atomically(target, interchange.engine_explorer(converted.engine.layers))

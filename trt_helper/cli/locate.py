@@ -69,7 +69,7 @@ def run(
     from trt_helper.locate import Budget
     from trt_helper.metric import load_metric
     from trt_helper.record import evidence_yaml, located_json, record_path, write_record
-    from trt_helper.values import CURES, DISAGREE, Verdict
+    from trt_helper.values import CURES
 
     kinds = frozenset(cures.split(","))
     if not kinds <= frozenset(CURES):
@@ -90,13 +90,8 @@ def run(
     how = common.oracle_of(runner, repeats, graph, samples)
     asked = _asked(inputs, data_loader_script, shapes, tolerance, output) | ({"runner": runner} if how else {})
     keeper = _Keeper(graph, samples, tolerance, output, judged_by, asked)
-    located = _search(
-        keeper,
-        Budget(max_trials, max_pins, time_limit),
-        every_layer=as_json or record is not None,
-        kinds=kinds,
-        how=how,
-    )
+    budget = Budget(max_trials, max_pins, time_limit)
+    located = _search(keeper, budget, every_layer=as_json or record is not None, kinds=kinds, how=how)
     keeper.search(located.graph)
     keeper.save(located.plan, evidence_yaml(located))
     keeper.journal.remove()
@@ -111,8 +106,16 @@ def run(
         if located.plan.fp32:
             show("", text.pins(located))
         show("", text.summary(located, output, run_record))
-    disagree = located.after.verdict is Verdict.UNRESOLVED and located.after.why.startswith(DISAGREE)
-    raise typer.Exit(0 if located.after.verdict is Verdict.PASS else 5 if disagree else 1)
+    raise typer.Exit(_status(located.after))
+
+
+def _status(answer: Trial) -> int:
+    """0 within tolerance, 5 where repeats disagree about it, else 1."""
+    from trt_helper.values import DISAGREE, Verdict
+
+    if answer.verdict is Verdict.PASS:
+        return 0
+    return 5 if answer.verdict is Verdict.UNRESOLVED and answer.why.startswith(DISAGREE) else 1
 
 
 def _asked(

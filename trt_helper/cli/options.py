@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -60,6 +61,16 @@ Builder = Annotated[
     Literal["auto", "tensorrt", "tensorrt-rtx"],
     typer.Option(help="tensorrt is 10 or 11, on its GPU. auto: tensorrt-rtx where it is installed."),
 ]
+
+
+class Emit(str, Enum):
+    """What `convert` can write for other tools."""
+
+    TRTEXEC = "trtexec"
+    EXPLORER = "explorer"
+    NETRON = "netron"
+
+
 Runner = Annotated[
     Literal["auto", "emulate", "cuda", "tensorrt", "tensorrt-rtx"],
     typer.Option(help="Where FP16 figures come from. auto: emulate."),

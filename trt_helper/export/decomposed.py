@@ -35,8 +35,8 @@ def decomposed(layers: Iterable[Layer], opset: int) -> list[str]:
     attention = [module for module, found in operators.items() if "Attention" in found]
     if attention:
         said.append(
-            f"attention is one operator from --opset 23 on ({_some(attention)}), and TensorRT-RTX 1.7.1 cannot build it; "
-            "--opset 22 writes it out"
+            f"attention is one operator from --opset 23 on ({_some(attention)}), "
+            "and TensorRT-RTX 1.7.1 builds it for some shapes only; --opset 22 writes it out"
         )
     return said
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trt_helper.report.read import errors_of, tolerance_of
-from trt_helper.report.story import after, changed, first_overflow
+from trt_helper.report.story import after, changed, first_overflow, times
 from trt_helper.report.vega import (
     LEAST,
     Spec,
@@ -103,6 +103,7 @@ def outputs_figure(record: Record) -> Figure | None:
         "type": "quantitative",
         "scale": log_scale(rows, "times", 0.5, 2),
         "title": "error / allowed",
+        "axis": {"format": "~g", "labelOverlap": True, "tickCount": 5},
     }
     y = {"field": "output", "type": "nominal", "sort": worst, "title": None, "axis": {"labelLimit": 110}}
     spec = layered(
@@ -133,7 +134,7 @@ def outputs_figure(record: Record) -> Figure | None:
 def _output_rows(errors: Iterable[TensorError], plan: str, tolerance: Tolerance) -> list[dict[str, Any]]:
     rows = []
     for error in errors:
-        times = error.excess(tolerance)
+        over = error.excess(tolerance)
         stat = Statistic.MAX if tolerance.stat is Statistic.ELEMWISE else tolerance.stat
         shown = f"{error.non_finite} not finite" if error.non_finite else figure(getattr(error, stat.value))
         atol, rtol = tolerance.of(error.name)
@@ -141,7 +142,7 @@ def _output_rows(errors: Iterable[TensorError], plan: str, tolerance: Tolerance)
             {
                 "output": plain(error.name, 60),
                 "plan": plan,
-                "times": min(max(times, 1e-6), 1e6),
+                "times": min(max(over, 1e-3), 1e6),
                 "shown": shown,
                 "allowed": f"{tolerance.stat.value} {atol:g} or {rtol:g} relative",
             }
@@ -177,7 +178,7 @@ def _network(record: Record) -> Figure:
         data = {"data": {"values": [{}]}, "transform": [{"calculate": allowed, "as": "error"}, positive("error")]}
         lines = [{**line_at("error", GOOD), **data}, {**text_at("error", "tolerance of the outputs", GOOD), **data}]
     x = whole_numbers("i", "layer", 0, len(record["layers"]) - 1)
-    shown = [*_marks(first), points, *lines, _bad("arrives_bad", BAD), _found()]
+    shown = [*_marks(first), _found(), points, *lines, _bad("arrives_bad", BAD)]
     spec = layered(shown, x=x, params=_inputs(), height=340)
     return Figure(
         "network",
@@ -218,7 +219,7 @@ def _ranges(record: Record) -> Figure:
     ):
         limits += [line_at(value, color), text_at(value, text, color, dy=11 if value > 1 else -6)]
     x = whole_numbers("i", "layer", 0, len(record["layers"]) - 1)
-    spec = layered([*_marks(first), points, *limits, _found()], x=x, params=_inputs(), height=260)
+    spec = layered([*_marks(first), _found(), points, *limits], x=x, params=_inputs(), height=260)
     return Figure(
         "ranges",
         "Values against the range of FP16",
@@ -277,7 +278,7 @@ def _trial_error(trial: Mapping[str, Any]) -> str:
         return plain(trial["not_computed"])
     if trial["excess"] is None:
         return "not finite"
-    return f"{figure(trial['excess'])} times what is allowed"
+    return f"{times(trial['excess'])} times what is allowed"
 
 
 def _curve(record: Record) -> Figure:
@@ -353,11 +354,11 @@ def _bad(field: str, color: str) -> Spec:
 
 
 def _found() -> Spec:
-    """Rings on the lower edge around the layers that the search by name finds."""
+    """Lines at the layers that the search by name finds."""
     text = "lower(datum.name + ' ' + datum.module + ' ' + datum.op)"
     return {
         "transform": [{"filter": f"query != '' && indexof({text}, lower(query)) >= 0"}],
-        "mark": {"type": "rule", "color": OTHER, "opacity": 0.55, "strokeWidth": 2, "clip": True},
+        "mark": {"type": "rule", "color": OTHER, "opacity": 0.4, "strokeWidth": 2, "clip": True},
     }
 
 

@@ -15,8 +15,10 @@ import numpy as np
 
 from trt_helper.builder.process import ChildDiedError, Limits, NotImportableError, run, signal_name
 from trt_helper.builder.rtx import PACKAGE_VARIABLE
+from trt_helper.builder.settings import COMPUTE_CAPABILITIES
 from trt_helper.emulate import Values
 from trt_helper.errors import MachineError, RunError
+from trt_helper.machine import find_gpu
 from trt_helper.samples import Sample
 
 
@@ -47,16 +49,20 @@ RUNNERS: Mapping[str, Runner] = {
 }
 
 
-def runner_here(name: str, driver: str) -> Runner:
-    """Return that runner. Raises MachineError where it cannot run; `driver` is empty without an NVIDIA GPU."""
+def runner_here(name: str) -> Runner:
+    """Return that runner. Raises MachineError where it cannot run, with what is missing."""
     runner = RUNNERS[name]
-    install = f"pip install '{runner.extra}'"
     for package in (runner.package, *(("polygraphy",) if runner.builds else ())):
         if find_spec(package) is None:
+            install = f"pip install '{runner.extra}'" if package == runner.package else f"pip install {package}"
             raise MachineError(f"the runner {name!r} needs the Python package {package}", fix=install)
-    if not driver:
+    gpu = find_gpu()
+    missing = gpu.missing
+    if not missing and name == "tensorrt-rtx" and gpu.capability not in COMPUTE_CAPABILITIES:
+        missing = f"a GPU of compute capability {', '.join(COMPUTE_CAPABILITIES)}; {gpu.name} has {gpu.capability}"
+    if missing:
         raise MachineError(
-            f"the runner {name!r} needs an NVIDIA GPU and its driver, and there is none here",
+            f"the runner {name!r} needs {missing}",
             fix="run it on such a machine, or leave --runner out: FP16 is emulated then",
         )
     return runner

@@ -199,7 +199,8 @@ class Foresight:
         kept = {name: None for name in self._layers if name in plan.fp32}
         loud = self._loud(plan.fp32)
         total = self._total(loud)
-        names = sorted([*kept][::-1], key=lambda name: -self._prices.get(name, 0.0))
+        names = [*reversed(kept)]
+        names.sort(key=lambda name: -self._prices.get(name, 0.0))
         return {name: self._size(total + self._change(name, kept, loud)) for name in names}
 
 

@@ -1,0 +1,106 @@
+"""`--runner`, `--builder` and `--emit` as a user types them, on a machine without a GPU."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import onnx
+import pytest
+import yaml
+from builder_models import needs_rtx
+from cli_helpers import PINS, misused, nothing_written, ok, own_folder, refused, run, save_input, save_overflowing
+
+from trt_helper.cli.locate import _status
+from trt_helper.machine import find_gpu
+from trt_helper.values import DISAGREE, Plan, Trial, Verdict
+
+no_gpu = pytest.mark.skipif(find_gpu().missing == "", reason="this machine has a GPU")
+CONFIG = Path("plan.yaml")
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    own_folder(tmp_path, monkeypatch)
+    save_overflowing()
+
+
+def plan(**more):
+    CONFIG.write_text(yaml.safe_dump({"model": {"path": "model.onnx"}, "FP32_LAYERS_FOR_FP16": PINS, **more}))
+
+
+@no_gpu
+@pytest.mark.parametrize("runner", ["cuda", "tensorrt", "tensorrt-rtx"])
+def test_a_runner_that_cannot_run_here_is_refused_before_anything_is_written(runner):
+    save_input("x.npz", x=[[300.0] * 8])
+    with nothing_written():
+        refused("locate", "model.onnx", "--inputs", "x.npz", "--runner", runner, says=f"the runner {runner!r} needs")
+
+
+@no_gpu
+def test_a_builder_that_cannot_build_here_is_refused():
+    plan()
+    with nothing_written():
+        refused("convert", "--config", CONFIG, "--builder", "tensorrt", says="--builder tensorrt needs")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "why", "status"),
+    [
+        (Verdict.PASS, "", 0),
+        (Verdict.FAIL, "", 1),
+        (Verdict.UNRESOLVED, "the engine could not be built", 1),
+        (Verdict.UNRESOLVED, f"{DISAGREE}: 0.5 to 3 times the tolerance in 2 runs", 5),
+    ],
+)
+def test_an_answer_about_which_repeats_disagree_is_exit_5(verdict, why, status):
+    assert _status(Trial(Plan(), verdict, why=why)) == status
+
+
+def test_unknown_runners_builders_and_formats_are_misuse():
+    plan()
+    misused("locate", "model.onnx", "--runner", "gpu", says="Invalid value for '--runner'")
+    misused("convert", "--config", CONFIG, "--builder", "trt", says="Invalid value for '--builder'")
+    misused("convert", "--config", CONFIG, "--emit", "dot", says="Invalid value for '--emit'")
+
+
+def test_emulated_is_the_answer_of_auto():
+    save_input("x.npz", x=[[300.0] * 8])
+    answers = [
+        json.loads(run("locate", "model.onnx", "--inputs", "x.npz", "--json", "--runner", runner).out)["fp32_layers"]
+        for runner in ("auto", "emulate")
+    ]
+    assert answers[0] == answers[1] != []
+
+
+def test_tactics_are_refused_where_tensorrt_rtx_would_build():
+    plan(TRT_EXCLUDE_TACTIC=[{"layer": "/norm/Pow", "tactic": "0x1"}])
+    refused("convert", "--config", CONFIG, says="TRT_EXCLUDE_TACTIC cannot be applied by TensorRT-RTX")
+
+
+def test_the_trtexec_commands_need_no_engine_and_name_files_that_are_there():
+    plan()
+    said = ok(
+        "convert", "--config", CONFIG, "--no-engine", "--emit", "trtexec", "--emit", "netron", "--shapes", "x:1x8"
+    )
+    assert "model.trtexec.sh" in said.err
+    words = shlex.split(Path("model.trtexec.sh").read_text())
+    typed = next(word for word in words if word.startswith("--onnx=")).removeprefix("--onnx=")
+    onnx.checker.check_model(typed, full_check=True)
+    assert "--minShapes=x:1x8" in words
+    weak = shlex.split(Path("model.trtexec-weak.sh").read_text())
+    assert "--layerPrecisions=" + ",".join(f"{name}:fp32" for name in PINS) in weak
+    assert not Path("model.trt").exists()
+    notes = {node.name: len(node.metadata_props) for node in onnx.load("model.noted.onnx").graph.node}
+    assert all(notes[name] >= 2 for name in PINS)
+
+
+@needs_rtx
+def test_engine_explorers_file_lists_the_engines_layers():
+    plan()
+    ok("convert", "--config", CONFIG, "--emit", "explorer", "--shapes", "x:1x8")
+    listed = json.loads(Path("model.layers.json").read_text())
+    proof = json.loads(Path("model.trt.json").read_text())
+    assert [layer["Name"] for layer in listed["Layers"]] == [layer["name"] for layer in proof["layers"]]
+    assert listed["Bindings"]
