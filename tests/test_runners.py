@@ -16,6 +16,7 @@ from trt_helper.graph import read_graph
 from trt_helper.locate import locate
 from trt_helper.machine import find_gpu
 from trt_helper.model import load
+from trt_helper.oracle import control_error
 from trt_helper.record import evidence_yaml, located_json
 from trt_helper.reference import references
 from trt_helper.runners import RUNNERS, RunnerOracle, blame, execute, runner_here
@@ -176,3 +177,12 @@ def test_on_a_gpu_half_overflows_and_the_pinned_plan_passes(graph, name):
     real = replace(oracle(graph, given), runner=runner, settings=BuildSettings(tensorrt=name == "tensorrt"))
     assert real.judge(graph.all_pinned()).verdict is Verdict.PASS
     assert real.judge(Plan()).verdict is Verdict.FAIL
+
+
+def test_a_control_whose_repeats_disagree_is_not_called_inaccurate():
+    """Exit 5, not 1: nothing is known of the tolerance."""
+    control = agreed([PASSED, FAILED])
+    error = control_error(control, [], Tolerance())
+    assert error.exit_status == 5
+    assert "repeats disagree: 0.5 to 3 times the tolerance in 2 runs" in error.message
+    assert control_error(replace(FAILED, why="a layer cannot be computed"), [], Tolerance()).exit_status == 1

@@ -73,6 +73,12 @@ class ControlError(TrtHelperError):
     exit_status = 1
 
 
+class DisagreementError(TrtHelperError):
+    """Repeats of the same trial disagree where nothing can be decided without it."""
+
+    exit_status = 5
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name most like `name`, or None when nothing is near."""
     found = get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -10,12 +10,11 @@ from typing import Any
 
 from trt_helper.cost import Shapes, prices
 from trt_helper.emulate import Emulator
-from trt_helper.errors import ControlError
 from trt_helper.evidence import survey
 from trt_helper.graph import Graph
 from trt_helper.journal import Journal
 from trt_helper.metric import Metric
-from trt_helper.oracle import EmulatedOracle, PerSample
+from trt_helper.oracle import EmulatedOracle, PerSample, control_error
 from trt_helper.reference import references
 from trt_helper.samples import Sample, hold_out
 from trt_helper.search.drive import drive
@@ -223,7 +222,7 @@ class _Search:
                     return Stop(best, minimal=False, because=spent), best
             if isinstance(event, Stop):
                 if event.best is None:
-                    raise _control_error(self.trials[-1], self.searched, self.tolerance)
+                    raise control_error(self.trials[-1], self.searched, self.tolerance)
                 return event, event.best
         raise AssertionError("a strategy ends with Stop")
 
@@ -373,21 +372,6 @@ class _Search:
 def label(graph: Graph, samples: Sequence[int]) -> str:
     """What a trial in the journal was judged on: samples by their number, and the cures of the graph."""
     return ",".join(map(str, samples)) + "".join(f" {cure.kind}:{cure.name}" for cure in graph.cures)
-
-
-def _control_error(trial: Trial, samples: Sequence[Sample], tolerance: Tolerance) -> ControlError:
-    if trial.why:
-        reason = trial.why
-    else:
-        error = max(trial.outputs, key=lambda output: output.excess(tolerance))
-        reason = (
-            f"{error.name!r} is off by {tolerance.stat.value} {error.max:.3g} at {list(error.worst)}"
-            f" on {samples[trial.sample].source}" + (f", {error.non_finite} not finite" if error.non_finite else "")
-        )
-    return ControlError(
-        f"with every layer in FP32 the model already misses the tolerance: {reason}",
-        fix="precision is not the cause; loosen --atol, or check the model and its inputs in ONNX Runtime",
-    )
 
 
 def _median_warnings(after: Trial, tolerance: Tolerance) -> list[str]:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 
 from trt_helper.compare import compare_all, worst
 from trt_helper.emulate import Emulator, Values
+from trt_helper.errors import ControlError, DisagreementError, TrtHelperError
 from trt_helper.kernels import EmulationError
 from trt_helper.metric import Metric
 from trt_helper.samples import Sample
-from trt_helper.values import Plan, TensorError, Tolerance, Trial, Verdict
+from trt_helper.values import DISAGREE, Plan, TensorError, Tolerance, Trial, Verdict
 
 PerSample = tuple[tuple[TensorError, ...], ...]  # of each sample, each output
 
@@ -67,4 +68,25 @@ def judge(plan: Plan, per_sample: Sequence[Sequence[TensorError]], tolerance: To
         outputs,
         excess[decisive],
         decisive,
+    )
+
+
+def control_error(trial: Trial, samples: Sequence[Sample], tolerance: Tolerance) -> TrtHelperError:
+    """What to say when the plan with every layer in FP32, judged on `samples`, does not pass."""
+    if trial.why.startswith(DISAGREE):
+        return DisagreementError(
+            f"with every layer in FP32 {trial.why}",
+            fix="the model or this machine is not deterministic: raise --repeats to see how far, or loosen --atol",
+        )
+    if trial.why:
+        reason = trial.why
+    else:
+        error = max(trial.outputs, key=lambda output: output.excess(tolerance))
+        reason = (
+            f"{error.name!r} is off by {tolerance.stat.value} {error.max:.3g} at {list(error.worst)}"
+            f" on {samples[trial.sample].source}" + (f", {error.non_finite} not finite" if error.non_finite else "")
+        )
+    return ControlError(
+        f"with every layer in FP32 the model already misses the tolerance: {reason}",
+        fix="precision is not the cause; loosen --atol, or check the model and its inputs in ONNX Runtime",
     )
