@@ -179,6 +179,15 @@ def test_a_pin_added_by_hand_is_found_out():
     assert subjects(gate("--no-check-pins"), "pin") == []
 
 
+def test_a_pin_that_convert_added_for_the_engine_is_not_called_needless():
+    def add(data):
+        data["FP32_LAYERS_FOR_FP16"].append("dense")
+        data["evidence"]["engine"] = {"added": {"dense": NORM[0]}}
+
+    edit(CONFIG, add)
+    assert subjects(gate("--check-pins"), "pin") == []
+
+
 def test_a_looser_tolerance_makes_pins_unneeded():
     edit(CONFIG, lambda data: data.update(atol=100))
     assert subjects(gate(), "pin") == list(NORM)
