@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from test_journal import overflowing_norm
 
+from trt_helper.emulate import Emulator
 from trt_helper.errors import ControlError
 from trt_helper.graph import read_graph
 from trt_helper.locate import Budget, locate
 from trt_helper.metric import Metric
 from trt_helper.model import load
+from trt_helper.oracle import EmulatedOracle
 from trt_helper.samples import Sample
-from trt_helper.values import Plan, Tolerance, Verdict
+from trt_helper.values import Plan, Tolerance, Trial, Verdict
 
 TOLERANCE = Tolerance(0.05, 0.0)
 PINS = ("square", "mean", "root")  # squares of thousands, until the root has brought them back
@@ -86,3 +90,23 @@ def test_a_metric_decides_instead_of_the_tolerance(task):
     assert located.pins == PINS
     assert located.after.verdict is Verdict.PASS
     assert locate(*task, Tolerance(0.0, 0.0), metric=Metric(lambda *_: 1.0, 0.5, "blind")).plan == Plan()
+
+
+def test_plans_that_could_not_be_judged_are_told_of(task):
+    """They count as failed, so the answer may have more pins than it needs."""
+    graph, samples = task
+
+    class Flaky(EmulatedOracle):
+        def judge(self, plan: Plan) -> Trial:
+            trial = super().judge(plan)
+            flaky = 0 < len(plan) < 5
+            return replace(trial, verdict=Verdict.UNRESOLVED, why="repeats disagree: 0.5 to 3") if flaky else trial
+
+    def oracle(graph, **given) -> Flaky:
+        return Flaky(Emulator(graph), **given)
+
+    located = locate(graph, samples, TOLERANCE, oracle=oracle)
+    assert len(located.plan) > len(PINS)
+    assert located.after.verdict is Verdict.PASS
+    (warning,) = located.warnings
+    assert "could not be judged and count as failed, so fewer pins may do: repeats disagree: 0.5 to 3" in warning

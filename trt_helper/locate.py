@@ -127,6 +127,9 @@ def locate(
     after = search.judge_all(plan)
     for text in _median_warnings(after, tolerance) if metric is None else ():
         listener.warn(text)
+    if unjudged := [trial.why for trial in search.trials if trial.verdict is Verdict.UNRESOLVED]:
+        of = f"{len(unjudged)} of {len(search.trials)} plans"
+        listener.warn(f"{of} could not be judged and count as failed, so fewer pins may do: {unjudged[-1]}")
     shapes = search.shapes()
     per_sample = {"before": search.per_sample(Plan()), "after": search.per_sample(plan)}
     return Located(
