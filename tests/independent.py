@@ -75,7 +75,7 @@ def with_pairs(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     rounded: dict[str, str] = {}
     for value in graph.input:
         if types.get(value.name) == HALF:
-            rounded[value.name] = _pair(value.name, nodes, kind=HALF)
+            rounded[value.name] = _pair(value.name, nodes)
     for node in graph.node:
         _require_no_half_inside(node)
         node.input[:] = [rounded.get(name, name) for name in node.input]
@@ -182,7 +182,7 @@ def as_half(array: np.ndarray) -> np.ndarray:
         return array.astype(np.float16).astype(np.float32)
 
 
-def _pair(name: str, nodes: list[onnx.NodeProto], out: str = "", *, kind: int) -> str:
+def _pair(name: str, nodes: list[onnx.NodeProto], out: str = "", *, kind: int = HALF) -> str:
     out = out or f"{name}__rounded"
     nodes.append(helper.make_node("Cast", [name], [f"{name}__half"], to=kind))
     nodes.append(helper.make_node("Cast", [f"{name}__half"], [out], to=FLOAT))
