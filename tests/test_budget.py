@@ -110,3 +110,24 @@ def test_plans_that_could_not_be_judged_are_told_of(task):
     assert located.after.verdict is Verdict.PASS
     (warning,) = located.warnings
     assert "could not be judged and count as failed, so fewer pins may do: repeats disagree: 0.5 to 3" in warning
+
+
+def test_what_only_the_engine_gets_wrong_is_not_called_precision(task):
+    """The emulator passes at this tolerance; what judges in its place does not, without its pins."""
+    graph, samples = task
+    culprit = "square"
+
+    class Broken(EmulatedOracle):
+        def judge(self, plan: Plan) -> Trial:
+            trial = super().judge(plan)
+            return trial if culprit in plan.fp32 else replace(trial, verdict=Verdict.FAIL, excess=10.0)
+
+    def oracle(graph, **given) -> Broken:
+        return Broken(Emulator(graph), **given)
+
+    loose = Tolerance(1e6, 0.0)
+    assert locate(graph, samples, TOLERANCE, oracle=oracle).warnings == ()
+    located = locate(graph, samples, loose, oracle=oracle)
+    assert located.plan.fp32 == {culprit}
+    (warning,) = located.warnings
+    assert "a fusion or a kernel is the cause, not precision" in warning

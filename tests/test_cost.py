@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -93,6 +95,17 @@ def test_bench_says_what_was_measured_and_what_is_estimated():
     assert gpu["gpu"] == "L4"
     assert min(gpu["fp32"], gpu["fp16"], gpu["plan"]) > 0
     assert "Estimated, not run" in ok("bench", path, "-i", samples, "--repeats", "1").out.replace("\n", " ")
+
+
+@pytest.mark.usefixtures("_inside")
+def test_a_plan_of_another_model_is_refused():
+    path, samples = save_overflowing()
+    ok("locate", path, "-i", samples, "-o", "plan.yaml")
+    Path("other.yaml").write_text(Path("plan.yaml").read_text().replace("sha256: ", "sha256: 0"))
+    assert ok("bench", "-c", "plan.yaml", "-i", samples, "--repeats", "1", "--gpu", "T4", "--json").json["measured"]
+    result = run("bench", "-c", "other.yaml", "-i", samples, "--repeats", "1")
+    assert result.status == 3
+    assert "was made for another model" in result.err
 
 
 @pytest.mark.usefixtures("_inside")

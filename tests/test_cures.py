@@ -23,11 +23,13 @@ from trt_helper.cures import find
 from trt_helper.emulate import Emulator
 from trt_helper.errors import ConfigError
 from trt_helper.graph import Graph, read_graph
+from trt_helper.journal import Journal
 from trt_helper.model import load
+from trt_helper.oracle import EmulatedOracle
 from trt_helper.remedy import locate_with_cures
 from trt_helper.samples import Sample, load_samples
 from trt_helper.typed import render, write
-from trt_helper.values import CURES, Cure, Plan, Tolerance, Verdict
+from trt_helper.values import CURES, Cure, Plan, Tolerance, Trial, Verdict
 
 WIDTH = 24
 EPSILON = 1e-5
@@ -268,9 +270,68 @@ def test_a_pin_whose_trouble_is_range_becomes_bf16_where_that_passes(tmp_path):
     located = locate_with_cures(graph, samples, Tolerance(atol=0.1, rtol=0.0), ["pins", "bf16"])
     assert located.after.verdict is Verdict.PASS
     assert located.plan == Plan(bf16=frozenset({"up", "abs", "down"}))
+    for name in located.plan.bf16:
+        without = located.without(name)
+        assert without is not None, f"{name} was not taken out again"
+        assert without.verdict is Verdict.FAIL
     strict = locate_with_cures(graph, samples, Tolerance(atol=0.003, rtol=0.0), ["pins", "bf16"])
     assert strict.after.verdict is Verdict.PASS
     assert strict.plan == Plan(frozenset({"up", "abs", "down"}))
+
+
+@pytest.fixture
+def norm_and_bound(tmp_path) -> tuple[Graph, list[Sample]]:
+    """A root mean square that overflows, bounded by 1e9, which becomes infinity in FP16 and harms nobody."""
+    net = Net(9)
+    y = net("Min", rms(net, net("Mul", net.input("x", [4, WIDTH]), 300.0, name="up")), 1e9, name="bound")
+    path = tmp_path / "model.onnx"
+    onnx.save(net.model("norm", [net("Add", y, net.normal(WIDTH), name="shift")], [4, WIDTH]), path)
+    feeds = [np.random.default_rng(seed).normal(size=(4, WIDTH)).astype(np.float32) for seed in range(2)]
+    return read_graph(load(path)), [Sample(f"s{seed}", {"x": feed}) for seed, feed in enumerate(feeds)]
+
+
+LOOSE = Tolerance(atol=0.02, rtol=0.0)
+NORM = Cure("norms", "norm", "RMSNormalization")
+
+
+def test_a_cure_that_is_not_needed_is_not_applied_and_its_trials_count(norm_and_bound):
+    graph, samples = norm_and_bound
+    offered = find(graph.model.graph, CURES)
+    assert {cure.kind for cure in offered} == {"norms", "constants"}
+    located = locate_with_cures(graph, samples, LOOSE, CURES)
+    assert located.graph.cures == (NORM,)
+    assert located.plan == Plan()
+    assert len(located.trials) == len(located.reasons)
+    searches = [reason for reason in located.reasons if reason.startswith("control: no layer")]
+    assert len(searches) == 2, "the search with both cures, and the one whose answer stands"
+
+
+def test_cures_are_judged_by_what_judges_the_search(norm_and_bound):
+    graph, samples = norm_and_bound
+    asked: list[tuple[tuple[Cure, ...], Plan]] = []
+
+    class Spy(EmulatedOracle):
+        def judge(self, plan: Plan) -> Trial:
+            asked.append((self.emulator.graph.cures, plan))
+            return super().judge(plan)
+
+    def oracle(graph: Graph, **how) -> Spy:
+        return Spy(Emulator(graph), **how)
+
+    located = locate_with_cures(graph, samples, LOOSE, ["pins", "norms"], oracle=oracle, runner="spy")
+    assert located.runner == "spy"
+    assert asked[0] == ((), Plan())
+    assert {cures for cures, _ in asked} == {(), (NORM,)}
+    assert located.without_cure[NORM].verdict is Verdict.FAIL
+
+
+def test_a_journal_keeps_the_trials_of_each_set_of_cures_apart(norm_and_bound, tmp_path):
+    graph, samples = norm_and_bound
+    for _ in range(2):
+        with Journal(tmp_path / "journal", {}) as journal:
+            located = locate_with_cures(graph, samples, LOOSE, ["pins", "norms"], journal=journal)
+        assert located.graph.cures == (NORM,)
+        assert located.plan == Plan()
 
 
 def test_one_norm_cures_a_real_classifier_without_a_pin():

@@ -5,10 +5,16 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+import onnx
 import pytest
+from zoo import Net
 
+from trt_helper.emulate import Emulator
+from trt_helper.graph import read_graph
+from trt_helper.model import load
 from trt_helper.search.foresight import Conflict, Foresight, Rounding
-from trt_helper.values import Plan, Statistic
+from trt_helper.sensitivity import roundings
+from trt_helper.values import Plan, Statistic, Tolerance
 
 
 def vector(*values: float) -> np.ndarray:
@@ -111,6 +117,20 @@ def test_opposite_effects_cancel():
     assert guess.errors[2] == pytest.approx(4.0)
 
 
+def test_errors_of_opposite_sign_that_do_not_cancel_are_left_alone(tmp_path):
+    """2049 becomes 2048 and 4102 becomes 4104: on one number any two errors are parallel, but -1 and 2 leave 1."""
+    net = Net(3)
+    x = net.input("x", [1])
+    y = net("Add", net("Mul", x, 2049.0, name="a"), net("Mul", x, 4102.0, name="b"), name="y")
+    path = tmp_path / "model.onnx"
+    onnx.save(net.model("model", [y], [1]), path)
+    emulator = Emulator(read_graph(load(path)))
+    found, _ = roundings(emulator, [{"x": np.ones(1, np.float32)}], Tolerance(atol=1.0, rtol=0.0))
+    effects = {rounding.value: float(rounding.together[0]) for rounding in found}
+    assert effects["a", "a"] == effects["", "a"] == -1
+    assert effects["b", "b"] == effects["", "b"] == 2
+
+
 def test_effects_that_are_not_finite_never_cancel():
     overflow = [weights("a", vector(1e4)), weights("b", vector(-1e4))]
     assert Foresight(["a", "b"], overflow).error(Plan()) > 1e4
@@ -124,7 +144,7 @@ def test_a_conflict_is_put_down_to_the_party_that_takes_fewer_pins():
         for maker, reader in [("left", "gate"), ("right_1", "right_2"), ("right_2", "right_3"), ("right_3", "gate")]
     ]
     right = tuple((name, name) for name in ("right_1", "right_2", "right_3"))
-    conflict = Conflict(((("left", "left"),), right), vector(50.0))
+    conflict = Conflict((right, (("left", "left"),)), vector(50.0))
     layers = ["right_1", "left", "right_2", "right_3", "gate"]
     guess = Foresight(layers, roundings, conflicts=[conflict]).guess()
     assert set(guess.order[:2]) == {"left", "gate"}

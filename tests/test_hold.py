@@ -229,6 +229,17 @@ def test_a_product_is_no_neighbour_because_it_costs_much():
     assert tried == [{}, {}]  # the guard, and nothing
 
 
+def test_a_guard_takes_no_name_that_is_there():
+    graph = graph_of(products(("dense_1",)))
+    typed = render(graph, graph.all_pinned())
+    (held,) = typed.model.graph.initializers.values()
+    typed.model.graph.initializers.pop(held.name)
+    held.name = "dense_1_guard_0"
+    typed.model.graph.register_initializer(held)
+    guard(typed, ["dense_1"])
+    onnx.checker.check_model(ir.serde.serialize_model(typed.model), full_check=True)
+
+
 def test_a_guard_changes_no_bit():
     graph = graph_of(products(("dense_1",)))
     typed = render(graph, graph.all_pinned())

@@ -43,7 +43,7 @@ ROWS = (
     {"cli", "__main__"},
 )
 HEAVY = {
-    "onnxruntime": {"kernels", "reference", "record", "runners.ort_child"},
+    "onnxruntime": {"kernels", "reference", "runners.ort_child"},
     "tensorrt_rtx": {"builder.bindings"},
     "torch": {"cli.export", *(f"export.{m}" for m in ("checkpoint", "exporters", "run", "subject", "weights"))},
     "tensorrt": {"builder.bindings"},

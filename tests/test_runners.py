@@ -19,7 +19,7 @@ from trt_helper.model import load
 from trt_helper.oracle import control_error
 from trt_helper.record import evidence_yaml, located_json
 from trt_helper.reference import references
-from trt_helper.runners import RUNNERS, RunnerOracle, blame, execute, runner_here
+from trt_helper.runners import RUNNERS, RunnerOracle, execute, runner_here
 from trt_helper.runners.oracle import agreed
 from trt_helper.samples import Sample
 from trt_helper.typed import render, write
@@ -155,15 +155,6 @@ def test_repeats_that_disagree_are_unresolved_with_the_range():
     trial = agreed([PASSED, FAILED, PASSED])
     assert trial.verdict is Verdict.UNRESOLVED
     assert trial.why == f"{DISAGREE}: 0.5 to 3 times the tolerance in 3 runs"
-
-
-def test_what_the_emulator_passes_and_the_gpu_fails_is_no_matter_of_precision():
-    assert blame(emulated=FAILED, real=FAILED) == "precision"
-    assert blame(emulated=PASSED, real=FAILED) == "fusion or kernel"
-    assert blame(emulated=PASSED, real=PASSED) == ""
-    assert blame(emulated=replace(PASSED, verdict=Verdict.UNRESOLVED), real=FAILED) == ""
-    with pytest.raises(ValueError, match="different plans"):
-        blame(PASSED, replace(FAILED, plan=Plan.of(["a"])))
 
 
 @pytest.mark.gpu

@@ -185,6 +185,25 @@ def test_a_pin_that_was_all_but_missed_is_tried_again_before_one_that_is_foresee
     assert tried == [{"n3"}, {"n2"}, {"n1"}, {"n1", "n3"}, {"n1", "n2"}, {"n1", "n0"}]
 
 
+def test_a_pin_that_was_clearly_missed_waits_for_one_of_which_less_is_known():
+    """1.3 was measured, 1.9 is only foreseen: the second may well go well, the first hardly."""
+    tried: list[frozenset[str]] = []
+
+    def oracle(plan: Plan) -> Trial:
+        gone = frozenset(names(4)) - plan.fp32
+        tried.append(gone)
+        error = max(({"n2": 1.3, "n1": 0.9, "n0": 0.9, "n3": 9.0}[name] for name in gone), default=0.5)
+        return verdict(plan, error <= 1, error)
+
+    foreseen = {"n2": 0.5, "n1": 0.6, "n0": 1.2, "n3": 100.0}
+    evidence = Guess(
+        names(4), [1.0] * 5, lambda _plan: 0.0, lambda plan: {n: foreseen[n] for n in foreseen if n in plan.fp32}
+    )
+    list(drive(_as_strategy(shrink(Plan.of(names(4)), evidence, lambda _trial: evidence)), oracle))
+    assert tried[:2] == [{"n2"}, {"n1"}]
+    assert tried.index({"n1", "n0"}) < min(index for index, gone in enumerate(tried) if gone >= {"n1", "n2"})
+
+
 def test_a_failure_that_changes_the_evidence_starts_the_climb_afresh():
     layers = names(30)
     blind, knowing = guess(layers, 3), guess([*reversed(layers)], 2)

@@ -17,7 +17,7 @@ from zoo_judge import Judged, trace
 from trt_helper.values import Plan, Role, Verdict
 
 ROOM = 5.0  # factor between the tolerance and the error, of what passes and of what does not
-MOST_RATIO = 3.0  # trials / (pins + 2): two controls, and one proof a pin
+MOST_RATIO = 2.0  # trials / (pins + 2): two controls, and one proof a pin
 MEDIAN_RATIO = 1.5
 MOST_TRIALS_CLEAN = 3
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from trt_helper.errors import ConfigError
 from trt_helper.files import write_atomically
-from trt_helper.values import LayerName, Plan, Statistic, TensorError, TensorName, Tolerance
+from trt_helper.values import LayerName, Plan, Statistic, TensorError, TensorName, Tolerance, over
 
 SCHEMA = 1
 NOISE = 0.01  # of the tolerance: errors below it are as good as this
@@ -179,14 +179,8 @@ def share(error: TensorError | Mapping[str, Any], name: TensorName, tolerance: T
     def figure(key: str) -> float:
         return three_digits(float(error[key] if isinstance(error, Mapping) else getattr(error, key)))
 
-    shares = [_over(figure(stat.value), atol), _over(figure(f"{stat.value}_rel"), rtol)]
+    shares = [over(figure(stat.value), atol), over(figure(f"{stat.value}_rel"), rtol)]
     return min(shares)
-
-
-def _over(error: float, allowed: float) -> float:
-    if error == 0:
-        return 0.0
-    return error / allowed if allowed > 0 else math.inf
 
 
 def times_worse(now: TensorError, before: Mapping[str, Any], tolerance: Tolerance) -> float:

@@ -14,19 +14,17 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import trt_helper
 from trt_helper.emulate import Values
 from trt_helper.errors import OutputError
 from trt_helper.files import write_atomically
 from trt_helper.graph import Graph
 from trt_helper.journal import digest
-from trt_helper.reference import references
+from trt_helper.reference import references, versions
 from trt_helper.samples import Sample
 
 LARGEST_ENTRY = 256 << 20  # bytes
@@ -39,11 +37,6 @@ def folder() -> Path:
     if own:
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trt-helper"
-
-
-def versions() -> dict[str, str]:
-    """What computes the outputs: emulator and kernels."""
-    return {"onnxruntime": version("onnxruntime"), "trt-helper": trt_helper.__version__}
 
 
 def subject(graph: Graph, samples: Sequence[Sample]) -> dict[str, Any]:

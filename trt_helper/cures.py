@@ -16,6 +16,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript import version_converter
 
 from trt_helper.errors import ConfigError, ModelError, nearest
+from trt_helper.normalise import free_name, names_in
 from trt_helper.values import Cure
 
 HALF_MAX = 65504.0
@@ -262,7 +263,7 @@ def _fuse(graph: ir.Graph, norm: _Norm) -> None:
     given = norm.weights.const_value if norm.weights is not None else None
     array = given.numpy().reshape(-1) if given is not None else np.ones(int(n), np.float32)  # type: ignore[arg-type]
     scale = ir.Value(
-        name=f"{norm.node.name}_scale",
+        name=free_name(f"{norm.node.name}_scale", names_in(graph)),
         type=ir.TensorType(ir.DataType.FLOAT),
         shape=ir.Shape(array.shape),
         const_value=ir.Tensor(array.astype(np.float32)),

@@ -36,6 +36,7 @@ from trt_helper.findings import (
 from trt_helper.graph import Graph, read_graph
 from trt_helper.metric import Metric, load_metric
 from trt_helper.model import load
+from trt_helper.reference import versions
 from trt_helper.replay import Replay
 from trt_helper.samples import RANDOM_WARNING, Sample, load_samples
 from trt_helper.shapes import parse_shapes, samples_in
@@ -149,7 +150,7 @@ def _judged(graph: Graph, config: Config, request: Request) -> Gated:
     if before:
         findings += regressions(run.trial.outputs, before, tolerance, request.factor, accept)
     findings += overflows(run.overflow, before, accurate=not failures, fix=f"{again}; {accept}")
-    setup = base.Setup(RUNNER, None, cache.versions())
+    setup = base.Setup(RUNNER, None, versions())
     if not request.update:
         findings += _about_baseline(path, setup, before, about)
     if not failures:
@@ -275,7 +276,7 @@ def _baseline(path: Path, request: Request) -> Mapping[str, Any] | None:
         return None
     if request.baseline and not path.exists():
         raise InputError(f"the baseline {path} does not exist", fix="write it with --update-baseline")
-    return base.read(path).entry(base.Setup(RUNNER, None, cache.versions()))
+    return base.read(path).entry(base.Setup(RUNNER, None, versions()))
 
 
 def _about_baseline(

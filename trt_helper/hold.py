@@ -8,14 +8,14 @@ leaves the plan what it was when it was judged; then with the pin of a neighbour
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import count
 
 import onnx_ir as ir
 
 from trt_helper.builder import HEAVY, PinProof
 from trt_helper.graph import Graph
+from trt_helper.normalise import free_name, names_in
 from trt_helper.typed import TypedModel
 from trt_helper.values import LayerName, Plan, Role
 
@@ -106,18 +106,13 @@ def guard(typed: TypedModel, layers: Iterable[LayerName]) -> None:
     """
     graph = typed.model.graph
     wanted = frozenset(layers)
-    taken = {value.name for node in graph for value in node.outputs} | {node.name for node in graph}
+    taken = names_in(graph)
     for node in [node for node in graph if node.name in wanted]:
         for index, value in enumerate(node.inputs):
             if value is None or value.is_initializer() or value.dtype is not ir.DataType.FLOAT:
                 continue
-            name = next(name for name in _names(f"{node.name}_guard_{index}") if name not in taken)
+            name = free_name(f"{node.name}_guard_{index}", taken)
             out = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=value.shape)
             slope = ir.AttrFloat32("alpha", 1.0)
             graph.insert_before(node, ir.Node("", "LeakyRelu", [value], [slope], outputs=[out], name=name))
             node.replace_input_with(index, out)
-
-
-def _names(wanted: str) -> Iterator[str]:
-    yield wanted
-    yield from (f"{wanted}_{number}" for number in count(1))

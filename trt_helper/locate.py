@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from trt_helper.cost import Shapes, prices
-from trt_helper.emulate import Emulator
+from trt_helper.emulate import Emulator, Values
 from trt_helper.evidence import survey
 from trt_helper.graph import Graph
 from trt_helper.journal import Journal
@@ -103,6 +103,7 @@ def locate(
     budget: Budget = Budget(),
     journal: Journal | None = None,
     every_layer: bool = True,
+    expected: Sequence[Values] | None = None,
     oracle: Callable[..., Any] | None = None,
     runner: str = "emulate",
     on_event: Callable[[Event], None] = lambda _event: None,
@@ -115,12 +116,12 @@ def locate(
     the others, at last about the answer; as soon as it disagrees, the search goes on with all samples. A
     `metric` decides instead of the tolerance. When the `budget` is spent the best plan so far is the answer.
     An open `journal` lets an interrupted search go on. `every_layer` asks for the errors of every layer also
-    when no layer needs FP32. `oracle` makes what judges in the emulator's place (`runners.RunnerOracle`), `runner`
-    is its name. Warnings come when they are known, and again in the result. Raises ControlError when the model in
-    FP32 does not pass: then precision is not the cause.
+    when no layer needs FP32. `expected` are the FP32 outputs where they are known. `oracle` makes what judges in
+    the emulator's place (`runners.RunnerOracle`), `runner` is its name. Warnings come when they are known, and
+    again in the result. Raises ControlError when the model in FP32 does not pass: then precision is not the cause.
     """
     listener = _Listener(on_event, on_warning, on_progress, [])
-    search = _Search(graph, samples, tolerance, metric, budget, journal, listener, oracle)
+    search = _Search(graph, samples, tolerance, metric, budget, journal, listener, oracle, expected)
     stop, plan = search.run(smallest(graph.candidates, search.guess))
     if budget.pins is not None and len(plan) > budget.pins:
         stop, plan = search.best_within(budget.pins, len(plan))
@@ -130,6 +131,9 @@ def locate(
     if unjudged := [trial.why for trial in search.trials if trial.verdict is Verdict.UNRESOLVED]:
         of = f"{len(unjudged)} of {len(search.trials)} plans"
         listener.warn(f"{of} could not be judged and count as failed, so fewer pins may do: {unjudged[-1]}")
+    before = search.judge_all(Plan())
+    if oracle is not None and before.verdict is Verdict.FAIL and search.emulated(Plan()).verdict is Verdict.PASS:
+        listener.warn("emulated FP16 is accurate: a fusion or a kernel is the cause, not precision; pins may not help")
     shapes = search.shapes()
     per_sample = {"before": search.per_sample(Plan()), "after": search.per_sample(plan)}
     return Located(
@@ -141,7 +145,7 @@ def locate(
         plan=plan,
         minimal=stop.minimal,
         because=stop.because,
-        before=search.judge_all(Plan()),
+        before=before,
         after=after,
         trials=tuple(search.trials),
         layers=search.survey() if plan.fp32 or every_layer else (),
@@ -183,6 +187,7 @@ class _Search:
         journal: Journal | None,
         listener: _Listener,
         oracle: Callable[..., Any] | None,
+        expected: Sequence[Values] | None,
     ) -> None:
         self.started = time.monotonic()
         self.graph = graph
@@ -193,20 +198,20 @@ class _Search:
         self.journal = journal
         self.listener = listener
         listener.progress("FP32 reference", 0, 1)
-        self.expected = references(graph, samples)
+        self.expected = references(graph, samples) if expected is None else expected
         self.emulator = Emulator(graph)
         how: Any = {"samples": samples, "references": self.expected, "tolerance": tolerance, "metric": metric}
-        self._oracle = partial(oracle, graph, **how) if oracle else partial(EmulatedOracle, self.emulator, **how)
+        self._emulated = partial(EmulatedOracle, self.emulator, **how)
+        self._oracle = partial(oracle, graph, **how) if oracle else self._emulated
         self.searched, self.held_out = hold_out(samples)
         self.evidence: Guess | None = None
         self.trials: list[Trial] = []
         self.reasons: list[str] = []
-        self.inferences = len(samples)
+        self.inferences = len(samples) if expected is None else 0
         self._roundings: list[Rounding] = []
         self._conflicts: list[Conflict] = []
         self._prices: dict[str, float] = {}
         self._shapes: Shapes = {}
-        self._held_out_asked = False
         self._judged: dict[tuple[tuple[int, ...], Plan], Trial] = {}
         self._per_sample: dict[Plan, PerSample] = {}
 
@@ -289,6 +294,11 @@ class _Search:
     def judge_all(self, plan: Plan) -> Trial:
         """Judge a plan on every sample, held out or not."""
         return self._judge(plan, self.samples)
+
+    def emulated(self, plan: Plan) -> Trial:
+        """What the emulator says of a plan on every sample, whatever else judges."""
+        self.inferences += len(self.samples)
+        return self._emulated().judge(plan)
 
     def _judge(self, plan: Plan, samples: Sequence[Sample]) -> Trial:
         """Judge a plan on `samples`; what was judged before is remembered."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from trt_helper.normalise import free_name, names_in
+
 CONDITION = 1  # the second input of a Loop and of its body; the first result of the body
 
 
@@ -21,7 +23,7 @@ def state_conditions(model: ir.Model) -> None:
 
 
 def _true(loop: ir.Node) -> ir.Value:
-    name = _free(f"{loop.name}_condition", loop.graph)  # type: ignore[arg-type]
+    name = free_name(f"{loop.name}_condition", names_in(loop.graph))  # type: ignore[arg-type]
     value = ir.Value(name=name, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape(()))
     node = ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.Tensor(np.array(True)))], outputs=[value], name=name)
     loop.graph.insert_before(loop, node)  # type: ignore[union-attr]
@@ -29,12 +31,7 @@ def _true(loop: ir.Node) -> ir.Value:
 
 
 def _keep(body: ir.Graph) -> None:
-    name = _free(f"{body.inputs[CONDITION].name}_kept", body)
+    name = free_name(f"{body.inputs[CONDITION].name}_kept", names_in(body))
     kept = ir.Value(name=name, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape(()))
     body.append(ir.Node("", "Identity", [body.inputs[CONDITION]], outputs=[kept], name=name))
     body.outputs[0] = kept
-
-
-def _free(wanted: str, graph: ir.Graph) -> str:
-    taken = {name for node in graph for name in (node.name, *(value.name for value in node.outputs))}
-    return next(name for name in (wanted, *(f"{wanted}_{number}" for number in range(len(taken)))) if name not in taken)

@@ -158,6 +158,22 @@ def name_nodes(graph: ir.Graph) -> None:
         node.name = unique
 
 
+def names_in(graph: ir.Graph) -> set[str]:
+    """The names of everything in a graph, its subgraphs aside: nodes, their outputs, inputs and initializers."""
+    values = (*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs))
+    return {one.name or "" for one in (*values, *graph)}
+
+
+def free_name(wanted: str, taken: set[str]) -> str:
+    """`wanted`, with a number behind it where that is taken; it is taken from then on."""
+    name, number = wanted, 0
+    while name in taken:
+        number += 1
+        name = f"{wanted}_{number}"
+    taken.add(name)
+    return name
+
+
 def infer_types(model: ir.Model) -> None:
     """Infer shapes and types; every tensor has a type afterwards."""
     passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)

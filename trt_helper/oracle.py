@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from trt_helper.compare import compare_all, worst
-from trt_helper.emulate import Emulator, Values
+from trt_helper.emulate import Emulator, Values, Watch
 from trt_helper.errors import ControlError, DisagreementError, TrtHelperError
+from trt_helper.graph import Graph
 from trt_helper.kernels import EmulationError
 from trt_helper.metric import Metric
 from trt_helper.samples import Sample
@@ -32,18 +34,26 @@ class EmulatedOracle:
 
     def judge(self, plan: Plan) -> Trial:
         """Run `plan` on all samples; the metric decides, else the worst sample against the tolerance."""
-        self.inferences += len(self.samples)
         try:
-            with ThreadPoolExecutor(min(len(self.samples), os.cpu_count() or 1)) as pool:
-                found = list(pool.map(lambda sample: self.emulator.run(plan, sample.feed), self.samples))
+            return self.weigh(plan, self.run(plan))
         except EmulationError as error:
             return Trial(plan, Verdict.UNRESOLVED, why=error.message)
-        per_sample = [
-            compare_all(outputs, reference, self.tolerance)
-            for outputs, reference in zip(found, self.references, strict=True)
-        ]
-        self.per_sample[plan] = tuple(per_sample)
-        trial = judge(plan, per_sample, self.tolerance)
+
+    def run(self, plan: Plan, watch: Callable[[int], Watch] | None = None) -> list[Values]:
+        """The outputs on all samples; `watch(i)` sees the roundings of sample i. Raises EmulationError."""
+
+        def one(index: int) -> Values:
+            return self.emulator.run(plan, self.samples[index].feed, watch and watch(index))
+
+        self.inferences += len(self.samples)
+        with ThreadPoolExecutor(min(len(self.samples), os.cpu_count() or 1)) as pool:
+            return list(pool.map(one, range(len(self.samples))))
+
+    def weigh(self, plan: Plan, found: Sequence[Values]) -> Trial:
+        """Judge outputs that `run` gave."""
+        pairs = zip(found, self.references, strict=True)
+        errors = self.per_sample[plan] = tuple(compare_all(*pair, self.tolerance) for pair in pairs)
+        trial = judge(plan, errors, self.tolerance)
         if self.metric is None:
             return trial
         excess = self.metric.excess(self.references, found)
@@ -54,6 +64,11 @@ class EmulatedOracle:
         return replace(
             self, samples=[self.samples[i] for i in indices], references=[self.references[i] for i in indices]
         )
+
+
+def emulated(graph: Graph, **how: Any) -> EmulatedOracle:
+    """An oracle on an emulator of its own; `how` are the other fields."""
+    return EmulatedOracle(Emulator(graph), **how)
 
 
 def judge(plan: Plan, per_sample: Sequence[Sequence[TensorError]], tolerance: Tolerance) -> Trial:

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-import onnxruntime
 
-import trt_helper
 from trt_helper import cost, machine
 from trt_helper.compare import worst
 from trt_helper.convert import Converted, proof_json
@@ -22,6 +20,7 @@ from trt_helper.evidence import cause
 from trt_helper.files import write_atomically
 from trt_helper.graph import Graph
 from trt_helper.locate import Located
+from trt_helper.reference import versions
 from trt_helper.values import LayerReport, Plan, TensorError, Tolerance
 
 SCHEMA = 1
@@ -81,11 +80,6 @@ def layer_json(report: LayerReport, *, pinned: bool) -> Json:
         "cause_evidence": shown,
         "pinned": pinned,
     }
-
-
-def versions() -> dict[str, str]:
-    """What the figures depend on."""
-    return {"trt-helper": trt_helper.__version__, "onnxruntime": onnxruntime.__version__}
 
 
 def located_json(located: Located) -> Json:

@@ -13,12 +13,18 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+import trt_helper
 from trt_helper.emulate import Values
 from trt_helper.errors import InputError, ModelError
 from trt_helper.graph import Graph
 from trt_helper.kernels import Array, session_options
 from trt_helper.normalise import name_nodes
 from trt_helper.samples import Sample
+
+
+def versions() -> dict[str, str]:
+    """What FP32 outputs and emulated ones depend on."""
+    return {"trt-helper": trt_helper.__version__, "onnxruntime": ort.__version__}
 
 
 def references(graph: Graph, samples: Sequence[Sample]) -> list[Values]:

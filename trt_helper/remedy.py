@@ -9,14 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from trt_helper.cures import find
-from trt_helper.emulate import Emulator
 from trt_helper.evidence import cause
 from trt_helper.graph import Graph, read_graph
 from trt_helper.locate import Budget, Located, label, locate
-from trt_helper.oracle import EmulatedOracle
+from trt_helper.oracle import emulated
 from trt_helper.reference import references
 from trt_helper.samples import Sample
 from trt_helper.values import Cure, Plan, Tolerance, Trial, Verdict
@@ -47,7 +47,8 @@ def locate_with_cures(
 
     def search(cures: tuple[Cure, ...]) -> Located:
         on_graph(bench.cured(cures))
-        return locate(bench.cured(cures), samples, tolerance, budget=budget, **how)
+        graph = bench.cured(cures)
+        return locate(graph, samples, tolerance, budget=budget, expected=bench.expected, **how)
 
     nothing = bench.judge(graph, Plan(), "no cure, no layer pinned")
     cures = () if nothing.verdict is Verdict.PASS else bench.sound(find(graph.model.graph, kinds))
@@ -55,6 +56,7 @@ def locate_with_cures(
     needed = {cure: bench.without(located, cure) for cure in cures}
     if any(trial.verdict is Verdict.PASS for trial in needed.values()):
         cures = bench.fewest(located, cures)
+        bench.count(located)
         located = search(cures)
         needed = {cure: bench.without(located, cure) for cure in cures}
     if "bf16" in kinds and located.after.verdict is Verdict.PASS:
@@ -74,14 +76,20 @@ class _Bench:
     """Owns the emulators of the graph as it was and as cures change it."""
 
     def __init__(self, graph: Graph, samples: Sequence[Sample], tolerance: Tolerance, how: dict[str, Any]) -> None:
-        self.graph, self.samples, self.tolerance = graph, samples, tolerance
-        self.metric, self.journal = how.get("metric"), how.get("journal")
+        self.graph, self.samples, self.journal = graph, samples, how.get("journal")
         self.expected = references(graph, samples)
+        given: Any = {
+            "samples": samples,
+            "references": self.expected,
+            "tolerance": tolerance,
+            "metric": how.get("metric"),
+        }
+        self._oracle: Callable[[Graph], Any] = partial(how.get("oracle") or emulated, **given)
         self.trials: list[Trial] = []
         self.reasons: list[str] = []  # why each of them was made
         self.inferences = len(samples)
         self._graphs: dict[tuple[Cure, ...], Graph] = {(): graph}
-        self._oracles: dict[tuple[Cure, ...], EmulatedOracle] = {}
+        self._oracles: dict[tuple[Cure, ...], Any] = {}
 
     def cured(self, cures: tuple[Cure, ...]) -> Graph:
         """The graph as these cures make it."""
@@ -92,17 +100,20 @@ class _Bench:
     def judge(self, graph: Graph, plan: Plan, because: str) -> Trial:
         """Judge a plan on all samples."""
         if graph.cures not in self._oracles:
-            self._oracles[graph.cures] = EmulatedOracle(
-                Emulator(graph), self.samples, self.expected, self.tolerance, self.metric
-            )
-        oracle = self._oracles[graph.cures]
-        judge = oracle.judge
+            self._oracles[graph.cures] = self._oracle(graph)
+        judge = self._oracles[graph.cures].judge
         if self.journal is not None:
             judge = self.journal.remember(judge, label(graph, range(len(self.samples))))
         self.trials.append(judge(plan))
         self.reasons.append(because)
         self.inferences += len(self.samples)
         return self.trials[-1]
+
+    def count(self, located: Located) -> None:
+        """Keep the trials of a search whose answer does not stand."""
+        self.trials += located.trials
+        self.reasons += located.reasons
+        self.inferences += located.inferences
 
     def sound(self, cures: tuple[Cure, ...]) -> tuple[Cure, ...]:
         """Those cures that leave the FP32 result as it was."""

@@ -20,6 +20,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from trt_helper.errors import ModelError
 from trt_helper.files import cannot_write
 from trt_helper.graph import Graph, captured, subgraphs
+from trt_helper.normalise import free_name, names_in
 from trt_helper.precision import Precisions, assign
 from trt_helper.values import Narrow, Plan
 
@@ -54,7 +55,7 @@ class _Renderer:
         self.graph = self.model.graph
         self.casts: dict[tuple[str, ir.DataType], ir.Value] = {}
         self.unrepresentable: list[str] = []
-        self.taken = {value.name for value in self._values()} | {node.name for node in self.graph}
+        self.taken = names_in(self.graph)
 
     def render(self, plan: Plan) -> TypedModel:
         order = list(self.graph)
@@ -160,12 +161,7 @@ class _Renderer:
             node.attributes["value"] = ir.AttrTensor("value", ir.Tensor(round_to_half(array)[0]))
 
     def _name(self, wanted: str) -> str:
-        name, number = wanted, 0
-        while name in self.taken:
-            number += 1
-            name = f"{wanted}_{number}"
-        self.taken.add(name)
-        return name
+        return free_name(wanted, self.taken)
 
 
 def round_to_half(array: np.ndarray) -> tuple[np.ndarray, bool]:

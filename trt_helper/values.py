@@ -137,10 +137,11 @@ class TensorError:
         atol, rtol = tolerance.of(self.name)
         absolute = getattr(self, tolerance.stat.value)
         relative = getattr(self, f"{tolerance.stat.value}_rel")
-        return min(_over(absolute, atol), _over(relative, rtol))
+        return min(over(absolute, atol), over(relative, rtol))
 
 
-def _over(error: float, allowed: float) -> float:
+def over(error: float, allowed: float) -> float:
+    """An error over what is allowed; inf where nothing is."""
     if error == 0:
         return 0.0
     return error / allowed if allowed > 0 else float("inf")

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from trt_helper.gate import RUNNER, Gated
-from trt_helper.record import SCHEMA, outputs_json, tolerance_json, versions
+from trt_helper.record import SCHEMA, outputs_json, tolerance_json
+from trt_helper.reference import versions
 
 
 def gated_json(results: Sequence[Gated]) -> dict[str, Any]:

@@ -30,15 +30,11 @@ def run(
     from trt_helper.bench import estimate, measure
     from trt_helper.cli import common
     from trt_helper.cli.console import progress, show, show_json
-    from trt_helper.config import Config, model_path, read_config
-    from trt_helper.record import versions
+    from trt_helper.reference import versions
 
-    plan_file = read_config(config) if config else Config()
-    if model is None and plan_file.model is None:
-        raise typer.BadParameter("give a model, or a --config that names one")
+    plan_file, path = common.open_config(config, model)
     gpus = _gpus(gpu or ())
-    graph = common.open_graph(model_path(plan_file, model), plan_file.cures)
-    plan = graph.plan(plan_file.fp32_layers, plan_file.bf16_layers)
+    graph, plan = common.open_plan(plan_file, path)
     sample = common.open_samples(graph, inputs, None, shapes)[0]
     with progress() as report:
         measured = measure(

@@ -7,19 +7,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from trt_helper.cli.console import warn
-from trt_helper.config import Config, per_output
+from trt_helper.config import Config, model_path, per_output, read_config, require_same_model
 from trt_helper.errors import ConfigError, MachineError, UsageError
 from trt_helper.graph import Graph, read_graph
 from trt_helper.model import load
 from trt_helper.samples import RANDOM_WARNING, Sample
 from trt_helper.shapes import parse_shapes, samples_in
-from trt_helper.values import Cure, Statistic, Tolerance
+from trt_helper.values import Cure, Plan, Statistic, Tolerance
 
 
 def command_line() -> list[str]:
     """What was typed, as the run record keeps it."""
     return ["trt-helper", *sys.argv[1:]]
+
+
+def open_config(config: Path | None, model: Path | None) -> tuple[Config, Path]:
+    """What a command works on: the config, empty without one, and the model that is given or that it names."""
+    found = read_config(config) if config else Config()
+    if model is None and found.model is None:
+        raise typer.BadParameter("give a model, or a --config that names one")
+    return found, model_path(found, model)
+
+
+def open_plan(config: Config, path: Path) -> tuple[Graph, Plan]:
+    """The model as the config's cures make it, and the config's plan. Raises ConfigError for another model."""
+    graph = open_graph(path, config.cures)
+    require_same_model(config, graph.source.sha256, path)
+    return graph, graph.plan(config.fp32_layers, config.bf16_layers)
 
 
 def open_graph(path: Path, cures: Sequence[Cure] = ()) -> Graph:

@@ -48,19 +48,13 @@ def run(
     from trt_helper import text
     from trt_helper.cli import common
     from trt_helper.cli.console import show, show_json
-    from trt_helper.config import Config, model_path, read_config, require_same_model
     from trt_helper.files import require_writable
     from trt_helper.record import compared_json, write_record
 
-    plan_file = read_config(config) if config else Config()
-    if model is None and plan_file.model is None:
-        raise typer.BadParameter("give a model, or a --config that names one")
-    path = model_path(plan_file, model)
+    plan_file, path = common.open_config(config, model)
     if record:
         require_writable(record, keep=(path, config, *(inputs or ())))
-    graph = common.open_graph(path, plan_file.cures)
-    require_same_model(plan_file, graph.source.sha256, graph.source.path)
-    plan = graph.plan(plan_file.fp32_layers, plan_file.bf16_layers)
+    graph, plan = common.open_plan(plan_file, path)
     tolerance = common.tolerance(graph, atol, rtol, check_error_stat, plan_file.tolerance)
     samples = common.open_samples(graph, inputs, data_loader_script, shapes)
     errors, reports = _measure(graph, plan, samples, tolerance)

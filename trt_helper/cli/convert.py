@@ -82,11 +82,11 @@ def run(
     from trt_helper.builder import BuildSettings
     from trt_helper.cli import common
     from trt_helper.cli.console import progress
-    from trt_helper.config import Config, model_path, read_config, require_same_model
     from trt_helper.convert import convert, guards_of
 
-    plan_file = read_config(config) if config else Config()
-    _check_words(model or plan_file.model, no_engine=no_engine, writes=bool(typed_onnx or emit))
+    plan_file, path = common.open_config(config, model)
+    if no_engine and not (typed_onnx or emit):
+        raise typer.BadParameter("--no-engine needs --typed-onnx FILE or --emit: else nothing would be written")
     settings = BuildSettings(
         compute_capabilities=tuple(compute_capability or ()),
         workspace=workspace << 20 if workspace else None,
@@ -104,14 +104,11 @@ def run(
         tensorrt=common.is_tensorrt(builder),
         exclude_tactics=plan_file.exclude_tactics,
     )
-    path = model_path(plan_file, model)
     engine = None if no_engine else output or path.with_suffix(".trt")
     typed_onnx = typed_onnx or (path.with_suffix(".typed.onnx") if options.Emit.TRTEXEC in (emit or ()) else None)
     _check_targets(engine, typed_onnx, keep=(path, config, *(inputs or ())))
-    graph = common.open_graph(path, plan_file.cures)
-    require_same_model(plan_file, graph.source.sha256, path)
     common.require_tactics(plan_file, tensorrt=settings.tensorrt)
-    plan = graph.plan(plan_file.fp32_layers, plan_file.bf16_layers)
+    graph, plan = common.open_plan(plan_file, path)
     ranges = _profile(graph, plan_file, inputs, shapes)
     with progress() as report:
         converted = convert(
@@ -128,14 +125,6 @@ def run(
         _remember(config, plan_file, converted)
     _emit(frozenset(kind.value for kind in emit or ()), converted, plan_file, ranges, settings)
     _show(converted, as_json=as_json)
-
-
-def _check_words(model: Path | None, *, no_engine: bool, writes: bool) -> None:
-    """Refuse words that mean nothing together."""
-    if model is None:
-        raise typer.BadParameter("give a model, or a --config that names one")
-    if no_engine and not writes:
-        raise typer.BadParameter("--no-engine needs --typed-onnx FILE or --emit: else nothing would be written")
 
 
 def _emit(

@@ -145,7 +145,8 @@ class _Keeper:
         asked: dict[str, Any],
     ) -> None:
         from trt_helper.journal import Journal, digest
-        from trt_helper.record import tolerance_json, versions
+        from trt_helper.record import tolerance_json
+        from trt_helper.reference import versions
         from trt_helper.shapes import ranges_of
 
         self.graph, self.samples, self.tolerance, self.output = graph, samples, tolerance, output

@@ -99,15 +99,3 @@ def agreed(trials: Sequence[Trial]) -> Trial:
     best = min(trial.excess for trial in trials)
     why = f"{DISAGREE}: {best:.3g} to {worst.excess:.3g} times the tolerance in {len(trials)} runs"
     return replace(worst, verdict=Verdict.UNRESOLVED, why=why)
-
-
-def blame(emulated: Trial, real: Trial) -> str:
-    """What is wrong with a plan that fails on the GPU: "precision", or "fusion or kernel" where emulated FP16 passes.
-
-    Empty where the GPU's verdict is not FAIL, or the emulator has none.
-    """
-    if emulated.plan != real.plan:
-        raise ValueError("two trials of different plans")
-    if real.verdict is not Verdict.FAIL or emulated.verdict is Verdict.UNRESOLVED:
-        return ""
-    return "precision" if emulated.verdict is Verdict.FAIL else "fusion or kernel"
