@@ -2,9 +2,10 @@
 
 An estimate, not a measurement. A product, a pooling or a reduction is a kernel: it takes as long as its
 arithmetic at the GPU's peak or its traffic at the GPU's bandwidth, whichever is longer (the roofline model,
-Williams, Waterman and Patterson 2009). Everything else is fused into a kernel beside it and free, except
-where precision changes: a cast ends a fusion there, and the tensor goes to memory once and back. Kernels
-reach only a part of either peak and launches take time, so ratios say more than seconds.
+Williams, Waterman and Patterson 2009). It reads each tensor in the type that it is stored in: TensorRT-RTX takes
+a cast into the kernel (`CorrCastRelu`). Everything else is fused into a kernel beside it and free, except where
+precision changes: that ends the fusion, and the tensor goes to memory once and back. Kernels reach only a
+part of either peak and launches take time, so ratios say more than seconds.
 """
 
 from __future__ import annotations
@@ -71,13 +72,14 @@ def prices(graph: Graph, shapes: Shapes, gpu: Gpu = USUAL) -> dict[LayerName, fl
 
 
 def _seconds(graph: Graph, layer: Layer, precisions: Precisions, shapes: Shapes, gpu: Gpu) -> float:
-    narrow = precisions.layers.get(layer.name)
-    weights = graph.model.graph.initializers
-    broken = [n for n in layer.inputs if n not in weights and precisions.tensors.get(n) is not narrow]
-    moved = (NARROW + SINGLE) * _elements(broken, shapes) if layer.role is Role.COMPUTE else 0
+    narrow, stored, weights = precisions.layers.get(layer.name), precisions.tensors, graph.model.graph.initializers
+    width = NARROW if narrow else SINGLE
     if not _is_kernel(layer):
-        return moved / gpu.bandwidth
-    moved += (NARROW if narrow else SINGLE) * _elements((*layer.inputs, *layer.outputs), shapes)
+        broken = [name for name in layer.inputs if name not in weights and stored.get(name) is not narrow]
+        return (NARROW + SINGLE) * _elements(broken, shapes) / gpu.bandwidth if layer.role is Role.COMPUTE else 0.0
+    moved = width * _elements((*layer.outputs, *(name for name in layer.inputs if name in weights)), shapes)
+    for name in layer.inputs:
+        moved += 0 if name in weights else (NARROW if name in stored else SINGLE) * _elements((name,), shapes)
     peak = gpu.half if narrow and layer.op in PRODUCTS else gpu.single
     return max(operations(graph, layer, shapes) / peak, moved / gpu.bandwidth)
 
