@@ -12,7 +12,7 @@ import numpy as np
 from trt_helper.compare import compare, worst
 from trt_helper.emulate import Emulator, Step
 from trt_helper.kernels import Array
-from trt_helper.values import LayerReport, Plan, TensorError, TensorName, Tolerance
+from trt_helper.values import LayerReport, Plan, Statistic, TensorError, TensorName, Tolerance
 
 HALF_MAX = 65504.0  # largest finite half
 WHOLE_MAX = 2048.0  # beyond it a half cannot hold every whole number (11 bits of significand)
@@ -45,16 +45,21 @@ def survey(
 
 
 def _report(step: Step, tolerance: Tolerance, peaks: tuple[float, float], weights: tuple[int, int]) -> LayerReport:
+    accumulated = _worst_output(step.accumulated, step.reference, tolerance)
+    together = step.isolated is step.accumulated
+    isolated = accumulated if together else _worst_output(step.isolated, step.reference, tolerance)
     overflow = underflow = 0
     for name, reference in step.reference.items():
         alone = step.isolated[name]
         if alone is not reference and reference.dtype.kind == "f" and alone.shape == reference.shape:
-            overflow += int(np.count_nonzero(np.isfinite(reference) & ~np.isfinite(alone)))
-            underflow += int(np.count_nonzero((reference != 0) & (alone == 0)))
+            if isolated.non_finite or len(step.reference) > 1:
+                overflow += int(np.count_nonzero(np.isfinite(reference) & ~np.isfinite(alone)))
+            if np.count_nonzero(alone) < alone.size:
+                underflow += int(np.count_nonzero((reference != 0) & (alone == 0)))
     return LayerReport(
         layer=step.layer,
-        accumulated=_worst_output(step.accumulated, step.reference, tolerance),
-        isolated=_worst_output(step.isolated, step.reference, tolerance),
+        accumulated=accumulated,
+        isolated=isolated,
         overflow=overflow,
         underflow=underflow,
         read=peaks[0],
@@ -75,7 +80,9 @@ def _peak(array: Array) -> float:
 def _worst_output(
     found: Mapping[TensorName, Array], reference: Mapping[TensorName, Array], tolerance: Tolerance
 ) -> TensorError:
-    return worst((compare(name, found[name], array, tolerance) for name, array in reference.items()), tolerance)
+    sampled = tolerance.stat is not Statistic.MEDIAN
+    errors = (compare(name, found[name], array, tolerance, sampled=sampled) for name, array in reference.items())
+    return worst(errors, tolerance)
 
 
 def _worse(tolerance: Tolerance) -> Callable[[LayerReport, LayerReport], LayerReport]:
