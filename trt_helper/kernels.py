@@ -6,7 +6,7 @@ not spin; hundreds of sessions with ONNX Runtime's default threads are some 50 t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,9 @@ from trt_helper.graph import captured, subgraphs
 from trt_helper.values import Narrow
 
 Array = np.ndarray[Any, Any]
+PLAIN = frozenset(  # attributes that their text tells apart
+    getattr(ir.AttributeType, kind + many) for kind in ("INT", "FLOAT", "STRING") for many in ("", "S")
+)
 FATAL = 4  # log severity: ONNX Runtime's own chatter is not for the user
 
 
@@ -63,17 +66,14 @@ class Kernels:
     def __init__(self, model: ir.Model) -> None:
         self._opset = model.opset_imports.get("", 1)
         self._ir_version = min(model.ir_version, 10)
-        self._kernels: dict[bytes, Kernel] = {}
+        self._kernels: dict[Hashable, Kernel] = {}
         self._options = session_options()
 
     def of(self, node: ir.Node) -> Kernel:
         """The kernel of `node`; its feeds are the node's inputs, then what its subgraphs read."""
-        proto, inputs, outputs = _single_node(node)
-        key = proto.SerializeToString(deterministic=True) + b"".join(
-            i.SerializeToString(deterministic=True) for i in inputs
-        )
+        key = _kind(node)
         if key not in self._kernels:
-            self._kernels[key] = self._make(proto, inputs, outputs, node)
+            self._kernels[key] = self._make(*_single_node(node), node)
         return self._kernels[key]
 
     def _make(
@@ -95,6 +95,17 @@ class Kernels:
                 fix="export the model with operators that ONNX Runtime's CPU provider implements in FP32",
             ) from error
         return Kernel(session, [i.name for i in inputs], [o.name for o in outputs])
+
+
+def _kind(node: ir.Node) -> Hashable:
+    """What makes two layers the same kernel: operator, attributes, types of what is read and written."""
+    if any(a.type not in PLAIN for a in node.attributes.values()):
+        proto, inputs, outputs = _single_node(node)
+        return b"".join(part.SerializeToString(deterministic=True) for part in (proto, *inputs, *outputs))
+    attributes = tuple((name, repr(a.value)) for name, a in sorted(node.attributes.items()))
+    read = tuple(value is not None and repr(value.type) for value in node.inputs)
+    written = tuple(bool(value.name) and repr(value.type) for value in node.outputs)
+    return node.domain, node.op_type, attributes, read, written
 
 
 def _single_node(

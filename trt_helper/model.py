@@ -102,11 +102,11 @@ def _external_files(model: ir.Model, path: Path) -> list[Path]:
     return [found[name] for name in sorted(found)]
 
 
-def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol | None]:
+def _tensors(model: ir.Model) -> Iterator[object]:
     for graph in model.graphs():
         yield from (value.const_value for value in graph.initializers.values())
         for node in graph:
-            yield from (a.as_tensor() for a in node.attributes.values() if a.type is ir.AttributeType.TENSOR)
+            yield from (a.value for a in node.attributes.values() if a.type is ir.AttributeType.TENSOR)
 
 
 def _require_outputs(model: ir.Model, path: Path) -> None:

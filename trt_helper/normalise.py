@@ -67,7 +67,8 @@ def normalise(model: ir.Model) -> Normalised:
     _restore_names(model.graph, before, producers)
     name_nodes(model.graph)
     _refuse_sequences(model)
-    infer_types(model)
+    if not _is_inferred(model):
+        infer_types(model)
     alive = {node.name or "" for node in model.graph}
     if not alive:
         raise ModelError("every output is a constant", fix="there is nothing to decide in this model")
@@ -186,6 +187,12 @@ def infer_types(model: ir.Model) -> None:
                 )
 
 
+def _is_inferred(model: ir.Model) -> bool:
+    """Whether every tensor has a type and a shape of which all is known that an inference could add."""
+    outputs = (v for node in ir.traversal.RecursiveGraphIterator(model.graph) for v in node.outputs if v.name)
+    return all(v.type is not None and v.shape is not None and not v.shape.has_unknown_dim() for v in outputs)
+
+
 def raise_to_fp32(model: ir.Model) -> frozenset[str]:
     """Turn every half-precision tensor of a mixed model into FP32, without changing a value.
 
@@ -252,6 +259,8 @@ def fold_batchnorm(model: ir.Model) -> dict[str, str]:
         for node in model.graph
         if node.op_type == "BatchNormalization"
     }
+    if not norms:
+        return {}
     origins = {node.name: dict(node.metadata_props) for node in model.graph}
     rewrite(model, BATCHNORM_RULES)
     heirs: dict[str, str] = {}
