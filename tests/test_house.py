@@ -29,6 +29,7 @@ ROWS = (
         "hold",
         "loops",
         "kernels",
+        "prefix",
         "emulate",
         "compare",
         "samples",

@@ -75,7 +75,7 @@ def median(values: Array) -> float:
     inside = np.compress(above & (flat < high), flat)
     up_to_low = flat.size - int(np.count_nonzero(above))
     first, last = (flat.size - 1) // 2 - up_to_low, flat.size // 2 - up_to_low
-    if 0 <= first and last < inside.size:
+    if first >= 0 and last < inside.size:
         return float(np.mean(np.partition(inside, (first, last))[[first, last]]))
     if last < 0 and np.count_nonzero(flat < low) <= (flat.size - 1) // 2:
         return float(low)  # of which there are many, such as zeros
@@ -129,7 +129,7 @@ def _differences(a: Array, b: Array, allowed: tuple[float, float], *, keep: bool
 
 
 def _sum(block: Array) -> float:
-    """numpy adds in pairs, which keeps six digits of a block in FP32; in FP64 where FP32 ends."""
+    """Added in pairs, which keeps six digits of a block in FP32; in FP64 where FP32 ends."""
     total = float(block.sum())
     return total if math.isfinite(total) else float(block.sum(dtype=np.float64))
 

@@ -8,7 +8,7 @@ in FP32 and drops the roundings between them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ import onnx_ir as ir
 from trt_helper.graph import Graph, captured
 from trt_helper.kernels import Array, EmulationError, Kernel, Kernels, Rounding
 from trt_helper.precision import Precisions, assign
+from trt_helper.prefix import Prefixes
 from trt_helper.values import Layer, Narrow, Plan, Role, TensorName
 
 Values = dict[TensorName, Array]
@@ -54,6 +55,7 @@ class Emulator:
         self.graph = graph
         self._round = {kind: Rounding(kind) for kind in Narrow}
         self._weights: Values = {}
+        self._prefixes = Prefixes()
         self._narrow_weights: dict[tuple[TensorName, Narrow], Array] = {}
         self._rounded_away: dict[str, tuple[int, int]] = {}
         kernels = Kernels(graph.model)
@@ -68,17 +70,36 @@ class Emulator:
         }
 
     def run(self, plan: Plan, feed: Mapping[TensorName, Array], watch: Watch | None = None) -> Values:
-        """The model's outputs under `plan`, as FP32 arrays by name; `watch` sees every rounding on the way."""
+        """The model's outputs under `plan`, as FP32 arrays by name; `watch` sees every rounding on the way.
+
+        What the last plan on this very `feed` computed in the same precisions is not computed again.
+        """
         precisions = assign(self.graph, plan)
-        values: Values = {**feed}
+        way = None if watch else self._prefixes.way(feed, self._keys(precisions))
+        first, values = way.start() if way else (0, {**feed})
         rounded: Rounded = {}
-        for step in self._steps:
+        for index, step in enumerate(self._steps[first:], first):
+            if way:
+                way.pass_by(index, values)
             values.update(self._compute(step, values, rounded, precisions, watch))
             _forget(step.last_read, values, rounded)
+        if way:
+            self._prefixes.keep(way)
         outputs = self._outputs(values)
         return {
             name: self._round[FP16](array) if name in self.graph.half_io else array for name, array in outputs.items()
         }
+
+    def _keys(self, precisions: Precisions) -> list[Hashable]:
+        """Of each layer its precision, and whether what it reads is in that already."""
+        tensors = precisions.tensors
+        return [
+            (
+                precisions.layers.get(step.layer.name),
+                *(tensors.get(name) for name, _, weight in step.reads if not weight),
+            )
+            for step in self._steps
+        ]
 
     def walk(self, plan: Plan, feed: Mapping[TensorName, Array]) -> Iterator[Step]:
         """Trial and FP32 reference side by side, layer by layer; holds only what is still to be read.

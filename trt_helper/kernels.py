@@ -101,7 +101,8 @@ def _kind(node: ir.Node) -> Hashable:
     """What makes two layers the same kernel: operator, attributes, types of what is read and written."""
     if any(a.type not in PLAIN for a in node.attributes.values()):
         proto, inputs, outputs = _single_node(node)
-        return b"".join(part.SerializeToString(deterministic=True) for part in (proto, *inputs, *outputs))
+        types = (value.SerializeToString(deterministic=True) for value in (*inputs, *outputs))
+        return proto.SerializeToString(deterministic=True) + b"".join(types)
     attributes = tuple((name, repr(a.value)) for name, a in sorted(node.attributes.items()))
     read = tuple(value is not None and repr(value.type) for value in node.inputs)
     written = tuple(bool(value.name) and repr(value.type) for value in node.outputs)

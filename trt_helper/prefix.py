@@ -1,0 +1,76 @@
+"""What two trials of one sample have in common: the layers before the first one whose precision differs.
+
+A trial leaves the tensors behind that are alive at some places on its way, as many as fit into a limit. The next
+one on the same sample goes on from the last of these places that both reach with the same precisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from threading import Lock
+
+from trt_helper.kernels import Array
+from trt_helper.values import TensorName
+
+PLACES = 16  # on the way through a model, evenly spread over its layers
+LIMIT = 1 << 28  # bytes that all places of all samples may hold together
+
+Feed = Mapping[TensorName, Array]
+Keys = Sequence[Hashable]  # of each layer, what its results depend on besides the feed and the layers before
+
+
+class Way:
+    """The way of one trial: its feed, its keys, and the tensors that are alive before some of its layers."""
+
+    def __init__(self, feed: Feed, keys: Keys, alive: Mapping[int, Mapping[TensorName, Array]], limit: int) -> None:
+        self.feed = feed
+        self.keys = keys
+        self._alive = dict(alive)
+        self._limit = limit
+
+    @property
+    def size(self) -> int:
+        """Bytes held, each array once."""
+        arrays = {id(array): array.nbytes for values in self._alive.values() for array in values.values()}
+        return sum(arrays.values())
+
+    def start(self) -> tuple[int, dict[TensorName, Array]]:
+        """The first layer that is to be computed, and the tensors alive before it."""
+        first = max(self._alive, default=0)
+        return first, {**self._alive.get(first, self.feed)}
+
+    def pass_by(self, index: int, values: Mapping[TensorName, Array]) -> None:
+        """Leave what is alive before layer `index` there, if it is one of the places and not too much."""
+        if index and index not in self._alive and index % max(1, len(self.keys) // PLACES) == 0:
+            self._alive[index] = {**values}
+            if self.size > self._limit:
+                del self._alive[index]
+
+    def shared_with(self, keys: Keys) -> dict[int, Mapping[TensorName, Array]]:
+        """What was left before the first layer whose key is another in `keys`."""
+        pairs = enumerate(zip(self.keys, keys, strict=True))
+        common = next((index for index, (a, b) in pairs if a != b), len(keys))
+        return {index: values for index, values in self._alive.items() if index <= common}
+
+
+class Prefixes:
+    """The ways of the last trials, one per sample. Thread-safe."""
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        self._limit = limit
+        self._ways: dict[int, Way] = {}
+        self._lock = Lock()
+
+    def way(self, feed: Feed, keys: Keys) -> Way:
+        """A new way, as far as it is known from the last trial on this very `feed`."""
+        with self._lock:
+            last = self._ways.get(id(feed))
+        return Way(feed, keys, last.shared_with(keys) if last and last.feed is feed else {}, self._limit)
+
+    def keep(self, way: Way) -> None:
+        """Remember a way that was gone to its end; the oldest are forgotten when all together pass the limit."""
+        with self._lock:
+            self._ways.pop(id(way.feed), None)
+            self._ways[id(way.feed)] = way
+            while sum(other.size for other in self._ways.values()) > self._limit:
+                del self._ways[next(iter(self._ways))]
