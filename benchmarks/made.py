@@ -26,17 +26,20 @@ class Network:
         self.weights.append(numpy_helper.from_array(array, name))
         return name
 
-    def ints(self, *numbers: int) -> str:
+    def constant(self, array: np.ndarray) -> str:
         name = f"c{len(self.weights)}"
-        self.weights.append(numpy_helper.from_array(np.array(numbers, dtype=np.int64), name))
+        self.weights.append(numpy_helper.from_array(array, name))
         return name
+
+    def ints(self, *numbers: int) -> str:
+        return self.constant(np.array(numbers, dtype=np.int64))
 
     def node(self, op: str, *inputs: str, **attributes: object) -> str:
         out = f"{op}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, list(inputs), [out], name=f"/{out}", **attributes))
         return out
 
-    def save(self, path: Path, shape: tuple[int, ...], out: str) -> None:
+    def save(self, path: Path, shape: tuple[int, ...], out: str, *, external: bool = False) -> None:
         graph = helper.make_graph(
             self.nodes,
             "made",
@@ -44,7 +47,8 @@ class Network:
             [helper.make_tensor_value_info(out, TensorProto.FLOAT, None)],
             initializer=self.weights,
         )
-        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8), path)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+        onnx.save(model, path, save_as_external_data=external, location=f"{path.stem}.data" if external else None)
 
 
 def residual_cnn(path: Path, blocks: int = 16, channels: int = 64, size: int = 32) -> None:
@@ -71,6 +75,41 @@ def transformer(path: Path, blocks: int = 4, width: int = 256, heads: int = 4, l
             "Add", y, net.node("MatMul", net.node("Mul", inner, gate), net.weight(4 * width, width, scale=0.02))
         )
     net.save(path, (1, length, width), _norm(net, y, width))
+
+
+def densenet(path: Path, blocks: tuple[int, ...] = (6, 12, 24, 16), growth: int = 32, size: int = 224) -> None:
+    """DenseNet-121 as in the ONNX model zoo: some 900 nodes, each norm with a scale and a shift of its own."""
+    net = Network()
+    channels = 64
+
+    def norm_conv(x: str, read: int, written: int, kernel: int) -> str:
+        ones = [net.weight(read, scale=0.05) for _ in range(3)]
+        variance = net.constant(np.ones(read, np.float32))
+        y = net.node("BatchNormalization", x, net.constant(np.ones(read, np.float32)), *ones[:2], variance)
+        y = net.node("Mul", y, net.node("Unsqueeze", net.constant(np.ones(read, np.float32)), net.ints(1, 2)))
+        y = net.node("Relu", net.node("Add", y, net.node("Unsqueeze", ones[2], net.ints(1, 2))))
+        return net.node("Conv", y, net.weight(written, read, kernel, kernel), pads=[kernel // 2] * 4) if written else y
+
+    y = net.node("Conv", "x", net.weight(channels, 3, 7, 7), pads=[3] * 4, strides=[2, 2])
+    y = net.node("MaxPool", y, kernel_shape=[3, 3], pads=[1] * 4, strides=[2, 2])
+    for block, layers in enumerate(blocks):
+        for _ in range(layers):
+            y = net.node("Concat", y, norm_conv(norm_conv(y, channels, 4 * growth, 1), 4 * growth, growth, 3), axis=1)
+            channels += growth
+        if block < len(blocks) - 1:
+            y = net.node("AveragePool", norm_conv(y, channels, channels // 2, 1), kernel_shape=[2, 2], strides=[2, 2])
+            channels //= 2
+    y = net.node("GlobalAveragePool", norm_conv(y, channels, 0, 1))
+    net.save(path, (1, 3, size, size), net.node("Conv", y, net.weight(1000, channels, 1, 1)))
+
+
+def wide(path: Path, layers: int = 36, width: int = 4096) -> None:
+    """Products with 64 MiB of weights each, in a file beside the model; 36 of them are 2.4 GB."""
+    net = Network()
+    y = "x"
+    for _ in range(layers):
+        y = net.node("Relu", net.node("MatMul", y, net.weight(width, width)))
+    net.save(path, (1, width), y, external=True)
 
 
 def _norm(net: Network, x: str, width: int) -> str:

@@ -102,7 +102,7 @@ def _kind(node: ir.Node) -> Hashable:
     if any(a.type not in PLAIN for a in node.attributes.values()):
         proto, inputs, outputs = _single_node(node)
         types = (value.SerializeToString(deterministic=True) for value in (*inputs, *outputs))
-        return proto.SerializeToString(deterministic=True) + b"".join(types)
+        return b"".join((proto.SerializeToString(deterministic=True), *types))
     attributes = tuple((name, repr(a.value)) for name, a in sorted(node.attributes.items()))
     read = tuple(value is not None and repr(value.type) for value in node.inputs)
     written = tuple(bool(value.name) and repr(value.type) for value in node.outputs)
