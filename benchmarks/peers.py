@@ -3,7 +3,7 @@
 Each tool is a process of its own and gets the same model and the same random input. Nothing here says how good its
 answer is. The peers are installed where `--peers PYTHON` points (by default here):
 
-    pip install nvidia-modelopt onnxconverter-common onnxruntime onnx torch
+    pip install "nvidia-modelopt[onnx]" onnxconverter-common torch
 
 `--large` adds a model of 2.4 GB, for which AutoCast takes some 20 GB of memory.
 """
@@ -11,17 +11,14 @@ answer is. The peers are installed where `--peers PYTHON` points (by default her
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from made import densenet, residual_cnn, transformer, wide
+from process import run
 from rich.console import Console
 from rich.table import Table
 
@@ -38,28 +35,6 @@ feed = dict(numpy.load(sys.argv[2]))
 made = auto_convert_mixed_precision(onnx.load(sys.argv[1]), feed, rtol=1e-2, atol=1e-2, keep_io_types=True)
 onnx.save(made, sys.argv[3])
 """
-
-
-@dataclass(frozen=True)
-class Run:
-    """One process: wall seconds, peak resident memory in GB, and what it said when it failed."""
-
-    seconds: float
-    peak: float
-    error: str
-
-
-def measure(command: list[str], folder: Path) -> Run:
-    """Run a command to its end in `folder`."""
-    with tempfile.TemporaryFile("w+") as said:
-        started = time.perf_counter()
-        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, cwd=folder)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - started
-        said.seek(0)
-        lines = [line for line in said.read().splitlines() if line.strip()]
-    failed = os.waitstatus_to_exitcode(status) != 0
-    return Run(seconds, usage.ru_maxrss / 1e6, (lines or ["killed"])[-1][:100] if failed else "")
 
 
 def tools(model: Path, inputs: Path, out: Path, peers: str) -> dict[str, list[str]]:
@@ -79,10 +54,10 @@ def compare(table: Table, name: str, model: Path, shape: tuple[int, ...], runs: 
     np.savez(inputs, x=np.random.default_rng(1).standard_normal(shape).astype(np.float32))
     ours = 0.0
     for tool, command in tools(model, inputs, out, peers).items():
-        found = [measure(command, model.parent) for _ in range(runs)]
-        seconds = statistics.median(run.seconds for run in found)
+        found = [run(command) for _ in range(runs)]
+        seconds = statistics.median(one.seconds for one in found)
         ours = ours or seconds
-        peak = max(run.peak for run in found)
+        peak = max(one.peak for one in found)
         table.add_row(name, tool, f"{seconds:.1f}", f"{seconds / ours:.2f} x", f"{peak:.2f}", found[-1].error)
         for left in model.parent.glob("out*"):
             left.unlink()

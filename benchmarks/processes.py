@@ -1,0 +1,140 @@
+"""Peak memory, cores and builds, as whole processes: `python benchmarks/processes.py`.
+
+- Peak resident memory of one trial and of `compare` (every layer), over that of a plain ONNX Runtime session on the
+  same model and input, and how it grows with the number of samples. All are processes of their own; what an
+  interpreter with the same imports takes is in all of them.
+- `locate` with 16 samples on all cores, over the same on one core.
+- `convert` with everything FP16, over TensorRT-RTX's builder alone on the same typed model.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from made import densenet, residual_cnn, transformer
+from process import run
+from rich.console import Console
+from rich.table import Table
+
+RUNS = 3
+HEAD = """
+import sys
+import numpy as np
+import onnxruntime as ort
+from pathlib import Path
+from trt_helper.emulate import Emulator
+from trt_helper.evidence import survey
+from trt_helper.graph import read_graph
+from trt_helper.kernels import session_options
+from trt_helper.model import load
+from trt_helper.values import Plan, Tolerance
+model, feed = Path(sys.argv[1]), dict(np.load(sys.argv[2]))
+feeds = [{name: array + i for name, array in feed.items()} for i in range(int(sys.argv[3]))]
+"""
+PLAIN = HEAD + "session = ort.InferenceSession(str(model), session_options())\nfor f in feeds: session.run(None, f)"
+TRIAL = HEAD + "emulator = Emulator(read_graph(load(model)))\nfor f in feeds: emulator.run(Plan(), f)"
+EVERY = HEAD + "survey(Emulator(read_graph(load(model))), Plan(), feeds, Tolerance())"
+BARE = """
+import sys
+import tensorrt_rtx as trt
+logger = trt.Logger(trt.Logger.ERROR)
+builder = trt.Builder(logger)
+network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+assert trt.OnnxParser(network, logger).parse_from_file(sys.argv[1])
+plan = builder.build_serialized_network(network, builder.create_builder_config())
+open(sys.argv[2], "wb").write(plan)
+"""
+TYPED = """
+import sys
+from pathlib import Path
+from trt_helper.graph import read_graph
+from trt_helper.model import load
+from trt_helper.typed import render, write
+from trt_helper.values import Plan
+write(render(read_graph(load(Path(sys.argv[1]))), Plan()), Path(sys.argv[2]))
+"""
+
+
+def measure(command: Sequence[object], runs: int = RUNS, cores: Sequence[int] = ()) -> tuple[float, float]:
+    """Median seconds and peak resident MB of a process."""
+    found = [run(command, cores) for _ in range(runs)]
+    if failed := [one.error for one in found if one.error]:
+        raise SystemExit(f"{command[:4]}: {failed[0]}")
+    return statistics.median(one.seconds for one in found), 1e3 * statistics.median(one.peak for one in found)
+
+
+def memory(models: dict[Path, Path]) -> Table:
+    table = columns("Peak memory, MB", "model", "plain session", "one trial", "every layer", "4 samples", "16 samples")
+    for model, inputs in models.items():
+
+        def peak(code: str, samples: int = 1, model: Path = model, inputs: Path = inputs) -> float:
+            return measure([sys.executable, "-c", code, model, inputs, samples])[1]
+
+        plain = peak(PLAIN)
+        ours = [peak(TRIAL), peak(EVERY), peak(EVERY, 4), peak(EVERY, 16)]
+        table.add_row(model.stem, f"{plain:.0f}", *(f"{mb:.0f}, {mb / plain:.2f} x" for mb in ours))
+    return table
+
+
+def cores(model: Path, inputs: Path) -> Table:
+    """`locate` with 16 samples; the tolerance is missed, so there is a search."""
+    folder = model.with_name("samples")
+    folder.mkdir()
+    for index in range(16):
+        np.savez(folder / f"{index}.npz", **{name: array + index for name, array in np.load(inputs).items()})
+    asked = ["locate", model, "--inputs", folder, "--atol", "1e-5", "--rtol", "0", "--max-trials", "6"]
+    command = [sys.executable, "-m", "trt_helper", *asked, "-o", model.with_suffix(".yaml")]
+    one, every = (measure(command, 1, used)[0] for used in ([0], []))
+    table = columns(f"locate with 16 samples, 6 trials, {os.cpu_count()} cores", "model", "one core, s", "all, s", "")
+    table.add_row(model.stem, f"{one:.1f}", f"{every:.1f}", f"{one / every:.2f} x")
+    return table
+
+
+def builds(models: dict[Path, Path]) -> Table:
+    table = columns("convert, everything FP16, s", "model", "builder alone", "convert", "")
+    for model, inputs in models.items():
+        typed, engine = model.with_name("typed.onnx"), model.with_suffix(".trt")
+        measure([sys.executable, "-c", TYPED, model, typed], 1)
+        bare, _ = measure([sys.executable, "-c", BARE, typed, engine])
+        asked = ["convert", model, "--inputs", inputs, "-o", engine]
+        ours, _ = measure([sys.executable, "-m", "trt_helper", *asked])
+        table.add_row(model.stem, f"{bare:.1f}", f"{ours:.1f}", f"{ours / bare:.2f} x")
+    return table
+
+
+def columns(title: str, first: str, *others: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None)
+    table.add_column(first)
+    for other in others:
+        table.add_column(other, justify="right")
+    return table
+
+
+def main() -> int:
+    folder = Path(tempfile.mkdtemp())
+    try:
+        models = {}
+        made = ((residual_cnn, (1, 3, 32, 32)), (transformer, (1, 64, 256)), (densenet, (1, 3, 224, 224)))
+        for make, shape in made:
+            model, inputs = folder / f"{make.__name__}.onnx", folder / f"{make.__name__}.npz"
+            make(model)
+            np.savez(inputs, x=np.random.default_rng(1).standard_normal(shape).astype(np.float32))
+            models[model] = inputs
+        console = Console(width=120)
+        console.print(memory(models))
+        console.print(cores(*next(iter(models.items()))))
+        console.print(builds(models))
+    finally:
+        shutil.rmtree(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
