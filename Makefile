@@ -50,6 +50,8 @@ bench: $(READY)  ## measure speed, memory and trials against references in the s
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/gate.py
 	$(BIN)/python benchmarks/engines.py
+	$(BIN)/python benchmarks/processes.py
+	$(BIN)/python benchmarks/peers.py
 
 clean:  ## remove everything that was made
 	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -173,7 +173,24 @@ def test_a_model_or_something_to_write_must_be_given():
     misused("convert", "model.onnx", "--no-engine", says="Invalid value: --no-engine needs --typed-onnx")
     misused("convert", "model.onnx", "--workspace", "0", says="Invalid value for '--workspace'")
     words = ("convert", "model.onnx", "-o", "m.trt", "--typed-onnx", "./m.trt")
-    misused(*words, says="Invalid value: -o and --typed-onnx name the same file")
+    misused(*words, says="Invalid value: two files to be written have the same name")
+    words = ("convert", "model.onnx", "-o", "m.trt", "--typed-onnx", "m.noted.onnx", "--emit", "netron")
+    misused(*words, says="Invalid value: two files to be written have the same name")
+
+
+@pytest.mark.parametrize(
+    ("kind", "ending"), [("netron", ".noted.onnx"), ("explorer", ".layers.json"), ("trtexec", ".trtexec.sh")]
+)
+def test_what_is_in_the_way_of_what_is_emitted_is_said_before_the_build(kind, ending):
+    Path(f"m{ending}").mkdir()
+    refused("convert", "model.onnx", "-o", "m.trt", "--emit", kind, says=f"m{ending} is a folder")
+
+
+def test_notes_for_netron_are_not_written_over_the_model():
+    Path("m.noted.onnx").write_bytes(b"a model")
+    words = ("convert", "m.noted.onnx", "-o", "m.trt", "--emit", "netron")
+    refused(*words, says="m.noted.onnx is what the result is made from")
+    assert Path("m.noted.onnx").read_bytes() == b"a model"
 
 
 @pytest.mark.parametrize(

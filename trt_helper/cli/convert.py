@@ -10,11 +10,19 @@ import typer
 from trt_helper.cli import options
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from trt_helper.builder import BuildSettings
     from trt_helper.config import Config
     from trt_helper.convert import Converted
     from trt_helper.graph import Graph
     from trt_helper.shapes import Range
+
+EMITTED = {  # how the names of the files end that `--emit` writes beside the engine
+    "trtexec": (".trtexec.sh", ".trtexec-weak.sh"),
+    "explorer": (".layers.json",),
+    "netron": (".noted.onnx",),
+}
 
 
 def run(
@@ -106,7 +114,9 @@ def run(
     )
     engine = None if no_engine else output or path.with_suffix(".trt")
     typed_onnx = typed_onnx or (path.with_suffix(".typed.onnx") if options.Emit.TRTEXEC in (emit or ()) else None)
-    _check_targets(engine, typed_onnx, keep=(path, config, *(inputs or ())))
+    beside = engine or path.with_suffix(".trt")
+    emitted = [beside.with_suffix(suffix) for kind in emit or () for suffix in EMITTED[kind.value]]
+    _check_targets(engine, typed_onnx, emitted, keep=(path, config, *(inputs or ())))
     common.require_tactics(plan_file, tensorrt=settings.tensorrt)
     graph, plan = common.open_plan(plan_file, path)
     ranges = _profile(graph, plan_file, inputs, shapes)
@@ -140,34 +150,38 @@ def _emit(
     engine = converted.engine.path if converted.engine else path.with_suffix(".trt")
     if "trtexec" in kinds and converted.typed_onnx:
         made = engine.with_suffix(".trtexec.trt")
-        commands = {
-            ".trtexec.sh": interchange.trtexec_typed(converted.typed_onnx, made, ranges, settings),
-            ".trtexec-weak.sh": interchange.trtexec_weak(path, made, graph, plan, ranges, settings),
-        }
-        for suffix, command in commands.items():
+        commands = (
+            interchange.trtexec_typed(converted.typed_onnx, made, ranges, settings),
+            interchange.trtexec_weak(path, made, graph, plan, ranges, settings),
+        )
+        for suffix, command in zip(EMITTED["trtexec"], commands, strict=True):
             write_atomically(engine.with_suffix(suffix), f"{command}\n".encode())
-        said = " and, for weak typing up to TensorRT 10, ".join(str(engine.with_suffix(suffix)) for suffix in commands)
+        written = (str(engine.with_suffix(suffix)) for suffix in EMITTED["trtexec"])
+        said = " and, for weak typing up to TensorRT 10, ".join(written)
         note(f"trtexec commands written to {said}")
     if "explorer" in kinds and converted.engine:
-        target = engine.with_suffix(".layers.json")
+        target = engine.with_suffix(*EMITTED["explorer"])
         write_atomically(target, interchange.engine_explorer(converted.engine.layers))
         note(f"layers for TensorRT Engine Explorer written to {target}")
     if "netron" in kinds:
-        target = engine.with_suffix(".noted.onnx")
+        target = engine.with_suffix(*EMITTED["netron"])
         write(interchange.annotated(graph, plan, config), target)
         note(f"model with a note on each layer, for Netron, written to {target}")
 
 
-def _check_targets(engine: Path | None, typed_onnx: Path | None, keep: tuple[Path | None, ...]) -> None:
-    """Say before the work what cannot be written."""
+def _check_targets(
+    engine: Path | None, typed_onnx: Path | None, emitted: Sequence[Path], keep: tuple[Path | None, ...]
+) -> None:
+    """Say before the work what cannot be written, and what would be written twice."""
     from trt_helper.convert import sidecar
     from trt_helper.files import require_writable
 
-    for target in (engine, engine and sidecar(engine), typed_onnx):
-        if target:
-            require_writable(target, keep=keep)
-    if engine and typed_onnx and engine.absolute() == typed_onnx.absolute():
-        raise typer.BadParameter("-o and --typed-onnx name the same file")
+    targets = [path for path in (engine, engine and sidecar(engine), typed_onnx, *emitted) if path]
+    for target in targets:
+        require_writable(target, keep=keep)
+    absolute = [target.absolute() for target in targets]
+    if twice := next((path for path in absolute if absolute.count(path) > 1), None):
+        raise typer.BadParameter(f"two files to be written have the same name: {twice}")
 
 
 def _remember(path: Path, config: Config, converted: Converted) -> None:
