@@ -12,6 +12,7 @@ from models import Case, f32, i64, parsed
 from subjects import MODELS, put
 
 from trt_helper.kernels import Kernel, Rounding
+from trt_helper.prefix import PLACES
 from trt_helper.values import Plan, Role
 
 every_model = pytest.mark.parametrize("name", MODELS)
@@ -92,7 +93,7 @@ def test_a_culprit_has_an_isolated_error_and_its_victim_has_not(subject):
 
 # --------------------------------------------------------------------------------------------- memory
 
-LENGTH = 40
+LENGTH = 160
 
 
 def chain(folder):
@@ -107,7 +108,10 @@ def chain(folder):
 
 @pytest.mark.parametrize("way", ["run", "walk", "reference"])
 def test_a_tensor_is_freed_after_its_last_reader(tmp_path, monkeypatch, way):
-    """Every second layer is pinned, so tensors are rounded on their way too; a handful is alive at any time."""
+    """Every second layer is pinned, so tensors are rounded on their way too; a handful is alive at any time.
+
+    A run also leaves what is alive at some places for the next one.
+    """
     subject = chain(tmp_path)
     plan = Plan.of(subject.graph.candidates[::2])
     ways = {
@@ -132,7 +136,7 @@ def test_a_tensor_is_freed_after_its_last_reader(tmp_path, monkeypatch, way):
     monkeypatch.setattr(Rounding, "__call__", watched(Rounding.__call__))
     ways[way]()
     assert len(made) >= LENGTH
-    assert max(alive) <= 10
+    assert max(alive) <= 10 + (2 * PLACES if way == "run" else 0) < LENGTH
 
 
 # ----------------------------------------------------------------------------------- single roundings
