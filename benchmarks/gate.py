@@ -10,16 +10,15 @@ from __future__ import annotations
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import yaml
 from made import residual_cnn, transformer
+from process import run
 from rich.console import Console
 from rich.table import Table
 
@@ -46,9 +45,10 @@ def median(command: Sequence[str], before: Callable[[], object] = lambda: None) 
     taken = []
     for _ in range(RUNS + 1):
         before()
-        started = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
-        taken.append(time.perf_counter() - started)
+        one = run(command)
+        if one.error:
+            raise SystemExit(one.error)
+        taken.append(one.seconds)
     return statistics.median(taken[1:])
 
 

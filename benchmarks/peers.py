@@ -55,10 +55,14 @@ def compare(table: Table, name: str, model: Path, shape: tuple[int, ...], runs: 
     ours = 0.0
     for tool, command in tools(model, inputs, out, peers).items():
         found = [run(command) for _ in range(runs)]
-        seconds = statistics.median(one.seconds for one in found)
-        ours = ours or seconds
-        peak = max(one.peak for one in found)
-        table.add_row(name, tool, f"{seconds:.1f}", f"{seconds / ours:.2f} x", f"{peak:.2f}", found[-1].error)
+        seconds, peak = statistics.median(one.seconds for one in found), max(one.peak for one in found)
+        error = next((one.error for one in found if one.error), "")
+        if tool == OURS:
+            ours = seconds
+            if error:
+                raise SystemExit(f"{tool} failed on {name}: {error}")
+        ratio = "" if error else f"{seconds / ours:.2f} x"
+        table.add_row(name, tool, f"{seconds:.1f}", ratio, f"{peak:.2f}", error)
         for left in model.parent.glob("out*"):
             left.unlink()
 

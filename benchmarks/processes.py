@@ -89,10 +89,10 @@ def cores(model: Path, inputs: Path) -> Table:
     folder.mkdir()
     for index in range(16):
         np.savez(folder / f"{index}.npz", **{name: array + index for name, array in np.load(inputs).items()})
-    asked = ["locate", model, "--inputs", folder, "--atol", "1e-5", "--rtol", "0", "--max-trials", "6"]
+    asked = ["locate", model, "--inputs", folder, "--atol", "1e-5", "--rtol", "0", "--max-trials", "3"]
     command = [sys.executable, "-m", "trt_helper", *asked, "-o", model.with_suffix(".yaml")]
-    one, every = (measure(command, 1, used)[0] for used in ([0], []))
-    table = columns(f"locate with 16 samples, 6 trials, {os.cpu_count()} cores", "model", "one core, s", "all, s", "")
+    one, every = (measure(command, RUNS, used)[0] for used in ([0], []))
+    table = columns(f"locate with 16 samples, 3 trials, {os.cpu_count()} cores", "model", "one core, s", "all, s", "")
     table.add_row(model.stem, f"{one:.1f}", f"{every:.1f}", f"{one / every:.2f} x")
     return table
 

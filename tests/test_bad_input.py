@@ -161,6 +161,17 @@ def test_external_data_outside_the_models_folder_is_refused(place):
     refused("locate", "model.onnx", says=f"point outside the model's folder: '{place}'", fix="do not trust this file")
 
 
+def test_external_data_of_a_constant_node_must_not_lie_outside_either():
+    proto = clean()
+    tensor = onnx.TensorProto(name="k", data_type=onnx.TensorProto.FLOAT, dims=[16], raw_data=bytes(64))
+    onnx.external_data_helper.set_external_data(tensor, "../outside.bin", offset=0, length=64)
+    tensor.ClearField("raw_data")
+    proto.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["k"], name="constant", value=tensor))
+    Path("model.onnx").write_bytes(proto.SerializeToString())
+    Path("../outside.bin").write_bytes(bytes(64))
+    refused("locate", "model.onnx", says="point outside the model's folder: '../outside.bin'", fix="do not trust")
+
+
 def test_external_data_behind_a_link_out_of_the_folder_is_refused():
     external()
     Path("weights.bin").rename("../outside.bin")

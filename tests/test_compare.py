@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -209,8 +210,8 @@ def test_polygraphy_says_the_same(stat, atol, rtol):
     )
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 16_384, 16_385, 100_001])
-@pytest.mark.parametrize("kind", ["normal", "zeros", "two values", "heavy tail", "equal"])
+@pytest.mark.parametrize("size", [1, 2, 3, 4_095, 4_096, 8_191, 16_384, 16_385, 100_001])
+@pytest.mark.parametrize("kind", ["normal", "zeros", "two values", "heavy tail", "equal", "large where looked at"])
 def test_the_median_is_exact_whatever_the_size(size, kind):
     random = np.random.default_rng(size)
     values = {
@@ -219,5 +220,82 @@ def test_the_median_is_exact_whatever_the_size(size, kind):
         "two values": (random.random(size) > 0.5) * 1.0,
         "heavy tail": np.abs(random.standard_cauchy(size)),
         "equal": np.full(size, 0.1),
+        "large where looked at": np.where(np.arange(size) % int(size ** (1 / 3)) == 0, 9, np.arange(size) / size),
     }[kind].astype(np.float32)
     assert median(values) == np.median(values)
+
+
+# ------------------------------------------------------------------------------------------- large tensors
+
+LARGE = 7 * 16_384  # three blocks and a half; an even stride would be 7
+
+
+def pairs():
+    """A reference and what was found, in every pattern that an even stride could fall in step with."""
+    random = np.random.default_rng(0)
+    reference = random.standard_normal(LARGE).astype(np.float32)
+    noise = (np.abs(random.standard_normal(LARGE)) * 1e-3).astype(np.float32)
+    place = np.arange(LARGE)
+    return {
+        "noise": noise,
+        **{f"every {n}th is far off": np.where(place % n == 0, noise + 1, noise) for n in (2, 3, 5, 7)},
+        "sorted": np.sort(noise),
+        "one row of many": np.where(place < LARGE // 3, 0, noise),
+    }, reference
+
+
+@pytest.mark.parametrize("pattern", pairs()[0])
+def test_sampled_medians_rank_near_the_middle_and_all_else_is_exact(pattern):
+    reference = pairs()[1]
+    found = reference + pairs()[0][pattern]
+    exact, sampled = (compare("y", found, reference, Tolerance(), sampled=sampled) for sampled in (False, True))
+    difference = np.abs(found - reference)
+    for value, of in ((sampled.median, difference), (sampled.median_rel, difference / np.abs(reference))):
+        assert np.mean(of < value) <= 0.512
+        assert np.mean(of <= value) >= 0.488
+    assert sampled.median != exact.median or pattern != "noise"
+    same = {"median": 0.0, "median_rel": 0.0}
+    assert dataclasses.replace(exact, **same) == dataclasses.replace(sampled, **same)
+
+
+def test_small_tensors_are_not_sampled():
+    random = np.random.default_rng(0)
+    reference, found = random.standard_normal((2, 32_768)).astype(np.float32)
+    assert compare("y", found, reference, Tolerance(), sampled=True) == compare("y", found, reference, Tolerance())
+
+
+@pytest.mark.parametrize("worst_at", [0, 40_000, LARGE - 1])
+def test_figures_of_many_blocks_are_those_of_the_whole(worst_at):
+    reference = np.random.default_rng(1).standard_normal(LARGE).astype(np.float32)
+    reference[::7] = 0
+    found = reference.astype(np.float16).astype(np.float32)
+    found[worst_at] = reference[worst_at] + 9
+    error = compare("y", found.reshape(1, -1), reference.reshape(1, -1), Tolerance(1e-4, 1e-4))
+    a, b = found.astype(np.float64), reference.astype(np.float64)
+    difference = np.abs(a - b)
+    relative = difference / np.where(b == 0, np.finfo(np.float64).eps, np.abs(b))
+    assert error.worst == (0, worst_at)
+    assert error.outside == np.count_nonzero((difference > 1e-4) & (relative > 1e-4)) > 1000
+    assert error.spread == np.abs(b).max()
+    expected = [statistic(of) for of in (difference, relative) for statistic in (np.max, np.mean, np.median)]
+    figures = [error.max, error.mean, error.median, error.max_rel, error.mean_rel, error.median_rel]
+    np.testing.assert_allclose(figures, expected, rtol=1e-5)
+
+
+def test_an_infinity_in_a_late_block_is_found():
+    reference = np.ones(LARGE, np.float32)
+    found = reference.copy()
+    found[-1] = np.inf
+    error = compare("y", found, reference, Tolerance(), sampled=True)
+    assert (error.non_finite, error.worst, error.max) == (1, (LARGE - 1,), 0)
+
+
+def test_a_sum_beyond_single_precision_has_a_finite_mean():
+    reference = np.zeros(1000, np.float32)
+    assert compare("y", reference + np.float32(1e38), reference, Tolerance()).mean == pytest.approx(1e38)
+
+
+def test_double_precision_is_kept_whichever_side_has_it():
+    exact = 2.0**25 + 1  # needs 26 bits
+    single, double = np.zeros(4, np.float32), np.full(4, exact)
+    assert compare("y", double, single, Tolerance()).max == compare("y", single, double, Tolerance()).max == exact

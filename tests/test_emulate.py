@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -33,6 +34,26 @@ def assert_same(found, expected, why=""):
     assert list(found) == list(expected), why
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array, err_msg=f"{why}: {name}", strict=True)
+
+
+# ----------------------------------------------------------------------------------------------- kernels
+
+TWINS = {  # layers that differ in one thing only
+    "what is read": "y = Cast<to = 1>(x) z = Cast<to = 1>(i)",
+    "an attribute": "y = Concat<axis = 0>(x, x) z = Concat<axis = 1>(x, x)",
+    "a number of attributes": "y = LeakyRelu<alpha = 0.1>(x) z = LeakyRelu<alpha = 0.1000001>(x)",
+    "a tensor": "y = ConstantOfShape<value = float[1] {1}>(i) z = ConstantOfShape<value = float[1] {2}>(i)",
+    "what is written": "y, p = MaxPool<kernel_shape = [2]>(q) z = MaxPool<kernel_shape = [2]>(q)",
+}
+
+
+@pytest.mark.parametrize("what", TWINS)
+def test_layers_that_differ_in_one_thing_have_kernels_of_their_own(what):
+    text = f"g (float[2, 3] x, int64[2] i, float[1, 2, 3] q) => (float[a] y, float[b] z) {{ {TWINS[what]} }}"
+    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+    kernels = Kernels(model)
+    assert len({kernels.of(node) for node in model.graph}) == 2
 
 
 # --------------------------------------------------------------------------- the file and the emulator

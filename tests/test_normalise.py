@@ -98,6 +98,14 @@ def test_constants_are_folded_in_fp32_before_anything_is_rounded(subject):
     assert np.isfinite(subject.emulator.run(Plan(), subject.feed)["y"]).all()
 
 
+def test_a_size_that_folding_makes_known_is_known(tmp_path):
+    body = "s = Floor(k) c = Cast<to = 7>(s) r = Reshape(x, c) y = Relu(r)"
+    text = f"agraph (float[2, 6] x) => (float[a, b] y) {{ {body} }}"
+    case = Case("reshaped", parsed(text, k=f32(3.5, 4.5)), {"x": normal(2, 6)})
+    graph = put(case, tmp_path).graph
+    assert [tuple(node.outputs[0].shape) for node in graph.nodes.values()] == [(3, 4), (3, 4)]
+
+
 @pytest.mark.parametrize("tiny", [1e-12, 1e-30, 0.0])
 def test_an_addition_is_never_dropped_for_its_constant_being_small(tmp_path, tiny):
     """An epsilon that is 0 in half must be seen to be 0, not taken out beforehand."""

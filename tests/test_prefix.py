@@ -9,8 +9,10 @@ import pytest
 from models import Case, normal, parsed
 from subjects import MODELS, put
 
+from trt_helper import emulate
 from trt_helper.emulate import Emulator
 from trt_helper.kernels import Kernel
+from trt_helper.precision import assign
 from trt_helper.prefix import Prefixes
 from trt_helper.values import Plan
 
@@ -67,6 +69,15 @@ def test_another_sample_starts_at_the_beginning(chain, computed):
     assert not np.array_equal(found["y"], chain.emulator.run(Plan(), chain.feed)["y"])
 
 
+def test_a_plan_is_spread_over_the_layers_once_for_all_samples(chain, monkeypatch):
+    plans = []
+    monkeypatch.setattr(emulate, "assign", lambda graph, plan: plans.append(plan) or assign(graph, plan))
+    for plan in (Plan(), chain.graph.all_pinned()):
+        for index in range(3):
+            chain.emulator.run(plan, {"x": chain.feed["x"] + index})
+    assert plans == [Plan(), chain.graph.all_pinned()]
+
+
 def test_what_is_watched_is_computed(chain, computed):
     chain.emulator.run(Plan(), chain.feed)
     computed.clear()
@@ -78,7 +89,7 @@ def test_what_is_watched_is_computed(chain, computed):
 
 def test_no_more_than_the_limit_is_kept():
     array = np.zeros(1000, np.float32)
-    prefixes = Prefixes(limit=2 * array.nbytes)
+    prefixes = Prefixes(limit=4 * array.nbytes)  # a way holds its feed and what it left
     feeds = [{"x": array + index} for index in range(3)]
     for feed in feeds:
         way = prefixes.way(feed, "ab")
@@ -87,15 +98,25 @@ def test_no_more_than_the_limit_is_kept():
     assert [prefixes.way(feed, "ab").start()[0] for feed in feeds] == [0, 1, 1]
     way = prefixes.way(feeds[2], "ab")
     way.pass_by(0, {"h": array})
-    assert way.size == array.nbytes  # what the last trial left there
+    assert way.size == 2 * array.nbytes  # what the last trial left there, too
     way = prefixes.way({"x": array}, "ab")
-    way.pass_by(1, {"h": np.zeros(3000, np.float32)})
-    assert way.size == 0
+    way.pass_by(1, {"h": np.zeros(4000, np.float32)})
+    assert way.size == array.nbytes
+
+
+def test_a_sample_that_is_tried_again_and_again_is_counted_once():
+    feed = {"x": np.zeros(1000, np.float32)}
+    prefixes = Prefixes(limit=2 * feed["x"].nbytes)
+    for _ in range(5):
+        way = prefixes.way(feed, "ab")
+        way.pass_by(1, {"h": feed["x"] + 1})
+        prefixes.keep(way)
+    assert prefixes.way(feed, "ab").start()[0] == 1
 
 
 def test_one_array_under_many_names_and_places_counts_once():
     array = np.zeros(1000, np.float32)
     way = Prefixes().way({"x": array}, "abc")
-    way.pass_by(1, {"h": array, "g": array})
+    way.pass_by(1, {"x": array, "g": array})
     way.pass_by(2, {"h": array})
     assert way.size == array.nbytes

@@ -8,12 +8,14 @@ import numpy as np
 import onnx
 import pytest
 from independent import alone_in_half, as_half, every_tensor, run_on_ort, with_one_pair
-from models import Case, f32, i64, parsed
+from models import Case, f32, i64, normal, parsed
 from subjects import MODELS, put
 
+from trt_helper.compare import compare
+from trt_helper.evidence import survey
 from trt_helper.kernels import Kernel, Rounding
 from trt_helper.prefix import PLACES
-from trt_helper.values import Plan, Role
+from trt_helper.values import Plan, Role, Statistic, Tolerance
 
 every_model = pytest.mark.parametrize("name", MODELS)
 
@@ -89,6 +91,18 @@ def test_a_culprit_has_an_isolated_error_and_its_victim_has_not(subject):
     assert np.isfinite(square.reference["s"]).all()
     assert np.abs(divide.isolated["n"] - divide.reference["n"]).max() < 2e-3
     assert np.abs(divide.accumulated["n"] - divide.reference["n"]).max() > 0.5
+
+
+@pytest.mark.parametrize("stat", list(Statistic))
+def test_the_medians_of_layers_are_exact_where_a_median_decides(tmp_path, stat):
+    case = Case("wide", parsed("g (float[100003] x) => (float[100003] y) { y = Exp(x) }"), {"x": normal(100_003)})
+    subject = put(case, tmp_path)
+    tolerance = Tolerance(stat=stat)
+    report = survey(subject.emulator, Plan(), [subject.feed], tolerance)[0]
+    step = next(subject.emulator.walk(Plan(), subject.feed))
+    exact = compare("y", step.accumulated["y"], step.reference["y"], tolerance)
+    assert (report.accumulated == exact) == (stat is Statistic.MEDIAN)
+    assert report.isolated == report.accumulated
 
 
 # --------------------------------------------------------------------------------------------- memory

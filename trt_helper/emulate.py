@@ -8,7 +8,7 @@ in FP32 and drops the roundings between them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ import onnx_ir as ir
 from trt_helper.graph import Graph, captured
 from trt_helper.kernels import Array, EmulationError, Kernel, Kernels, Rounding
 from trt_helper.precision import Precisions, assign
-from trt_helper.prefix import Prefixes
+from trt_helper.prefix import Keys, Prefixes
 from trt_helper.values import Layer, Narrow, Plan, Role, TensorName
 
 Values = dict[TensorName, Array]
@@ -56,6 +56,7 @@ class Emulator:
         self._round = {kind: Rounding(kind) for kind in Narrow}
         self._weights: Values = {}
         self._prefixes = Prefixes()
+        self._last: tuple[Plan, Precisions, Keys] | None = None  # one plan is run on many samples
         self._narrow_weights: dict[tuple[TensorName, Narrow], Array] = {}
         self._rounded_away: dict[str, tuple[int, int]] = {}
         kernels = Kernels(graph.model)
@@ -74,8 +75,8 @@ class Emulator:
 
         What the last plan on this very `feed` computed in the same precisions is not computed again.
         """
-        precisions = assign(self.graph, plan)
-        way = None if watch else self._prefixes.way(feed, self._keys(precisions))
+        precisions, keys = self._assign(plan)
+        way = None if watch else self._prefixes.way(feed, keys)
         first, values = way.start() if way else (0, {**feed})
         rounded: Rounded = {}
         for index, step in enumerate(self._steps[first:], first):
@@ -90,16 +91,13 @@ class Emulator:
             name: self._round[FP16](array) if name in self.graph.half_io else array for name, array in outputs.items()
         }
 
-    def _keys(self, precisions: Precisions) -> list[Hashable]:
-        """Of each layer its precision, and whether what it reads is in that already."""
-        tensors = precisions.tensors
-        return [
-            (
-                precisions.layers.get(step.layer.name),
-                *(tensors.get(name) for name, _, weight in step.reads if not weight),
-            )
-            for step in self._steps
-        ]
+    def _assign(self, plan: Plan) -> tuple[Precisions, Keys]:
+        """Who computes in what; and the precision of each layer in turn, on which all values on the way depend."""
+        last = self._last
+        if last is None or last[0] != plan:
+            found = assign(self.graph, plan)
+            self._last = last = plan, found, [found.layers.get(step.layer.name) for step in self._steps]
+        return last[1:]
 
     def walk(self, plan: Plan, feed: Mapping[TensorName, Array]) -> Iterator[Step]:
         """Trial and FP32 reference side by side, layer by layer; holds only what is still to be read.

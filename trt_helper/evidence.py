@@ -52,10 +52,8 @@ def _report(step: Step, tolerance: Tolerance, peaks: tuple[float, float], weight
     for name, reference in step.reference.items():
         alone = step.isolated[name]
         if alone is not reference and reference.dtype.kind == "f" and alone.shape == reference.shape:
-            if isolated.non_finite or len(step.reference) > 1:
-                overflow += int(np.count_nonzero(np.isfinite(reference) & ~np.isfinite(alone)))
-            if np.count_nonzero(alone) < alone.size:
-                underflow += int(np.count_nonzero((reference != 0) & (alone == 0)))
+            overflow += int(np.count_nonzero(np.isfinite(reference) & ~np.isfinite(alone)))
+            underflow += int(np.count_nonzero((reference != 0) & (alone == 0)))
     return LayerReport(
         layer=step.layer,
         accumulated=accumulated,

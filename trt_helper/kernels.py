@@ -106,7 +106,7 @@ def _kind(node: ir.Node) -> Hashable:
     attributes = tuple((name, repr(a.value)) for name, a in sorted(node.attributes.items()))
     read = tuple(value is not None and repr(value.type) for value in node.inputs)
     written = tuple(bool(value.name) and repr(value.type) for value in node.outputs)
-    return node.domain, node.op_type, attributes, read, written
+    return node.op_type, attributes, read, written
 
 
 def _single_node(

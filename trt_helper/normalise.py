@@ -188,9 +188,16 @@ def infer_types(model: ir.Model) -> None:
 
 
 def _is_inferred(model: ir.Model) -> bool:
-    """Whether every tensor has a type and a shape of which all is known that an inference could add."""
+    """Whether every tensor has a type and a shape, of numbers and of symbols that the inputs have.
+
+    What else there is of symbols an inference made up, and it may make numbers of them when constants are folded.
+    """
+    given = {dim for value in model.graph.inputs for dim in value.shape or () if dim != ir.SymbolicDim(None)}
     outputs = (v for node in ir.traversal.RecursiveGraphIterator(model.graph) for v in node.outputs if v.name)
-    return all(v.type is not None and v.shape is not None and not v.shape.has_unknown_dim() for v in outputs)
+    return all(
+        v.type is not None and v.shape is not None and all(isinstance(dim, int) or dim in given for dim in v.shape)
+        for v in outputs
+    )
 
 
 def raise_to_fp32(model: ir.Model) -> frozenset[str]:

@@ -13,10 +13,10 @@ from trt_helper.kernels import Array
 from trt_helper.values import TensorName
 
 PLACES = 16  # on the way through a model, evenly spread over its layers
-LIMIT = 1 << 28  # bytes that all places of all samples may hold together
+LIMIT = 1 << 28  # bytes that all ways together may hold, with their samples
 
 Feed = Mapping[TensorName, Array]
-Keys = Sequence[Hashable]  # of each layer, what its results depend on besides the feed and the layers before
+Keys = Sequence[Hashable]  # of each layer, all that its results depend on besides the feed and the layers before
 
 
 class Way:
@@ -31,8 +31,8 @@ class Way:
     @property
     def size(self) -> int:
         """Bytes held, each array once."""
-        arrays = {id(array): array.nbytes for values in self._alive.values() for array in values.values()}
-        return sum(arrays.values())
+        held = (array for values in (self.feed, *self._alive.values()) for array in values.values())
+        return sum({id(array): array.nbytes for array in held}.values())
 
     def start(self) -> tuple[int, dict[TensorName, Array]]:
         """The first layer that is to be computed, and the tensors alive before it."""
@@ -58,19 +58,23 @@ class Prefixes:
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._limit = limit
-        self._ways: dict[int, Way] = {}
+        self._ways: dict[int, tuple[Way, int]] = {}  # by the identity of the feed, with its size
+        self._held = 0
         self._lock = Lock()
 
     def way(self, feed: Feed, keys: Keys) -> Way:
         """A new way, as far as it is known from the last trial on this very `feed`."""
         with self._lock:
-            last = self._ways.get(id(feed))
-        return Way(feed, keys, last.shared_with(keys) if last and last.feed is feed else {}, self._limit)
+            last, _ = self._ways.get(id(feed), (None, 0))  # it holds its feed, so no other can have that identity
+        return Way(feed, keys, last.shared_with(keys) if last else {}, self._limit)
 
     def keep(self, way: Way) -> None:
         """Remember a way that was gone to its end; the oldest are forgotten when all together pass the limit."""
+        size = way.size
         with self._lock:
-            self._ways.pop(id(way.feed), None)
-            self._ways[id(way.feed)] = way
-            while sum(other.size for other in self._ways.values()) > self._limit:
-                del self._ways[next(iter(self._ways))]
+            _, before = self._ways.pop(id(way.feed), (None, 0))
+            self._ways[id(way.feed)] = way, size
+            self._held += size - before
+            while self._held > self._limit:
+                _, oldest = self._ways.pop(next(iter(self._ways)))
+                self._held -= oldest

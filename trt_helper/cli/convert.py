@@ -114,8 +114,9 @@ def run(
     )
     engine = None if no_engine else output or path.with_suffix(".trt")
     typed_onnx = typed_onnx or (path.with_suffix(".typed.onnx") if options.Emit.TRTEXEC in (emit or ()) else None)
+    kinds = frozenset(kind.value for kind in emit or ())
     beside = engine or path.with_suffix(".trt")
-    emitted = [beside.with_suffix(suffix) for kind in emit or () for suffix in EMITTED[kind.value]]
+    emitted = [beside.with_suffix(suffix) for kind in kinds for suffix in EMITTED[kind]]
     _check_targets(engine, typed_onnx, emitted, keep=(path, config, *(inputs or ())))
     common.require_tactics(plan_file, tensorrt=settings.tensorrt)
     graph, plan = common.open_plan(plan_file, path)
@@ -133,38 +134,38 @@ def run(
         )
     if config:
         _remember(config, plan_file, converted)
-    _emit(frozenset(kind.value for kind in emit or ()), converted, plan_file, ranges, settings)
+    _emit(kinds, beside, converted, plan_file, ranges, settings)
     _show(converted, as_json=as_json)
 
 
 def _emit(
-    kinds: frozenset[str], converted: Converted, config: Config, ranges: dict[str, Range], settings: BuildSettings
+    kinds: frozenset[str],
+    beside: Path,
+    converted: Converted,
+    config: Config,
+    ranges: dict[str, Range],
+    settings: BuildSettings,
 ) -> None:
-    """Write what other tools read, beside the engine or, without one, beside the model."""
+    """Write what other tools read, under the name of `beside` with endings of their own."""
     from trt_helper import interchange
     from trt_helper.cli.console import note
     from trt_helper.files import write_atomically
     from trt_helper.typed import write
 
     graph, plan, path = converted.graph, converted.plan, converted.graph.source.path
-    engine = converted.engine.path if converted.engine else path.with_suffix(".trt")
     if "trtexec" in kinds and converted.typed_onnx:
-        made = engine.with_suffix(".trtexec.trt")
-        commands = (
-            interchange.trtexec_typed(converted.typed_onnx, made, ranges, settings),
-            interchange.trtexec_weak(path, made, graph, plan, ranges, settings),
-        )
-        for suffix, command in zip(EMITTED["trtexec"], commands, strict=True):
-            write_atomically(engine.with_suffix(suffix), f"{command}\n".encode())
-        written = (str(engine.with_suffix(suffix)) for suffix in EMITTED["trtexec"])
-        said = " and, for weak typing up to TensorRT 10, ".join(written)
-        note(f"trtexec commands written to {said}")
+        made = beside.with_suffix(".trtexec.trt")
+        strong, weak = (beside.with_suffix(suffix) for suffix in EMITTED["trtexec"])
+        typed = interchange.trtexec_typed(converted.typed_onnx, made, ranges, settings)
+        write_atomically(strong, f"{typed}\n".encode())
+        write_atomically(weak, f"{interchange.trtexec_weak(path, made, graph, plan, ranges, settings)}\n".encode())
+        note(f"trtexec commands written to {strong} and, for weak typing up to TensorRT 10, {weak}")
     if "explorer" in kinds and converted.engine:
-        target = engine.with_suffix(*EMITTED["explorer"])
+        target = beside.with_suffix(*EMITTED["explorer"])
         write_atomically(target, interchange.engine_explorer(converted.engine.layers))
         note(f"layers for TensorRT Engine Explorer written to {target}")
     if "netron" in kinds:
-        target = engine.with_suffix(*EMITTED["netron"])
+        target = beside.with_suffix(*EMITTED["netron"])
         write(interchange.annotated(graph, plan, config), target)
         note(f"model with a note on each layer, for Netron, written to {target}")
 
