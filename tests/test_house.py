@@ -36,10 +36,11 @@ ROWS = (
         "reference",
         "metric",
         "shapes",
+        "machine",
         "builder",
     },
     {"evidence", "sensitivity", "oracle", "journal", "cache", "baseline", "findings"},
-    {"gate", "replay", "locate", "remedy", "bench", "convert", "runners", "machine", "export"},
+    {"gate", "replay", "locate", "remedy", "bench", "convert", "runners", "export"},
     {"ci", "diff", "interchange", "record", "report", "text", "engine_file"},
     {"cli", "__main__"},
 )

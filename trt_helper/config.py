@@ -167,13 +167,28 @@ def _tactics(value: object, path: Path) -> tuple[Mapping[str, Any], ...]:
     for entry in value:
         fields = _mapping(entry, "an entry of TRT_EXCLUDE_TACTIC", path)
         unknown = [key for key in fields if key not in TACTIC_KEYS]
-        if unknown or "layer" not in fields:
-            wrong = f"has the unknown key {_shown(unknown[0])}" if unknown else "names no layer"
+        if unknown or (wrong := _tactic_fault(fields)):
+            wrong = f"has the unknown key {_shown(unknown[0])}" if unknown else wrong
             raise ConfigError(
                 f"{path}: an entry of TRT_EXCLUDE_TACTIC {wrong}",
                 fix=f"its keys are: {', '.join(TACTIC_KEYS)}",
             )
     return tuple(value)
+
+
+def _tactic_fault(fields: Mapping[str, Any]) -> str:
+    """What keeps an entry from meaning some kernels of one layer; empty where nothing does."""
+    if not isinstance(fields.get("layer"), str):
+        return "names no layer"
+    tactic = fields.get("tactic")
+    if tactic is None and not fields.get("kernel"):
+        return f"says neither tactic nor kernel of layer {_shown(fields['layer'])}"
+    try:
+        int(str(0 if tactic is None else tactic), 0)
+    except ValueError:
+        return f"has the tactic {_shown(tactic)}, which is no number such as 0x665ded9abbf88"
+    texts = (fields[key] for key in ("kernel", "tensorrt", "gpu") if key in fields)
+    return "" if all(isinstance(text, str) for text in texts) else "has a kernel, tensorrt or gpu that is no text"
 
 
 def _cures(value: object, path: Path) -> tuple[Cure, ...]:

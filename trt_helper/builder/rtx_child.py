@@ -134,7 +134,8 @@ def _built(build: Callable[[], Any], config: Any, settings: BuildSettings, log: 
     cache = trt_only.prepare(config, settings)
     plan = build()
     if plan is not None:
-        plan = trt_only.without_excluded(plan, cache, settings, log.tactics or (), build)
+        plan, told = trt_only.without_excluded(plan, cache, settings, log.tactics or (), build)
+        log.warnings += told
     if plan is not None:
         cache.save()
         log.layers = trt_only.layer_information(plan) or log.layers

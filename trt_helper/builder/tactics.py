@@ -12,13 +12,15 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from trt_helper.builder.layer_info import EngineLayer
 from trt_helper.errors import BuildError, ConfigError, nearest
 
 Exclusion = Mapping[str, str]
-"""One entry of TRT_EXCLUDE_TACTIC: `layer`, and a `tactic` (hash) or a `kernel` (name), or both."""
+"""One entry of TRT_EXCLUDE_TACTIC: `layer`, and a `tactic` (hash) or a `kernel` (name), or both, as `config` checks."""
 
 _OPERATION = re.compile(r"Autotuning op (?P<name>.+)\(key: ?(?P<key>0x[0-9a-fA-F]{32})\):")
 _HEADER = "tactic_id, cost(in ms)"
+_MYELIN = re.compile(r"_myl\d+_\d+$")
 _SELECTED = re.compile(r"The selected tactic is .*:\s*(?P<tactic>0x[0-9a-fA-F]+)\s*,")
 
 
@@ -82,15 +84,13 @@ def replacements(operations: Sequence[Operation], exclusions: Sequence[Exclusion
 
     Raises ConfigError for a layer that was not timed, BuildError where nothing is left to take.
     """
-    for exclusion in exclusions:
-        _require_known(exclusion, operations)
+    require_known(exclusions, [operation.name for operation in operations])
     found = []
     for operation in operations:
-        ours = [exclusion for exclusion in exclusions if _names(operation.name, exclusion["layer"])]
-        banned = {one.tactic for one in operation.candidates if any(is_excluded(one, entry) for entry in ours)}
-        if not banned or (operation.selected is not None and operation.selected not in banned):
+        banned = _banned(operation, exclusions)
+        if not banned or operation.selected not in {None, *(one.tactic for one in banned)}:
             continue
-        left = [one for one in operation.candidates if one.tactic not in banned]
+        left = [one for one in operation.candidates if one not in banned]
         if not left:
             raise BuildError(
                 f"every tactic of {operation.name!r} is excluded: {len(operation.candidates)} were timed",
@@ -100,24 +100,88 @@ def replacements(operations: Sequence[Operation], exclusions: Sequence[Exclusion
     return tuple(found)
 
 
-def is_excluded(candidate: Candidate, exclusion: Exclusion) -> bool:
-    """Whether an entry means this kernel: all that it says of it must agree."""
-    tactic, kernel = exclusion.get("tactic"), exclusion.get("kernel")
-    said = [int(str(tactic), 0) == candidate.tactic] if tactic else []
-    return all([*said, kernel == candidate.kernel] if kernel else said) and bool(tactic or kernel)
+def require_known(exclusions: Sequence[Exclusion], names: Sequence[str]) -> None:
+    """Raise ConfigError for a layer that is in none of the operations `names`."""
+    for exclusion in exclusions:
+        if any(in_operation(exclusion["layer"], name) for name in names):
+            continue
+        near = nearest(exclusion["layer"], names)
+        raise ConfigError(
+            f"TRT_EXCLUDE_TACTIC names {exclusion['layer']!r}, for which TensorRT timed no tactics",
+            fix=f"did you mean {near!r}?" if near else f"{len(names)} operations were timed; take it out of the list",
+        )
 
 
-def _names(operation: str, layer: str) -> bool:
-    """An operation is a layer by itself, or several fused: "conv1 + relu1"."""
+def in_operation(layer: str, operation: str) -> bool:
+    """Whether an operation is this layer, or has it among those it fuses: "conv1 + relu1"."""
     return operation == layer or layer in operation.split(" + ")
 
 
-def _require_known(exclusion: Exclusion, operations: Sequence[Operation]) -> None:
-    if any(_names(operation.name, exclusion["layer"]) for operation in operations):
-        return
-    names = [operation.name for operation in operations]
-    near = nearest(exclusion["layer"], names)
-    raise ConfigError(
-        f"TRT_EXCLUDE_TACTIC names {exclusion['layer']!r}, for which TensorRT timed no tactics",
-        fix=f"did you mean {near!r}?" if near else f"{len(names)} operations were timed; take it out of the list",
-    )
+def without_effect(
+    operations: Sequence[Operation], exclusions: Sequence[Exclusion], tensorrt: str, gpu: str
+) -> list[str]:
+    """What to tell of entries that exclude nothing here: their kernel was not among those that were timed.
+
+    A tactic's hash and its kernel's name are those of one TensorRT on one GPU, so where the entry says that it was
+    found with another one, that is named.
+    """
+    told = []
+    for entry in exclusions:
+        ours = [operation for operation in operations if in_operation(entry["layer"], operation.name)]
+        if any(_banned(operation, [entry]) for operation in ours):
+            continue
+        kernel = entry.get("kernel") or entry.get("tactic")
+        elsewhere = [
+            f"{there} there, {here} here"
+            for there, here in ((entry.get("tensorrt"), tensorrt), (entry.get("gpu"), gpu))
+            if there and here and there != here
+        ]
+        why = f": {'; '.join(elsewhere)}" if elsewhere else ""
+        told.append(f"TRT_EXCLUDE_TACTIC: {kernel} was not among the tactics timed for {entry['layer']!r}{why}")
+    return told
+
+
+def prove_gone(
+    layers: Sequence[EngineLayer],
+    operations: Sequence[Operation],
+    exclusions: Sequence[Exclusion],
+    taken: Sequence[Replacement],
+) -> list[str]:
+    """Look in the finished engine that no excluded kernel is left and that the wanted ones were taken.
+
+    Returns for which operations that cannot be seen, because the engine has no layer of that name. Raises BuildError
+    where an excluded kernel stayed or another one than the wanted came.
+    """
+    wanted = {one.operation.name: one.candidate.kernel for one in taken}
+    unseen = []
+    for operation in operations:
+        banned = {one.kernel for one in _banned(operation, exclusions)}
+        if not banned:
+            continue
+        used = {layer.tactic for layer in layers if _is_of(layer, operation.name)}
+        if not used:
+            unseen.append(f"TRT_EXCLUDE_TACTIC: the engine names no layer {operation.name!r}, its kernel is not proven")
+        elif used & banned or (operation.name in wanted and wanted[operation.name] not in used):
+            raise BuildError(
+                f"TensorRT took {', '.join(sorted(used))} for {operation.name!r}"
+                + (f" instead of {wanted[operation.name]}" if operation.name in wanted else ", which is excluded"),
+                fix="exclude another tactic in TRT_EXCLUDE_TACTIC, or pin the layer instead",
+            )
+    return unseen
+
+
+def means(entry: Exclusion, tactic: int, kernel: str) -> bool:
+    """Whether an entry means this tactic: all that it says must agree. A hash of 0 is one like any other."""
+    if entry.get("tactic") is not None and int(str(entry["tactic"]), 0) != tactic:
+        return False
+    return not entry.get("kernel") or entry["kernel"] == kernel
+
+
+def _is_of(layer: EngineLayer, operation: str) -> bool:
+    """The engine's layer has the operation's name, or that with Myelin's ending: matMul1 is in matMul1_myl0_0."""
+    return layer.name == operation or _MYELIN.sub("", layer.name) == operation
+
+
+def _banned(operation: Operation, exclusions: Sequence[Exclusion]) -> list[Candidate]:
+    ours = [entry for entry in exclusions if in_operation(entry["layer"], operation.name)]
+    return [one for one in operation.candidates if any(means(entry, one.tactic, one.kernel) for entry in ours)]

@@ -10,10 +10,22 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from trt_helper.builder.bindings import PRODUCT, trt
+from trt_helper.builder.layer_info import parse_layers
 from trt_helper.builder.settings import BuildSettings
-from trt_helper.builder.tactics import Exclusion, Replacement, read_tables, replacements
+from trt_helper.builder.tactics import (
+    Exclusion,
+    Replacement,
+    in_operation,
+    means,
+    prove_gone,
+    read_tables,
+    replacements,
+    require_known,
+    without_effect,
+)
 from trt_helper.errors import BuildError, ConfigError
 from trt_helper.files import write_atomically
+from trt_helper.machine import find_gpu
 
 HERE = f"{PRODUCT} {trt.__version__}"
 _EDITABLE = "EDITABLE_TIMING_CACHE"  # a BuilderFlag since 10.8
@@ -24,7 +36,7 @@ class TimingCache:
 
     def __init__(self, config: Any, settings: BuildSettings) -> None:
         self.path = settings.timing_cache
-        self.selector: Any = None  # TensorRT keeps no reference to it
+        self.selector: Any = None  # excludes tactics up to 10.7; TensorRT keeps no reference to it
         known = self.path.read_bytes() if self.path and self.path.is_file() else b""
         self.cache = config.create_timing_cache(known)
         if not config.set_timing_cache(self.cache, ignore_mismatch=False):
@@ -82,48 +94,54 @@ def selector(exclusions: Sequence[Exclusion]) -> Any:
     class Excluder(trt.IAlgorithmSelector):  # type: ignore[misc]  # the bindings have no types
         def __init__(self) -> None:
             trt.IAlgorithmSelector.__init__(self)
+            self.operations: list[str] = []  # all that something was chosen for
+            self.left: list[str] = []  # those that have an excluded tactic all the same
 
         def select_algorithms(self, context: Any, choices: Sequence[Any]) -> list[int]:
-            ours = [one for one in exclusions if one["layer"] in context.name.split(" + ")]
-            return [index for index, choice in enumerate(choices) if not _is_banned(choice, ours)]
+            return [index for index, choice in enumerate(choices) if not is_excluded(context, choice)]
 
         def report_algorithms(self, contexts: Sequence[Any], choices: Sequence[Any]) -> None:
-            """Nothing to keep: the layer list names what was chosen."""
+            for context, choice in zip(contexts, choices, strict=False):
+                self.operations.append(context.name)
+                if is_excluded(context, choice):
+                    self.left.append(context.name)
+
+    def is_excluded(context: Any, choice: Any) -> bool:
+        variant = choice.algorithm_variant
+        ours = [one for one in exclusions if in_operation(one["layer"], context.name)]
+        return any(means(one, variant.tactic, str(variant.implementation)) for one in ours)
 
     return Excluder()
 
 
-def _is_banned(choice: Any, exclusions: Sequence[Exclusion]) -> bool:
-    variant = choice.algorithm_variant
-    for one in exclusions:
-        tactic, kernel = one.get("tactic"), one.get("kernel")
-        said = [int(str(tactic), 0) == variant.tactic] if tactic else []
-        said += [str(kernel) == str(variant.implementation)] if kernel else []
-        if said and all(said):
-            return True
-    return False
-
-
 def without_excluded(
     plan: Any, cache: TimingCache, settings: BuildSettings, log: Sequence[str], build: Callable[[], Any]
-) -> Any:
-    """Build once more with other tactics where the first build took excluded ones, and look that it did."""
-    if not settings.exclude_tactics or not hasattr(trt.BuilderFlag, _EDITABLE):
-        return plan
-    wanted = replacements(read_tables(log), settings.exclude_tactics)
-    if not wanted:
-        return plan
-    cache.take(wanted)
-    again = build()
-    if again is not None:
-        said = layer_information(again)
-        for one in wanted:
-            if one.candidate.kernel not in said:
-                raise BuildError(
-                    f"{HERE} did not take {one.candidate.kernel!r} for {one.operation.name!r}",
-                    fix="exclude another tactic in TRT_EXCLUDE_TACTIC, or pin the layer instead",
-                )
-    return again
+) -> tuple[Any, list[str]]:
+    """Build once more with other tactics where the first build took excluded ones, and look that they are gone.
+
+    Returns the engine, None where the second build made none, and what is to be told.
+    """
+    if not settings.exclude_tactics:
+        return plan, []
+    if cache.selector is not None:
+        require_known(settings.exclude_tactics, cache.selector.operations)
+        if cache.selector.left:
+            raise BuildError(
+                f"{HERE} took an excluded tactic for {', '.join(cache.selector.left)}",
+                fix="pin the layer instead",
+            )
+        return plan, []
+    operations = read_tables(log)
+    wanted = replacements(operations, settings.exclude_tactics)
+    if wanted:
+        cache.take(wanted)
+        plan = build()
+        if plan is None:
+            return None, []
+    said = layer_information(plan)
+    layers = parse_layers(said) if said else ()
+    told = without_effect(operations, settings.exclude_tactics, trt.__version__, find_gpu().name)
+    return plan, told + prove_gone(layers, operations, settings.exclude_tactics, wanted)
 
 
 def layer_information(plan: Any) -> str:
