@@ -14,13 +14,13 @@ from trt_helper.evidence import survey
 from trt_helper.graph import Graph
 from trt_helper.journal import Journal
 from trt_helper.metric import Metric
-from trt_helper.oracle import EmulatedOracle, PerSample, control_error
+from trt_helper.oracle import EmulatedOracle, PerSample, control_error, median_warnings
 from trt_helper.reference import references
-from trt_helper.samples import Sample, hold_out
+from trt_helper.samples import Feed, Sample, hold_out
 from trt_helper.search.drive import drive
 from trt_helper.search.foresight import Conflict, Foresight, Rounding
 from trt_helper.search.strategy import HOPE, Guess, Stop, Strategy, Try, smallest
-from trt_helper.sensitivity import conflict, roundings
+from trt_helper.sensitivity import conflict, looked_at, roundings
 from trt_helper.values import Cure, LayerReport, Plan, Statistic, Tolerance, Trial, Verdict
 
 
@@ -126,7 +126,7 @@ def locate(
     if budget.pins is not None and len(plan) > budget.pins:
         stop, plan = search.best_within(budget.pins, len(plan))
     after = search.judge_all(plan)
-    for text in _median_warnings(after, tolerance) if metric is None else ():
+    for text in median_warnings(after, tolerance) if metric is None else ():
         listener.warn(text)
     if unjudged := [trial.why for trial in search.trials if trial.verdict is Verdict.UNRESOLVED]:
         of = f"{len(unjudged)} of {len(search.trials)} plans"
@@ -208,6 +208,7 @@ class _Search:
         self.trials: list[Trial] = []
         self.reasons: list[str] = []
         self.inferences = len(samples) if expected is None else 0
+        self._feeds: list[Feed] = []  # what the evidence is taken from
         self._roundings: list[Rounding] = []
         self._conflicts: list[Conflict] = []
         self._prices: dict[str, float] = {}
@@ -332,9 +333,10 @@ class _Search:
     def guess(self, trial: Trial) -> Guess:
         """What the evidence says after `trial`: what each rounding does, and what those do that surprised."""
         if self.evidence is None:
+            self._feeds = [self.searched[i].feed for i in looked_at(len(self.searched), trial.sample)]
             self._roundings, passes = roundings(
                 self.emulator,
-                [sample.feed for sample in self.searched],
+                self._feeds,
                 self._watched_tolerance(),
                 lambda done, total: self.listener.progress("what each rounding does", done, total),
             )
@@ -346,8 +348,8 @@ class _Search:
             return self.evidence
         expected = self.evidence.error(trial.plan)
         if trial.excess > SURPRISE * max(expected, 1.0) and len(self._conflicts) < MOST_CONFLICTS:
-            feeds = [sample.feed for sample in self.searched]
-            found, passes = conflict(self.emulator, feeds, self.tolerance, trial, expected)
+            worst = self.searched[trial.sample].feed
+            found, passes = conflict(self.emulator, self._feeds, worst, self.tolerance, trial, expected)
             self.inferences += passes
             if found is not None:
                 self._conflicts.append(found)
@@ -385,13 +387,3 @@ class _Search:
 def label(graph: Graph, samples: Sequence[int]) -> str:
     """What a trial in the journal was judged on: samples by their number, and the cures of the graph."""
     return ",".join(map(str, samples)) + "".join(f" {cure.kind}:{cure.name}" for cure in graph.cures)
-
-
-def _median_warnings(after: Trial, tolerance: Tolerance) -> list[str]:
-    """A median or mean that passes says little where the worst element is far off."""
-    atol = tolerance.atol
-    return [
-        f"{error.name!r} passes by its {tolerance.stat.value}, but its worst element is off by {error.max:.3g}"
-        for error in after.outputs
-        if tolerance.stat.value in ("mean", "median") and error.max > max(10 * tolerance.of(error.name)[0], atol)
-    ]

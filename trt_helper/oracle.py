@@ -105,3 +105,13 @@ def control_error(trial: Trial, samples: Sequence[Sample], tolerance: Tolerance)
         f"with every layer in FP32 the model already misses the tolerance: {reason}",
         fix="precision is not the cause; loosen --atol, or check the model and its inputs in ONNX Runtime",
     )
+
+
+def median_warnings(after: Trial, tolerance: Tolerance) -> list[str]:
+    """A median or mean that passes says little where the worst element is far off."""
+    atol = tolerance.atol
+    return [
+        f"{error.name!r} passes by its {tolerance.stat.value}, but its worst element is off by {error.max:.3g}"
+        for error in after.outputs
+        if tolerance.stat.value in ("mean", "median") and error.max > max(10 * tolerance.of(error.name)[0], atol)
+    ]

@@ -28,6 +28,7 @@ WATCHED = 512  # elements per output and sample whose error is followed
 MOST_PASSES = 2000  # per sample; what is left then stays in groups
 OPPOSED = -0.8  # cosine between two errors that may cancel
 CANCELLED = 0.1  # what two errors that cancel leave of one
+MOST_SAMPLES = 8  # that are looked at; all of them judge
 MOST_PASSES_TOGETHER = 200  # on the worst sample, to find out which roundings do harm only together
 
 T = TypeVar("T")
@@ -47,6 +48,14 @@ class Value:
     def names(self) -> frozenset[LayerName]:
         """The layers that would have to be pinned to keep it from being rounded."""
         return frozenset((self.maker, *self.readers)) - {""}
+
+
+def looked_at(samples: int, worst: int) -> list[int]:
+    """Which of so many samples the roundings are put into: the `worst` and others, evenly spread, in their order."""
+    if samples <= MOST_SAMPLES:
+        return list(range(samples))
+    even = (round(step * (samples - 1) / (MOST_SAMPLES - 2)) for step in range(MOST_SAMPLES - 1))
+    return sorted({*even, worst})
 
 
 def rounded_values(emulator: Emulator) -> list[Value]:
@@ -162,19 +171,20 @@ def _against(a: Array, b: Array) -> float:
 def conflict(
     emulator: Emulator,
     feeds: Sequence[Mapping[TensorName, Array]],
+    worst_feed: Mapping[TensorName, Array],
     tolerance: Tolerance,
     failed: Trial,
     expected: float,
 ) -> tuple[Conflict | None, int]:
     """Few roundings that only together explain why `failed` is so much worse than expected; and the passes taken.
 
-    `expected` is its foreseen error over tolerance. All roundings of the plan are put into the FP32 model and
+    `expected` is its foreseen error over tolerance, `worst_feed` the sample that decided it. All roundings of the plan are put into the FP32 model and
     taken out by halves as long as the harm stays (QuickXplain, Junker 2004): some 2 k log2(n / k) passes for k
     of n. None where they do no such harm, where one of them does it alone, or where that would take too many passes.
     """
     loud = [(value, places) for value in rounded_values(emulator) if (places := _places_under(value, failed.plan))]
     harm = math.sqrt(max(expected, 1.0) * min(failed.excess, CAP))
-    worst = _Probe(emulator, feeds[failed.sample], tolerance)
+    worst = _Probe(emulator, worst_feed, tolerance)
     passes = 1
 
     def harmful(group: Sequence[tuple[Value, Places]]) -> bool:
