@@ -178,9 +178,10 @@ def conflict(
 ) -> tuple[Conflict | None, int]:
     """Few roundings that only together explain why `failed` is so much worse than expected; and the passes taken.
 
-    `expected` is its foreseen error over tolerance, `worst_feed` the sample that decided it. All roundings of the plan are put into the FP32 model and
-    taken out by halves as long as the harm stays (QuickXplain, Junker 2004): some 2 k log2(n / k) passes for k
-    of n. None where they do no such harm, where one of them does it alone, or where that would take too many passes.
+    `expected` is its foreseen error over tolerance, `worst_feed` the sample that decided it. All roundings of the plan
+    are put into the FP32 model and taken out by halves as long as the harm stays (QuickXplain, Junker 2004): some
+    2 k log2(n / k) passes for k of n. None where they do no such harm, where one of them does it alone, or where that
+    would take too many passes.
     """
     loud = [(value, places) for value in rounded_values(emulator) if (places := _places_under(value, failed.plan))]
     harm = math.sqrt(max(expected, 1.0) * min(failed.excess, CAP))
