@@ -37,6 +37,7 @@ ROWS = (
         "metric",
         "shapes",
         "machine",
+        "memory",
         "builder",
     },
     {"evidence", "sensitivity", "oracle", "journal", "cache", "baseline", "findings"},

@@ -16,8 +16,9 @@ import onnx_ir as ir
 
 from trt_helper.graph import Graph, captured
 from trt_helper.kernels import Array, EmulationError, Kernel, Kernels, Rounding
+from trt_helper.memory import Store
 from trt_helper.precision import Precisions, assign
-from trt_helper.prefix import Keys, Prefixes
+from trt_helper.prefix import LIMIT, Keys, Prefixes
 from trt_helper.values import Layer, Narrow, Plan, Role, TensorName
 
 Values = dict[TensorName, Array]
@@ -51,16 +52,18 @@ class _Prepared:
 class Emulator:
     """Evaluates plans of one graph. Changing the plan or the sample needs no set-up. Thread-safe."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, store: Store | None = None) -> None:
         self.graph = graph
+        self.store = store or Store.within(None)  # for rounded weights and other arrays that are kept
         self._round = {kind: Rounding(kind) for kind in Narrow}
         self._weights: Values = {}
-        self._prefixes = Prefixes()
+        self._prefixes = Prefixes(self.store.reserve(LIMIT))
         self._last: tuple[Plan, Precisions, Keys] | None = None  # one plan is run on many samples
         self._narrow_weights: dict[tuple[TensorName, Narrow], Array] = {}
         self._rounded_away: dict[str, tuple[int, int]] = {}
         kernels = Kernels(graph.model)
         last = _last_readers(graph)
+        self._last_asked = _last_readers(graph, through_movement=True)
         self._steps = tuple(self._prepare(layer, kernels, last.get(layer.name, ())) for layer in graph.layers)
         self._index = {layer.name: index for index, layer in enumerate(graph.layers)}
         self._makers = {name: step for step in self._steps for name, _ in step.writes}
@@ -168,11 +171,12 @@ class Emulator:
             self._rounded_away[name] = overflow, underflow
         return self._rounded_away[name]
 
-    def all_values(self, feed: Mapping[TensorName, Array]) -> Values:
-        """Every tensor of the FP32 model at once."""
+    def all_values(self, feed: Mapping[TensorName, Array], store: Store | None = None) -> Values:
+        """Every tensor of the FP32 model at once, kept in `store`."""
+        store = store or self.store.part()
         values: Values = {**feed}
         for step in self._steps:
-            values.update(self._compute(step, values, {}, FP32))
+            values.update(store.hold_all(self._compute(step, values, {}, FP32)))
         return values
 
     def inject(self, roundings: Iterable[tuple[TensorName, str]], reference: Values) -> Values:
@@ -202,6 +206,8 @@ class Emulator:
             for (name, _), result in zip(step.writes, results, strict=True):
                 if not np.array_equal(result, reference[name], equal_nan=result.dtype.kind == "f"):
                     changed[name] = result
+            for name in self._last_asked.get(step.layer.name, ()):
+                changed.pop(name, None)
         rounded = by_consumer.get("", frozenset())
         arrived = {name: self._travelled(name, rounded, reference, changed) for name in self.graph.outputs}
         return {name: array for name, array in arrived.items() if array is not reference.get(name)}
@@ -307,7 +313,7 @@ class Emulator:
 
     def _narrow_weight(self, name: TensorName, narrow: Narrow) -> Array:
         if (name, narrow) not in self._narrow_weights:
-            self._narrow_weights[name, narrow] = self._round[narrow](self._weights[name])
+            self._narrow_weights[name, narrow] = self.store.hold(self._round[narrow](self._weights[name]))
         return self._narrow_weights[name, narrow]
 
     def _outputs(self, values: Values) -> Values:
@@ -321,12 +327,20 @@ def _forget(names: tuple[TensorName, ...], values: Values, rounded: Rounded) -> 
             rounded.pop((name, narrow), None)
 
 
-def _last_readers(graph: Graph) -> dict[str, tuple[TensorName, ...]]:
-    """For each layer the tensors that nobody reads after it; what nobody reads at all goes with its maker."""
+def _last_readers(graph: Graph, *, through_movement: bool = False) -> dict[str, tuple[TensorName, ...]]:
+    """For each layer the tensors that nobody reads after it; what nobody reads at all goes with its maker.
+
+    `through_movement` counts who reads what a movement layer makes of a tensor among its readers.
+    """
     last: dict[TensorName, str] = {}
+    origins: dict[TensorName, tuple[TensorName, ...]] = {}  # what came to a tensor by movement layers
     for layer in graph.layers:
-        last.update(dict.fromkeys((*layer.inputs, *layer.outputs), layer.name))
+        read = tuple(dict.fromkeys(o for name in layer.inputs for o in (name, *origins.get(name, ()))))
+        if through_movement and layer.role is Role.MOVEMENT:
+            origins.update(dict.fromkeys(layer.outputs, read))
+        last.update(dict.fromkeys((*read, *layer.outputs), layer.name))
     kept = set(graph.outputs)
+    kept |= {origin for name in kept for origin in origins.get(name, ())}
     forgotten: dict[str, list[TensorName]] = {}
     for tensor, name in last.items():
         if tensor and tensor not in kept:

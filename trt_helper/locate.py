@@ -13,6 +13,7 @@ from trt_helper.emulate import Emulator, Values
 from trt_helper.evidence import survey
 from trt_helper.graph import Graph
 from trt_helper.journal import Journal
+from trt_helper.memory import Store
 from trt_helper.metric import Metric
 from trt_helper.oracle import EmulatedOracle, PerSample, control_error, median_warnings
 from trt_helper.reference import references
@@ -106,6 +107,7 @@ def locate(
     expected: Sequence[Values] | None = None,
     oracle: Callable[..., Any] | None = None,
     runner: str = "emulate",
+    store: Store | None = None,
     on_event: Callable[[Event], None] = lambda _event: None,
     on_warning: Callable[[str], None] = lambda _text: None,
     on_progress: Progress = quiet,
@@ -117,11 +119,12 @@ def locate(
     `metric` decides instead of the tolerance. When the `budget` is spent the best plan so far is the answer.
     An open `journal` lets an interrupted search go on. `every_layer` asks for the errors of every layer also
     when no layer needs FP32. `expected` are the FP32 outputs where they are known. `oracle` makes what judges in
-    the emulator's place (`runners.RunnerOracle`), `runner` is its name. Warnings come when they are known, and
-    again in the result. Raises ControlError when the model in FP32 does not pass: then precision is not the cause.
+    the emulator's place (`runners.RunnerOracle`), `runner` is its name. `store` holds what is kept for the whole
+    search. Warnings come when they are known, and again in the result. Raises ControlError when the model in FP32
+    does not pass: then precision is not the cause.
     """
     listener = _Listener(on_event, on_warning, on_progress, [])
-    search = _Search(graph, samples, tolerance, metric, budget, journal, listener, oracle, expected)
+    search = _Search(graph, samples, tolerance, metric, budget, journal, listener, oracle, expected, store)
     stop, plan = search.run(smallest(graph.candidates, search.guess))
     if budget.pins is not None and len(plan) > budget.pins:
         stop, plan = search.best_within(budget.pins, len(plan))
@@ -188,6 +191,7 @@ class _Search:
         listener: _Listener,
         oracle: Callable[..., Any] | None,
         expected: Sequence[Values] | None,
+        store: Store | None,
     ) -> None:
         self.started = time.monotonic()
         self.graph = graph
@@ -198,8 +202,8 @@ class _Search:
         self.journal = journal
         self.listener = listener
         listener.progress("FP32 reference", 0, 1)
-        self.expected = references(graph, samples) if expected is None else expected
-        self.emulator = Emulator(graph)
+        self.expected = references(graph, samples, store) if expected is None else expected
+        self.emulator = Emulator(graph, store)
         how: Any = {"samples": samples, "references": self.expected, "tolerance": tolerance, "metric": metric}
         self._emulated = partial(EmulatedOracle, self.emulator, **how)
         self._oracle = partial(oracle, graph, **how) if oracle else self._emulated

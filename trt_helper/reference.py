@@ -18,6 +18,7 @@ from trt_helper.emulate import Values
 from trt_helper.errors import InputError, ModelError
 from trt_helper.graph import Graph
 from trt_helper.kernels import Array, session_options
+from trt_helper.memory import Store
 from trt_helper.normalise import name_nodes
 from trt_helper.samples import Sample
 
@@ -27,10 +28,10 @@ def versions() -> dict[str, str]:
     return {"trt-helper": trt_helper.__version__, "onnxruntime": ort.__version__}
 
 
-def references(graph: Graph, samples: Sequence[Sample]) -> list[Values]:
-    """FP32 outputs of the original file, one dictionary a sample; half outputs as FP32."""
-    run = runner(graph)
-    return [run(sample) for sample in samples]
+def references(graph: Graph, samples: Sequence[Sample], store: Store | None = None) -> list[Values]:
+    """FP32 outputs of the original file, one dictionary a sample, kept in `store`; half outputs as FP32."""
+    run, store = runner(graph), store or Store.within(None)
+    return [store.hold_all(run(sample)) for sample in samples]
 
 
 def runner(graph: Graph, *, optimised: bool = False) -> Callable[[Sample], Values]:

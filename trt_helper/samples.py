@@ -15,6 +15,7 @@ import traceback
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ import onnx_ir as ir
 from trt_helper.errors import InputError, nearest
 from trt_helper.graph import Graph
 from trt_helper.kernels import Array
+from trt_helper.memory import Store
 
 Feed = Mapping[str, Array]
 DEFAULT_DIMENSION = 1  # for a dynamic dimension that nobody gives
@@ -51,14 +53,15 @@ def load_samples(
     *,
     script: str | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    store: Store | None = None,
 ) -> list[Sample]:
-    """Real samples from `paths` and `script`, else one random one. Raises InputError for what does not fit."""
-    found: list[tuple[str, Feed]] = []
-    for path in paths:
-        found.extend(_read_path(path))
-    if script:
-        found.extend(_run_script(script))
-    samples = [Sample(source, _fit(graph, feed, source)) for source, feed in found]
+    """Real samples from `paths` and `script`, else one random one, kept in `store`.
+
+    Raises InputError for what does not fit.
+    """
+    store = store or Store.within(None)
+    found = chain.from_iterable((*map(_read_path, paths), _run_script(script) if script else ()))
+    samples = [Sample(source, store.hold_all(_fit(graph, feed, source))) for source, feed in found]
     samples = samples or [random_sample(graph, shapes or {})]
     for sample in samples:
         _require_one_size_per_symbol(graph, sample)

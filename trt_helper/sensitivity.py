@@ -21,6 +21,7 @@ import numpy as np
 
 from trt_helper.emulate import Emulator
 from trt_helper.kernels import Array, EmulationError
+from trt_helper.memory import Store
 from trt_helper.search.foresight import CAP, NEGLIGIBLE, Conflict, Rounding, ValueName
 from trt_helper.values import LayerName, Plan, Role, Statistic, TensorName, Tolerance, Trial
 
@@ -118,7 +119,8 @@ def roundings(
     """
     every = rounded_values(emulator)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        probes = list(pool.map(lambda feed: _Probe(emulator, feed, tolerance), feeds))
+        store = emulator.store.part()
+        probes = list(pool.map(lambda feed: _Probe(emulator, feed, tolerance, store), feeds))
         passes, done = len(probes), 0
 
         def errors(*places: tuple[TensorName, LayerName]) -> Array:
@@ -185,7 +187,7 @@ def conflict(
     """
     loud = [(value, places) for value in rounded_values(emulator) if (places := _places_under(value, failed.plan))]
     harm = math.sqrt(max(expected, 1.0) * min(failed.excess, CAP))
-    worst = _Probe(emulator, worst_feed, tolerance)
+    worst = _Probe(emulator, worst_feed, tolerance, emulator.store.part())
     passes = 1
 
     def harmful(group: Sequence[tuple[Value, Places]]) -> bool:
@@ -203,7 +205,7 @@ def conflict(
         others = [other for other in members if other is not member]
         parties.append(_party(member, loud, lambda value, others=others: harmful([*others, value])))  # type: ignore[misc]
     places = [place for _, places in members for place in places]
-    probes = (_Probe(emulator, feed, tolerance) for feed in feeds)
+    probes = (_Probe(emulator, feed, tolerance, emulator.store.part()) for feed in feeds)
     errors = np.concatenate([probe.errors(places) for probe in probes])
     return Conflict(tuple(parties), errors), passes + 2 * len(feeds)
 
@@ -258,9 +260,11 @@ def _first_groups(every: list[Value]) -> list[list[Value]]:
 class _Probe:
     """One sample: its FP32 values, and the elements of its outputs that are watched."""
 
-    def __init__(self, emulator: Emulator, feed: Mapping[TensorName, Array], tolerance: Tolerance) -> None:
+    def __init__(
+        self, emulator: Emulator, feed: Mapping[TensorName, Array], tolerance: Tolerance, store: Store
+    ) -> None:
         self._emulator = emulator
-        self._reference = emulator.all_values(feed)
+        self._reference = emulator.all_values(feed, store)
         self._watched: dict[TensorName, tuple[Array, Array, Array]] = {}
         for name in emulator.graph.outputs:
             reference = np.asarray(self._reference[name])

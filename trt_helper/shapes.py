@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from trt_helper.errors import InputError, nearest
 from trt_helper.graph import Graph
+from trt_helper.memory import Store
 from trt_helper.samples import DEFAULT_DIMENSION, Sample, element_count, load_samples, resized
 
 Shape = tuple[int, ...]
@@ -58,9 +59,17 @@ def _require_fit(value: ir.Value, shapes: Range, text: str) -> None:
         raise InputError(f"--shapes {text!r}: not min <= opt <= max", fix="give the three shapes in this order")
 
 
-def samples_in(graph: Graph, paths: Sequence[Path], script: str | None, ranges: Mapping[str, Range]) -> list[Sample]:
+def samples_in(
+    graph: Graph,
+    paths: Sequence[Path],
+    script: str | None,
+    ranges: Mapping[str, Range],
+    store: Store | None = None,
+) -> list[Sample]:
     """`samples.load_samples`, and the first of them again at the ends of the ranges. Raises InputError."""
-    samples = load_samples(graph, paths, script=script, shapes={n: sizes[1] for n, sizes in ranges.items()})
+    samples = load_samples(
+        graph, paths, script=script, shapes={n: sizes[1] for n, sizes in ranges.items()}, store=store
+    )
     open_ended = {name: sizes for name, sizes in ranges.items() if sizes[0] != sizes[2]}
     ends = enumerate(("min", "opt", "max")) if open_ended else ()
     return [*samples, *(resized(graph, samples[0], {n: s[i] for n, s in open_ended.items()}, end) for i, end in ends)]

@@ -13,6 +13,7 @@ from trt_helper.cli.console import warn
 from trt_helper.config import Config, model_path, per_output, read_config, require_same_model
 from trt_helper.errors import ConfigError, MachineError, UsageError
 from trt_helper.graph import Graph, read_graph
+from trt_helper.memory import Store
 from trt_helper.model import load
 from trt_helper.samples import RANDOM_WARNING, Sample
 from trt_helper.shapes import parse_shapes, samples_in
@@ -45,12 +46,16 @@ def open_graph(path: Path, cures: Sequence[Cure] = ()) -> Graph:
 
 
 def open_samples(
-    graph: Graph, inputs: Sequence[Path] | None, script: str | None, shapes: Sequence[str] | None
+    graph: Graph,
+    inputs: Sequence[Path] | None,
+    script: str | None,
+    shapes: Sequence[str] | None,
+    store: Store | None = None,
 ) -> list[Sample]:
     """The user's samples, or a random one with a plain warning; the first one also at the ends of given ranges."""
     if not inputs and not script:
         warn(RANDOM_WARNING)
-    return samples_in(graph, inputs or (), script, parse_shapes(shapes or (), graph))
+    return samples_in(graph, inputs or (), script, parse_shapes(shapes or (), graph), store)
 
 
 def tolerance(

@@ -56,6 +56,15 @@ def run(
         Path | None,
         typer.Option(metavar="FILE.json", help="The run record. [default: beside the plan]", show_default=False),
     ] = None,
+    memory_limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="MIB",
+            help="Keep in a file what would not fit. [default: half of what is free]",
+            show_default=False,
+        ),
+    ] = None,
     runner: options.Runner = "auto",
     repeats: options.Repeats = 2,
     as_json: options.AsJson = False,
@@ -63,17 +72,15 @@ def run(
     """Find the smallest set of layers that must stay in FP32."""
     from trt_helper import text
     from trt_helper.cli import common
-    from trt_helper.cli.console import show, show_json
+    from trt_helper.cli.console import show, show_json, warn
     from trt_helper.config import read_config
     from trt_helper.files import make_folder_of, require_writable
     from trt_helper.locate import Budget
+    from trt_helper.memory import Store
     from trt_helper.metric import load_metric
     from trt_helper.record import evidence_yaml, located_json, record_path, write_record
-    from trt_helper.values import CURES
 
-    kinds = frozenset(cures.split(","))
-    if not kinds <= frozenset(CURES):
-        raise typer.BadParameter(f"--cures {cures!r}: the kinds are {', '.join(CURES)}")
+    kinds = _kinds(cures)
     if (metric is None) != (metric_threshold is None):
         raise typer.BadParameter("--metric and --metric-threshold go together")
     run_record = record or record_path(output)
@@ -84,13 +91,15 @@ def run(
     graph = common.open_graph(model)
     base = read_config(config).tolerance if config else None
     tolerance = common.tolerance(graph, atol, rtol, check_error_stat, base)
-    samples = common.open_samples(graph, inputs, data_loader_script, shapes)
     make_folder_of(output)
+    store = Store.within(memory_limit << 20 if memory_limit else None, output.absolute().parent, on_file=warn)
+    samples = common.open_samples(graph, inputs, data_loader_script, shapes, store)
     judged_by = load_metric(metric, metric_threshold) if metric and metric_threshold is not None else None
     how = common.oracle_of(runner, repeats, graph, samples)
     asked = _asked(inputs, data_loader_script, shapes, tolerance, output) | ({"runner": runner} if how else {})
     keeper = _Keeper(graph, samples, tolerance, output, judged_by, asked)
     budget = Budget(max_trials, max_pins, time_limit)
+    how["store"] = store
     located = _search(keeper, budget, every_layer=as_json or record is not None, kinds=kinds, how=how)
     keeper.search(located.graph)
     keeper.save(located.plan, evidence_yaml(located))
@@ -107,6 +116,15 @@ def run(
             show("", text.pins(located))
         show("", text.summary(located, output, run_record))
     raise typer.Exit(_status(located.after))
+
+
+def _kinds(cures: str) -> frozenset[str]:
+    from trt_helper.values import CURES
+
+    kinds = frozenset(cures.split(","))
+    if not kinds <= frozenset(CURES):
+        raise typer.BadParameter(f"--cures {cures!r}: the kinds are {', '.join(CURES)}")
+    return kinds
 
 
 def _status(answer: Trial) -> int:

@@ -1,0 +1,143 @@
+"""Arrays beyond the room are in a file without a name, and are what they were; a search finds the same with them."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from test_journal import overflowing_norm
+
+from trt_helper.emulate import Emulator
+from trt_helper.graph import read_graph
+from trt_helper.locate import locate
+from trt_helper.memory import Store, available, resident
+from trt_helper.model import load
+from trt_helper.samples import Sample
+from trt_helper.values import Plan, Tolerance
+
+MIB = 1 << 20
+kinds = st.sampled_from([np.float32, np.float16, np.float64, np.int64, np.int8, np.bool_, np.uint16])
+arrays = hnp.arrays(kinds, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(arrays, max_size=12), st.integers(0, 400), st.booleans())
+def test_what_is_held_is_what_was_given_in_memory_and_in_the_file(given_arrays, room, turned):
+    store = Store(room)
+    sources = [array.T if turned else array for array in given_arrays]
+    held = [store.hold(array) for array in sources]
+    for array, kept in zip(sources, held, strict=True):
+        assert (kept.dtype, kept.shape) == (array.dtype, array.shape)
+        assert kept.tobytes() == array.tobytes()
+        assert kept is array or kept.ctypes.data % 64 == 0
+
+
+def test_beyond_the_room_memory_does_not_grow(tmp_path):
+    told = []
+    store = Store(8 * MIB, tmp_path, told.append)
+    before = resident()
+    held = [store.hold(np.full((256, 1024), index, np.float32)) for index in range(200)]  # 200 MiB
+    assert resident() - before < 40 * MIB
+    assert [int(array[7, 7]) for array in held] == list(range(200))
+    assert told == [f"more than fits into memory is kept in a file in {tmp_path}"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_leaves_the_room_as_it_was_and_tells_nothing_twice(tmp_path):
+    told = []
+    store = Store(MIB, tmp_path, told.append)
+    array = np.zeros(MIB, np.uint8)
+    for _ in range(3):
+        assert store.part().hold(array) is array
+    assert store.hold(array) is array
+    assert store.part().hold(array) is not array
+    assert store.hold(array) is not array
+    assert len(told) == 1
+
+
+def test_what_is_reserved_is_no_room_for_others():
+    store = Store(100)
+    assert store.reserve(30) == 30
+    assert store.reserve(300) == 35
+    small = np.zeros(35, np.uint8)
+    assert store.hold(small) is small
+    assert store.hold(small) is not small
+
+
+def test_a_limit_counts_what_the_process_has_already():
+    array = np.zeros(MIB, np.uint8)
+    assert Store.within(resident() + 64 * MIB).hold(array) is array
+    assert Store.within(1).hold(array) is not array
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="no /proc here")
+def test_what_is_free_is_no_more_than_the_machine_has():
+    assert 0 < resident() < available() < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    path = tmp_path_factory.mktemp("memory") / "model.onnx"
+    overflowing_norm(path, width=32, depth=6)
+    rng = np.random.default_rng(1)
+    feeds = [{"x": rng.standard_normal((64, 32)).astype(np.float32)} for _ in range(5)]
+    return path, [Sample(str(index), feed) for index, feed in enumerate(feeds)]
+
+
+def test_a_search_without_any_room_finds_the_same(task, tmp_path):
+    path, samples = task
+    told = []
+    found = [
+        locate(read_graph(load(path)), samples, Tolerance(0.05, 0.0), store=store)
+        for store in (Store(1 << 40), Store(0, tmp_path, told.append))
+    ]
+    assert len(told) == 1
+    assert found[0].pins == found[1].pins == ("square", "mean", "root")
+    assert [(trial.plan, trial.excess) for trial in found[0].trials] == [
+        (trial.plan, trial.excess) for trial in found[1].trials
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rounded_weights_go_into_the_file_too(task, tmp_path):
+    path, samples = task
+    told = []
+    plain, small = Emulator(read_graph(load(path))), Emulator(read_graph(load(path)), Store(0, tmp_path, told.append))
+    (expected,), (found,) = (emulator.run(Plan(), samples[0].feed).values() for emulator in (plain, small))
+    assert len(told) == 1
+    assert np.array_equal(expected, found, equal_nan=True)
+
+
+def command(path: Path, inputs: Path, *more: str, limits: dict[int, int]) -> subprocess.CompletedProcess[str]:
+    def limit() -> None:
+        for kind, size in limits.items():
+            resource.setrlimit(kind, (size, size))
+
+    asked = ["locate", str(path), "--inputs", str(inputs), "--atol", "0.05", "--rtol", "0", *more]
+    return subprocess.run(
+        [sys.executable, "-m", "trt_helper", *asked],
+        capture_output=True,
+        text=True,
+        cwd=inputs.parent,
+        preexec_fn=limit,
+        check=False,
+    )
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(task, tmp_path):
+    path, samples = task
+    np.savez(tmp_path / "x.npz", **samples[0].feed)
+    done = command(path, tmp_path / "x.npz", "--memory-limit", "1", limits={resource.RLIMIT_FSIZE: MIB})
+    assert done.returncode == 3
+    lines = done.stderr.splitlines()
+    assert lines[-2].startswith(f"error: no room in {tmp_path} for what does not fit into memory: ")
+    assert "--memory-limit" in lines[-1]
+    assert [file.name for file in tmp_path.iterdir()] == ["x.npz"]
