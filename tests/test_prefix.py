@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 
 import numpy as np
 import pytest
@@ -87,36 +88,58 @@ def test_what_is_watched_is_computed(chain, computed):
     assert set(seen) >= set(chain.graph.candidates)
 
 
-def test_no_more_than_the_limit_is_kept():
-    array = np.zeros(1000, np.float32)
-    prefixes = Prefixes(limit=4 * array.nbytes)  # a way holds its feed and what it left
-    feeds = [{"x": array + index} for index in range(3)]
-    for feed in feeds:
-        way = prefixes.way(feed, "ab")
-        way.pass_by(1, {"h": array + 1})
-        prefixes.keep(way)
-    assert [prefixes.way(feed, "ab").start()[0] for feed in feeds] == [0, 1, 1]
-    way = prefixes.way(feeds[2], "ab")
-    way.pass_by(0, {"h": array})
-    assert way.size == 2 * array.nbytes  # what the last trial left there, too
-    way = prefixes.way({"x": array}, "ab")
-    way.pass_by(1, {"h": np.zeros(4000, np.float32)})
-    assert way.size == array.nbytes
+def left(prefixes, feed, keys="abcd"):
+    """Where a trial starts that has the first 3, 2 and 1 keys with the last one on `feed` in common."""
+    return [prefixes.way(feed, keys[:same].ljust(len(keys), "-")).start()[0] for same in (3, 2, 1)]
+
+
+def way_with(prefixes, feed, *sizes, keys="abcd"):
+    """A way that was gone to its end, with arrays of so many elements alive at its places."""
+    way = prefixes.way(feed, keys)
+    for index, size in enumerate(sizes, 1):
+        way.pass_by(index, {"h": np.zeros(size, np.float32)})
+    prefixes.keep(way)
+    return way
+
+
+def test_where_most_is_alive_is_left_first():
+    prefixes, feed = Prefixes(limit=4 * 150), {"x": np.zeros(1000, np.float32)}
+    way = way_with(prefixes, feed, 100, 60, 80)
+    assert way.size == 4 * 140
+    assert way.start()[0] == 3
+    assert left(prefixes, feed) == [3, 2, 0]
+    assert way_with(prefixes, {"x": feed["x"] + 1}, 200).size == 0
+
+
+def test_all_samples_share_the_limit():
+    prefixes, feeds = Prefixes(limit=4 * 300), [{"x": np.full(9, index, np.float32)} for index in range(3)]
+    ways = [way_with(prefixes, feed, 60, 60, 30) for feed in feeds]
+    assert [way.size for way in ways] == [4 * 90] * 3
+    assert [left(prefixes, feed) for feed in feeds] == [[3, 2, 0]] * 3
+
+
+def test_a_sample_of_which_nothing_is_left_is_not_held():
+    prefixes = Prefixes(limit=4 * 100)
+    feed = {"x": np.zeros(9, np.float32)}
+    array = weakref.ref(feed["x"])
+    way_with(prefixes, feed, 90)
+    del feed
+    assert array() is not None
+    for index in range(3):
+        way_with(prefixes, {"x": np.full(9, index, np.float32)}, 90)
+    assert array() is None
 
 
 def test_a_sample_that_is_tried_again_and_again_is_counted_once():
-    feed = {"x": np.zeros(1000, np.float32)}
-    prefixes = Prefixes(limit=2 * feed["x"].nbytes)
+    prefixes, feed = Prefixes(limit=4 * 1500), {"x": np.zeros(1000, np.float32)}
     for _ in range(5):
-        way = prefixes.way(feed, "ab")
-        way.pass_by(1, {"h": feed["x"] + 1})
-        prefixes.keep(way)
-    assert prefixes.way(feed, "ab").start()[0] == 1
+        way_with(prefixes, feed, 1000)
+    assert prefixes.way(feed, "abcd").start()[0] == 1
 
 
-def test_one_array_under_many_names_and_places_counts_once():
-    array = np.zeros(1000, np.float32)
-    way = Prefixes().way({"x": array}, "abc")
-    way.pass_by(1, {"x": array, "g": array})
+def test_one_array_under_many_names_and_places_counts_once_and_the_feed_never():
+    array, feed = np.zeros(1000, np.float32), {"x": np.ones(50, np.float32)}
+    way = Prefixes().way(feed, "abc")
+    way.pass_by(1, {"x": feed["x"], "g": array})
     way.pass_by(2, {"h": array})
     assert way.size == array.nbytes
