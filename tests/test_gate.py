@@ -444,6 +444,7 @@ def test_misuse_is_a_usage_error():
     misused("gate", CONFIG, "a.onnx", "b.onnx", says="Invalid value: b.onnx: one model at most")
     misused("gate", CONFIG, "b.yaml", "a.onnx", says="Invalid value: a model goes with one config")
     misused("gate", CONFIG, "b.yaml", "--baseline", "x.json", says="Invalid value: --baseline goes with one config")
+    misused("gate", CONFIG, "b.yaml", "--reference", "x.onnx", says="Invalid value: --reference goes with one config")
     misused("gate", CONFIG, "--junit", "a", "--sarif", "./a", says="Invalid value: two of the files")
     for factor in ("0.5x", "x", "nan", "inf"):
         misused("gate", CONFIG, "--max-regression", factor, says="Invalid value: --max-regression")

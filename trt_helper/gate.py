@@ -36,7 +36,7 @@ from trt_helper.findings import (
 from trt_helper.graph import Graph, read_graph
 from trt_helper.metric import Metric, load_metric
 from trt_helper.model import load
-from trt_helper.reference import versions
+from trt_helper.reference import require_alike, versions
 from trt_helper.replay import Replay
 from trt_helper.samples import RANDOM_WARNING, Sample, load_samples
 from trt_helper.shapes import parse_shapes, samples_in
@@ -52,6 +52,7 @@ class Request:
 
     config: Path
     model: Path | None = None
+    reference: Path | None = None  # the model that FP32 outputs come from, else the model itself
     inputs: tuple[Path, ...] = ()
     script: str | None = None
     metric: str | None = None
@@ -137,7 +138,8 @@ def _judged(graph: Graph, config: Config, request: Request) -> Gated:
     samples, findings = _samples(graph, config, request)
     metric = _metric(config, request)
     about = cache.subject(graph, samples)
-    expected = cache.cached_references(graph, samples, about)
+    original = _original(graph, request)
+    expected = cache.cached_references(original, samples, {**about, "model": original.source.sha256})
     run = Replay(graph, graph.plan(config.fp32_layers, config.bf16_layers), samples, expected, tolerance)
     again = f"find the plan again: {_locate_command(config, graph, request)}"
     accept = "if that is meant to be, run the same command with --update-baseline"
@@ -154,7 +156,7 @@ def _judged(graph: Graph, config: Config, request: Request) -> Gated:
     if not request.update:
         findings += _about_baseline(path, setup, before, about)
     if not failures:
-        findings += _unneeded_pins(run, metric, about, config, request, again)
+        findings += _unneeded_pins(run, metric, {**about, "reference": original.source.sha256}, config, request, again)
     now = base.Baseline(setup, about["model"], about["samples"], run.plan, run.trial.outputs, run.overflow, figure)
     return Gated(
         config=request.config,
@@ -170,6 +172,14 @@ def _judged(graph: Graph, config: Config, request: Request) -> Gated:
         before=before,
         baseline=path,
     )
+
+
+def _original(graph: Graph, request: Request) -> Graph:
+    if request.reference is None:
+        return graph
+    original = read_graph(load(_tidy(request.reference)))
+    require_alike(graph, original)
+    return original
 
 
 def _missing_layers(graph: Graph, config: Config, request: Request) -> Iterator[Finding]:

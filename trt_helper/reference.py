@@ -34,6 +34,23 @@ def references(graph: Graph, samples: Sequence[Sample], store: Store | None = No
     return [store.hold_all(run(sample)) for sample in samples]
 
 
+def require_alike(graph: Graph, reference: Graph) -> None:
+    """Raise InputError unless `reference` reads the inputs of `graph` and has its outputs, by name."""
+    for what, here, there in (
+        ("inputs", [value.name for value in graph.inputs], [value.name for value in reference.inputs]),
+        ("outputs", graph.outputs, reference.outputs),
+    ):
+        if set(here) != set(there):
+            raise InputError(
+                f"{reference.source.path} has the {what} {_names(there)}, {graph.source.path} has {_names(here)}",
+                fix="as --reference give the FP32 model that the other one was made from",
+            )
+
+
+def _names(names: Sequence[str | None]) -> str:
+    return ", ".join(map(repr, names))[:300]
+
+
 def runner(graph: Graph, *, optimised: bool = False) -> Callable[[Sample], Values]:
     """The original file, loaded; called with a sample it gives the outputs. `optimised` is ONNX Runtime's default."""
     path = graph.source.path

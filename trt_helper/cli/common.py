@@ -45,6 +45,17 @@ def open_graph(path: Path, cures: Sequence[Cure] = ()) -> Graph:
     return read_graph(load(path), cures)
 
 
+def open_reference(graph: Graph, path: Path | None) -> Graph:
+    """The model that FP32 outputs come from: `graph` itself unless another file is given."""
+    from trt_helper.reference import require_alike
+
+    if path is None:
+        return graph
+    reference = open_graph(path)
+    require_alike(graph, reference)
+    return reference
+
+
 def open_samples(
     graph: Graph,
     inputs: Sequence[Path] | None,

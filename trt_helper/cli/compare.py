@@ -33,6 +33,7 @@ def run(
     rtol: options.Rtol = None,
     check_error_stat: options.Stat = None,
     shapes: options.Shapes = None,
+    reference: options.Reference = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="Layers to show; --json has all.")] = 40,
     record: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Write the run record.", show_default=False)
@@ -41,7 +42,7 @@ def run(
 ) -> None:
     """Show what FP16 does to every layer and output, against FP32; or what changed between two run records."""
     if other or (model and model.suffix == ".json"):
-        given = (config, inputs, data_loader_script, atol, rtol, check_error_stat, shapes, record)
+        given = (config, inputs, data_loader_script, atol, rtol, check_error_stat, shapes, reference, record)
         _compare_records(model, other, alone=all(option is None for option in given), as_json=as_json)
         return
 
@@ -57,7 +58,8 @@ def run(
     graph, plan = common.open_plan(plan_file, path)
     tolerance = common.tolerance(graph, atol, rtol, check_error_stat, plan_file.tolerance)
     samples = common.open_samples(graph, inputs, data_loader_script, shapes)
-    errors, reports = _measure(graph, plan, samples, tolerance)
+    original = common.open_reference(graph, reference)
+    errors, reports = _measure(graph, plan, samples, tolerance, original)
     passed = all(error.passes(tolerance) for outputs in errors for error in outputs)
     sources = [sample.source for sample in samples]
     result = compared_json(graph, plan, tolerance, list(zip(sources, errors, strict=True)), reports)
@@ -71,9 +73,9 @@ def run(
 
 
 def _measure(
-    graph: Graph, plan: Plan, samples: list[Sample], tolerance: Tolerance
+    graph: Graph, plan: Plan, samples: list[Sample], tolerance: Tolerance, original: Graph
 ) -> tuple[list[tuple[TensorError, ...]], tuple[LayerReport, ...]]:
-    """The errors of every output of every sample, and every layer."""
+    """The errors of every output of every sample, against `original`; and every layer."""
     from trt_helper.cli.console import progress
     from trt_helper.compare import compare_all
     from trt_helper.emulate import Emulator
@@ -82,7 +84,7 @@ def _measure(
 
     emulator = Emulator(graph)
     with progress() as report:
-        expected = references(graph, samples)
+        expected = references(original, samples)
         errors = []
         for index, sample in enumerate(samples):
             report("outputs", index, len(samples))

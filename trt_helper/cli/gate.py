@@ -33,6 +33,7 @@ def run(
             "--config", "-c", metavar="FILE.yaml", help="A config; the same as an argument.", show_default=False
         ),
     ] = None,
+    reference: options.Reference = None,
     inputs: options.Inputs = None,
     data_loader_script: options.LoaderScript = None,
     metric: Annotated[
@@ -82,10 +83,11 @@ def run(
 
     configs = [*(config or ()), *(file for file in files or () if file.suffix.lower() in YAML)]
     models = [file for file in files or () if file.suffix.lower() not in YAML]
-    _require_one_meaning(configs, models, baseline)
+    _require_one_meaning(configs, models, {"--reference": reference, "--baseline": baseline})
     base = Request(
         config=configs[0],
         model=models[0] if models else None,
+        reference=reference,
         inputs=tuple(inputs or ()),
         script=data_loader_script,
         metric=metric,
@@ -99,7 +101,7 @@ def run(
     if len({path.absolute() for path in targets}) < len(targets):
         raise typer.BadParameter("two of the files to be written are the same")
     for target in targets:
-        require_writable(target, keep=(*configs, *models, *(inputs or ())))
+        require_writable(target, keep=(*configs, *models, reference, *(inputs or ())))
     requests = [replace(base, config=path) for path in dict.fromkeys(configs)]
     with progress() as report:
         results = gate_all(requests, lambda done: report("gate", done, len(requests)))
@@ -116,14 +118,14 @@ def run(
     raise typer.Exit(max(gated.status for gated in results))
 
 
-def _require_one_meaning(configs: list[Path], models: list[Path], baseline: Path | None) -> None:
+def _require_one_meaning(configs: list[Path], models: list[Path], single: dict[str, Path | None]) -> None:
     if not configs:
         raise typer.BadParameter("give a config: trt-helper gate FILE.yaml, or --config FILE.yaml")
     if len(models) > 1:
         raise typer.BadParameter(f"{models[1]}: one model at most; others are named by their configs")
-    if len(configs) > 1 and (models or baseline):
-        what = "a model" if models else "--baseline"
-        raise typer.BadParameter(f"{what} goes with one config; give each config its own")
+    alone = ["a model"] if models else [name for name, path in single.items() if path]
+    if len(configs) > 1 and alone:
+        raise typer.BadParameter(f"{alone[0]} goes with one config; give each config its own")
 
 
 def _factor(text: str) -> float:

@@ -56,6 +56,14 @@ Stat = Annotated[
         show_default=False,
     ),
 ]
+Reference = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="MODEL.onnx",
+        help="FP32 outputs come from here: for a model that another tool has typed. [default: the model]",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Builder = Annotated[
     Literal["auto", "tensorrt", "tensorrt-rtx"],
