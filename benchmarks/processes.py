@@ -1,10 +1,12 @@
 """Peak memory, cores and builds, as whole processes: `python benchmarks/processes.py`.
 
 - Peak resident memory of one trial and of `compare` (every layer), over that of a plain ONNX Runtime session on the
-  same model and input, and how it grows with the number of samples. All are processes of their own; what an
-  interpreter with the same imports takes is in all of them.
+  same model and input, and how it grows with the number of samples and of layers. All are processes of their own; what
+  an interpreter with the same imports takes is in all of them.
+- The same of `locate` with 16 samples, without and with a `--memory-limit` of what the plain session takes.
 - `locate` with 16 samples on all cores, over the same on one core.
-- `convert` with everything FP16, over TensorRT-RTX's builder alone on the same typed model.
+- `convert` with everything FP16, over TensorRT-RTX's builder alone on the same typed model: the command, and the
+  function alone, on a graph that has been read.
 """
 
 from __future__ import annotations
@@ -61,6 +63,21 @@ from trt_helper.values import Plan
 write(render(read_graph(load(Path(sys.argv[1]))), Plan()), Path(sys.argv[2]))
 """
 
+CONVERT = """
+import sys, time
+from pathlib import Path
+from trt_helper.builder import BuildSettings
+from trt_helper.convert import convert
+from trt_helper.graph import read_graph
+from trt_helper.model import load
+from trt_helper.values import Plan
+graph, engine = read_graph(load(Path(sys.argv[1]))), Path(sys.argv[2])
+started = time.perf_counter()
+convert(graph, Plan(), engine=engine, typed_onnx=None, profile={}, settings=BuildSettings())
+Path(sys.argv[3]).write_text(str(time.perf_counter() - started))
+"""
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "models"
+
 
 def measure(command: Sequence[object], runs: int = RUNS, cores: Sequence[int] = ()) -> tuple[float, float]:
     """Median seconds and peak resident MB of a process."""
@@ -83,14 +100,29 @@ def memory(models: dict[Path, Path]) -> Table:
     return table
 
 
-def cores(model: Path, inputs: Path) -> Table:
-    """`locate` with 16 samples; the tolerance is missed, so there is a search."""
-    folder = model.with_name("samples")
-    folder.mkdir()
+def limited(models: dict[Path, Path]) -> Table:
+    title = "locate, 16 samples, 3 trials: peak memory in MB and seconds"
+    table = columns(title, "model", "plain session", "without a limit", "limit: a plain session's")
+    for model, inputs in models.items():
+        plain = measure([sys.executable, "-c", PLAIN, model, inputs, 1])[1]
+        command = located(model, inputs)
+        found = [measure([*command, *more], 1) for more in ((), ("--memory-limit", round(plain)))]
+        table.add_row(model.stem, f"{plain:.0f}", *(f"{mb:.0f}, {mb / plain:.2f} x, {s:.0f} s" for s, mb in found))
+    return table
+
+
+def located(model: Path, inputs: Path) -> list[object]:
+    """A command that locates with 16 samples; the tolerance is missed, so there is a search."""
+    folder = model.with_name(f"{model.stem} samples")
+    folder.mkdir(exist_ok=True)
     for index in range(16):
         np.savez(folder / f"{index}.npz", **{name: array + index for name, array in np.load(inputs).items()})
     asked = ["locate", model, "--inputs", folder, "--atol", "1e-5", "--rtol", "0", "--max-trials", "3"]
-    command = [sys.executable, "-m", "trt_helper", *asked, "-o", model.with_suffix(".yaml")]
+    return [sys.executable, "-m", "trt_helper", *asked, "-o", model.with_suffix(".yaml")]
+
+
+def cores(model: Path, inputs: Path) -> Table:
+    command = located(model, inputs)
     one, every = (measure(command, RUNS, used)[0] for used in ([0], []))
     table = columns(f"locate with 16 samples, 3 trials, {os.cpu_count()} cores", "model", "one core, s", "all, s", "")
     table.add_row(model.stem, f"{one:.1f}", f"{every:.1f}", f"{one / every:.2f} x")
@@ -98,15 +130,24 @@ def cores(model: Path, inputs: Path) -> Table:
 
 
 def builds(models: dict[Path, Path]) -> Table:
-    table = columns("convert, everything FP16, s", "model", "builder alone", "convert", "")
+    table = columns("convert, everything FP16, s", "model", "builder alone", "the function", "", "the command", "")
     for model, inputs in models.items():
         typed, engine = model.with_name("typed.onnx"), model.with_suffix(".trt")
         measure([sys.executable, "-c", TYPED, model, typed], 1)
         bare, _ = measure([sys.executable, "-c", BARE, typed, engine])
         asked = ["convert", model, "--inputs", inputs, "-o", engine]
         ours, _ = measure([sys.executable, "-m", "trt_helper", *asked])
-        table.add_row(model.stem, f"{bare:.1f}", f"{ours:.1f}", f"{ours / bare:.2f} x")
+        alone = statistics.median(_seconds([sys.executable, "-c", CONVERT, model, engine]) for _ in range(RUNS))
+        shown = (f"{bare:.1f}", f"{alone:.1f}", f"{alone / bare:.2f} x", f"{ours:.1f}", f"{ours / bare:.2f} x")
+        table.add_row(model.stem, *shown)
     return table
+
+
+def _seconds(command: Sequence[object]) -> float:
+    """What the code measured of itself: it writes that into the file that is its last argument."""
+    with tempfile.NamedTemporaryFile("r") as file:
+        measure([*command, file.name], 1)
+        return float(file.read())
 
 
 def columns(title: str, first: str, *others: str) -> Table:
@@ -127,8 +168,13 @@ def main() -> int:
             make(model)
             np.savez(inputs, x=np.random.default_rng(1).standard_normal(shape).astype(np.float32))
             models[model] = inputs
+        deep, inputs = folder / "residual_cnn, 4 x the layers.onnx", folder / "residual_cnn.npz"
+        residual_cnn(deep, blocks=64)
+        real = SHARED / "ppocrv3_det"
+        large = {real / "model.onnx": real / "inputs" / "0.npz"} if real.is_dir() else {}
         console = Console(width=120)
-        console.print(memory(models))
+        console.print(memory({**models, deep: inputs, **large}))
+        console.print(limited(models))
         console.print(cores(*next(iter(models.items()))))
         console.print(builds(models))
     finally:
