@@ -3,9 +3,10 @@
 
     python benchmarks/tensorrt_names.py [VERSION ...]
 
-The wheels `tensorrt-cu12-bindings` (PyPI) hold one extension module each. TensorRT's own libraries are not needed to
-look at its classes: empty libraries with the same names and entry points are loaded in their place. Needs gcc,
-binutils, and to be run by a Python that the wheels are for. Names of classes and members are all that is kept.
+The wheels `tensorrt-cu12-bindings` (PyPI; `tensorrt-bindings` of 8.6) hold one extension module each. TensorRT's own
+libraries are not needed to look at its classes: empty libraries with the same names and entry points are loaded in
+their place. Needs gcc, binutils, and to be run by a Python that the wheels are for. Names of classes and members are
+all that is kept.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-VERSIONS = ("10.0.1", "10.7.0", "10.11.0.33", "10.16.1.11", "11.0.0.114", "11.4.0.106")
+VERSIONS = ("8.6.1", "10.0.1", "10.7.0", "10.11.0.33", "10.16.1.11", "11.0.0.114", "11.4.0.106")
 CLASSES = frozenset(
     {
         "Builder",
         "BuilderFlag",
+        "DataType",
         "EngineInspector",
         "HardwareCompatibilityLevel",
         "IAlgorithm",
@@ -33,6 +35,8 @@ CLASSES = frozenset(
         "IAlgorithmVariant",
         "IBuilderConfig",
         "ICudaEngine",
+        "IDebugListener",
+        "IExecutionContext",
         "IHostMemory",
         "ILayer",
         "ILogger",
@@ -43,6 +47,7 @@ CLASSES = frozenset(
         "ITensor",
         "ITimingCache",
         "LayerInformationFormat",
+        "LayerType",
         "Logger",
         "MemoryPoolType",
         "NetworkDefinitionCreationFlag",
@@ -55,6 +60,7 @@ CLASSES = frozenset(
         "TimingCacheValue",
     }
 )
+ENTRY = r" U ((?:create|get|init)\w*(?:Infer|Onnx|Plugin)\w*|_ZN\d+nv(?:caffe|uff)parser\w+)$"  # C++ names up to 8.6
 TARGET = Path(__file__).parents[1] / "tests" / "tensorrt_names.json"
 
 
@@ -66,7 +72,8 @@ def main() -> None:
     for version in sys.argv[1:] or VERSIONS:
         with tempfile.TemporaryDirectory() as folder:
             pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder]
-            subprocess.run([*pip, f"tensorrt-cu12-bindings=={version}"], check=True)
+            package = "tensorrt-bindings" if version.startswith("8.") else "tensorrt-cu12-bindings"
+            subprocess.run([*pip, f"{package}=={version}"], check=True)
             with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
                 library = wheel.extract("tensorrt_bindings/tensorrt.so", folder)
             asked = [sys.executable, __file__, "--of", library]  # one process each: they would share symbols
@@ -83,7 +90,7 @@ def names(library: Path) -> dict[str, list[str]]:
     with tempfile.TemporaryDirectory() as folder:
         needed = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
         symbols = subprocess.run(["nm", "-D", "-u", library], capture_output=True, text=True, check=True).stdout
-        entries = re.findall(r" U ((?:create|get|init)\w*(?:Infer|Onnx|Plugin)\w*)$", symbols, re.MULTILINE)
+        entries = re.findall(ENTRY, symbols, re.MULTILINE)
         source = Path(folder, "empty.c")
         source.write_text("".join(f"int {entry}(void) {{ return 0; }}\n" for entry in entries))
         for name in re.findall(r"\[(libnv[^]]+)\]", needed):

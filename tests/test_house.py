@@ -24,6 +24,7 @@ ROWS = (
     {
         "precision",
         "asked",
+        "told",
         "cost",
         "typed",
         "hold",

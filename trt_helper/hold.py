@@ -98,8 +98,8 @@ class Ladder:
         return None
 
 
-def guard(typed: TypedModel, layers: Iterable[LayerName]) -> None:
-    """Put a LeakyRelu of slope 1 before every FP32 tensor that these layers read, in place.
+def guard(typed: TypedModel, layers: Iterable[LayerName]) -> tuple[LayerName, ...]:
+    """Put a LeakyRelu of slope 1 before every FP32 tensor that these layers read, in place; returns their names.
 
     max(x, 1 * x) is x for every float, infinities, NaN and -0 included. Neither version folds it; both fold
     an Identity, a Reshape and a product with 1.
@@ -107,6 +107,7 @@ def guard(typed: TypedModel, layers: Iterable[LayerName]) -> None:
     graph = typed.model.graph
     wanted = frozenset(layers)
     taken = names_in(graph)
+    added: list[LayerName] = []
     for node in [node for node in graph if node.name in wanted]:
         for index, value in enumerate(node.inputs):
             if value is None or value.is_initializer() or value.dtype is not ir.DataType.FLOAT:
@@ -116,3 +117,5 @@ def guard(typed: TypedModel, layers: Iterable[LayerName]) -> None:
             slope = ir.AttrFloat32("alpha", 1.0)
             graph.insert_before(node, ir.Node("", "LeakyRelu", [value], [slope], outputs=[out], name=name))
             node.replace_input_with(index, out)
+            added.append(name)
+    return tuple(added)

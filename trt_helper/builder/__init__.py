@@ -9,7 +9,7 @@ from trt_helper.builder.layer_info import EngineLayer, EngineTensor, half_share,
 from trt_helper.builder.program import Program, read_program
 from trt_helper.builder.proof import HEAVY, PinProof, PinState, prove
 from trt_helper.builder.rtx import build
-from trt_helper.builder.settings import BuildSettings, Profile, Shape
+from trt_helper.builder.settings import BuildSettings, Profile, Shape, Told
 
 __all__ = [
     "HEAVY",
@@ -23,6 +23,7 @@ __all__ = [
     "Profile",
     "Program",
     "Shape",
+    "Told",
     "build",
     "half_share",
     "parse_layers",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trt_helper.builder import trt_only
+from trt_helper.builder import trt_only, weak
 from trt_helper.builder.bindings import PRODUCT, trt
 from trt_helper.builder.failures import (
     ParserComplaint,
@@ -24,7 +24,7 @@ from trt_helper.builder.failures import (
     reason,
 )
 from trt_helper.builder.progress import Progress
-from trt_helper.builder.settings import OWNED, BuildSettings, NetworkInput, capability_member, check_profiles
+from trt_helper.builder.settings import OWNED, BuildSettings, NetworkInput, Told, capability_member, check_profiles
 from trt_helper.errors import ConfigError, InputError, nearest
 from trt_helper.files import cannot_write
 
@@ -65,11 +65,11 @@ class _Log(trt.ILogger):  # type: ignore[misc]  # the bindings have no types
             self.tactics.append(message)
 
 
-class _Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the bindings have no types
+class _Monitor(getattr(trt, "IProgressMonitor", object)):  # type: ignore[misc]  # 8.6 has none
     """Sends the innermost phase and the fraction of the whole build."""
 
     def __init__(self, send: Send) -> None:
-        trt.IProgressMonitor.__init__(self)
+        super().__init__()
         self._progress = Progress()
         self._send = send
         self._sent = ("", -1)
@@ -102,21 +102,25 @@ def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
     builder = trt.Builder(log)
     for plugin in settings.plugins:
         _load(builder, plugin, log)
-    network = _network(builder, request["typed"], log)
+    told = Told(request["told"], frozenset(request["pins"]))
+    network = _network(builder, request["typed"], settings, log)
+    if settings.weakly_typed:
+        weak.tell(network, told)
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     profiles = [_tuples(profile) for profile in request["profiles"]]
     known = [NetworkInput(one.name, tuple(one.shape), one.is_shape_tensor) for one in inputs]
     check_profiles(profiles, known)
-    config = _config(builder, settings, log)
+    config = _config(builder, settings, told, log)
     for profile in profiles:
         config.add_optimization_profile(_profile(builder, known, profile))
     monitor = _Monitor(send)  # TensorRT keeps no reference to it
-    config.progress_monitor = monitor
+    if hasattr(config, "progress_monitor"):
+        config.progress_monitor = monitor
     plan = _built(lambda: builder.build_serialized_network(network, config), config, settings, log)
     if plan is None:
         raise not_built(Path(request["typed"]).name, BUILDER, log.errors, settings)
     return _written(plan, request) | {
-        "builder": BUILDER,
+        "builder": f"{BUILDER}, weakly typed" if settings.weakly_typed else BUILDER,
         "layers": log.layers,
         "warnings": log.warnings,
         "errors": log.errors,
@@ -169,10 +173,14 @@ def _tuples(listed: Mapping[str, Any]) -> dict[str, Any]:
     return {name: one(value) for name, value in listed.items()}
 
 
-def _network(builder: Any, typed: str, log: _Log) -> Any:
+def _network(builder: Any, typed: str, settings: BuildSettings, log: _Log) -> Any:
     """Parse the file. `parse_from_file` finds external data beside the model, also beyond 2 GB."""
-    strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = builder.create_network(strongly_typed)
+    if settings.weakly_typed:
+        network = weak.new_network(builder)
+    elif not hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):  # 8.6
+        raise ConfigError(f"{BUILDER} has no strong typing", fix="use --typing weak, or TensorRT 10 or later")
+    else:
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     name = Path(typed).name
     if not parser.parse_from_file(typed):
@@ -187,8 +195,10 @@ def _network(builder: Any, typed: str, log: _Log) -> Any:
     return network
 
 
-def _config(builder: Any, settings: BuildSettings, log: _Log) -> Any:
+def _config(builder: Any, settings: BuildSettings, told: Told, log: _Log) -> Any:
     config = builder.create_builder_config()
+    if settings.weakly_typed:
+        weak.set_flags(config, told)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # otherwise no layer dump is logged
     if settings.tf32:
         config.set_flag(trt.BuilderFlag.TF32)

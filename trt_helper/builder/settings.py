@@ -28,6 +28,8 @@ OWNED = {
     "flags": "name each BuilderFlag, for example STRICT_NANS=on",
     "profiling_verbosity": "leave it out: the proof of the pins needs DETAILED",
     "progress_monitor": "leave it out: trt-helper reports the progress",
+    "OBEY_PRECISION_CONSTRAINTS": "use --typing weak, which sets it",
+    "PREFER_PRECISION_CONSTRAINTS": "leave it out: what --typing weak asks for has to be obeyed",
 }
 
 
@@ -52,6 +54,7 @@ class BuildSettings:
     refit: bool = False
     weight_streaming: bool = False
     tensorrt: bool = False  # TensorRT 10 or 11, for the GPU of this machine, instead of TensorRT-RTX
+    weakly_typed: bool = False  # TensorRT 8.6 to 10: it chooses the precision of what it is not told
     exclude_tactics: tuple[Mapping[str, str], ...] = ()  # entries of TRT_EXCLUDE_TACTIC
     plugins: tuple[Path, ...] = ()
     time_limit: float | None = None
@@ -66,6 +69,11 @@ class BuildSettings:
     def __post_init__(self) -> None:
         for text in self.compute_capabilities:
             capability_member(text)
+        if self.weakly_typed and not self.tensorrt:
+            raise ConfigError(
+                "TensorRT-RTX has no weak typing: its networks are strongly typed",
+                fix="use --typing strong, or --builder tensorrt with TensorRT 8.6 to 10",
+            )
         for what, value in (
             ("workspace", self.workspace),
             ("time limit", self.time_limit),
@@ -82,6 +90,14 @@ class BuildSettings:
         for name in self.extra:
             if name in OWNED:
                 raise ConfigError(f"the builder argument {name!r} is not free", fix=OWNED[name])
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a weakly typed network is told: ONNX node -> "FP32" or "BF16". `pins` are the nodes it has to have."""
+
+    precisions: Mapping[str, str] = field(default_factory=dict)
+    pins: frozenset[str] = frozenset()
 
 
 def _plain(value: object) -> object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -78,6 +78,10 @@ def run(
         typer.Option(metavar="NAME=VALUE", help="Any builder flag or setting.", show_default=False),
     ] = None,
     builder: options.Builder = "auto",
+    typing: Annotated[
+        Literal["strong", "weak"],
+        typer.Option(help="weak: TensorRT 8.6 to 10 chooses the types, but for the plan's layers."),
+    ] = "strong",
     emit: Annotated[
         list[options.Emit] | None,
         typer.Option(
@@ -110,12 +114,12 @@ def run(
         memory_limit=memory_limit << 20 if memory_limit else None,
         extra=common.named_values(builder_arg or (), "--builder-arg"),
         tensorrt=common.is_tensorrt(builder),
+        weakly_typed=typing == "weak",
         exclude_tactics=plan_file.exclude_tactics,
     )
     engine = None if no_engine else output or path.with_suffix(".trt")
     typed_onnx = typed_onnx or (path.with_suffix(".typed.onnx") if options.Emit.TRTEXEC in (emit or ()) else None)
-    kinds = frozenset(kind.value for kind in emit or ())
-    beside = engine or path.with_suffix(".trt")
+    kinds, beside = frozenset(kind.value for kind in emit or ()), engine or path.with_suffix(".trt")
     emitted = [beside.with_suffix(suffix) for kind in kinds for suffix in EMITTED[kind]]
     _check_targets(engine, typed_onnx, emitted, keep=(path, config, *(inputs or ())))
     common.require_tactics(plan_file, tensorrt=settings.tensorrt)
