@@ -1,21 +1,27 @@
 """Every attribute of `tensorrt` that the code names is held against the published bindings' own listing.
 
-`tensorrt_names.json` is written by `benchmarks/tensorrt_names.py` from the wheels `tensorrt-cu12-bindings`.
+`tensorrt_names.json` is written by `benchmarks/tensorrt_names.py` from the wheels `tensorrt-cu12-bindings`, and of 8.6
+`tensorrt-bindings`.
 """
 
 from __future__ import annotations
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).parent
-BUILDER = HERE.parent / "trt_helper" / "builder"
+PACKAGE = HERE.parent / "trt_helper"
+MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if re.search(r"bindings import .*\btrt\b", path.read_text())]
+WEAK = PACKAGE / "builder" / "weak.py"
 NAMES = json.loads((HERE / "tensorrt_names.json").read_text())
 
-# What the variables of the two modules hold, by name.
+WEAKLY_TYPED = [version for version, kinds in NAMES.items() if "FP16" in kinds["BuilderFlag"]]
+
+# What the variables of these modules hold, by name.
 HELD = {
     "builder": "Builder",
     "config": "IBuilderConfig",
@@ -29,6 +35,8 @@ HELD = {
     "choice": "IAlgorithm",
     "variant": "IAlgorithmVariant",
     "context": "IAlgorithmContext",
+    "layer": "ILayer",
+    "tensor": "ITensor",
 }
 RETURNED = {"get_plugin_registry": "IPluginRegistry"}
 # Of some versions, and only reached where they are: name -> what guards it in the source.
@@ -44,6 +52,9 @@ PROBED = {
     "TimingCacheKey.parse": "_EDITABLE",
     "TimingCacheValue": "_EDITABLE",
     "ITimingCache.update": "_EDITABLE",
+    "IBuilderConfig.progress_monitor": 'hasattr(config, "progress_monitor")',
+    "NetworkDefinitionCreationFlag.STRONGLY_TYPED": 'hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")',
+    "BuilderFlag.BF16": 'hasattr(trt.BuilderFlag, "BF16")',
     # Of TensorRT-RTX alone: behind `if not settings.tensorrt`.
     "ComputeCapability": "settings.tensorrt",
     "IBuilderConfig.num_compute_capabilities": "settings.tensorrt",
@@ -70,7 +81,10 @@ def used(path: Path) -> set[str]:
     return found
 
 
-USED = used(BUILDER / "rtx_child.py") | used(BUILDER / "trt_only.py")
+USED_BY = {path: used(path) for path in MODULES}
+USED = set[str]().union(*USED_BY.values())
+EVERYWHERE = set[str]().union(*(names for path, names in USED_BY.items() if path != WEAK))
+SOURCE = "".join(path.read_text() for path in MODULES)
 
 
 def has(kinds: dict[str, list[str]], name: str) -> bool:
@@ -87,12 +101,37 @@ def test_the_names_are_found_in_the_source():
     }
     assert ways <= USED
     assert len(USED) > 40
+    assert {"rtx_child", "trt_only", "weak"} <= {path.stem for path in MODULES}
 
 
 @pytest.mark.parametrize("version", NAMES)
 def test_what_is_used_without_a_question_is_in_every_version(version):
-    missing = {name for name in USED - PROBED.keys() if not has(NAMES[version], name)}
+    missing = {name for name in EVERYWHERE - PROBED.keys() if not has(NAMES[version], name)}
     assert missing == set()
+
+
+@pytest.mark.parametrize("version", WEAKLY_TYPED)
+def test_what_weak_typing_uses_is_in_every_version_that_has_it(version):
+    ways = {"ILayer.precision", "ILayer.precision_is_set", "ILayer.set_output_type", "ITensor.is_execution_tensor"}
+    assert ways <= USED_BY[WEAK]
+    missing = {name for name in USED_BY[WEAK] - PROBED.keys() if not has(NAMES[version], name)}
+    assert missing == set()
+
+
+def test_weak_typing_ends_with_10():
+    assert [version.partition(".")[0] for version in NAMES] == ["8", "10", "10", "10", "10", "11", "11"]
+    assert [version.partition(".")[0] for version in WEAKLY_TYPED] == ["8", "10", "10", "10", "10"]
+    for version, kinds in NAMES.items():
+        assert ("precision" in kinds["ILayer"]) == (version in WEAKLY_TYPED)
+        assert ("OBEY_PRECISION_CONSTRAINTS" in kinds["BuilderFlag"]) == (version in WEAKLY_TYPED)
+
+
+def test_every_member_that_weak_typing_names_in_a_string_is_there():
+    """Types of layers may be newer than 8.6: they are only compared with. The others are read where they are there."""
+    named = set(re.findall(r'"([A-Z][A-Z0-9_]+)"', WEAK.read_text())) - {"FP32"}  # our own word
+    kinds = ("BuilderFlag", "DataType", "LayerType", "NetworkDefinitionCreationFlag")
+    known = {member for version in WEAKLY_TYPED for kind in kinds for member in NAMES[version][kind]}
+    assert {"OBEY_PRECISION_CONSTRAINTS", "FLOAT", "CONSTANT", "SHUFFLE", "EXPLICIT_BATCH"} <= named <= known
 
 
 def test_what_is_asked_for_first_is_in_some_version_and_used():
@@ -100,8 +139,7 @@ def test_what_is_asked_for_first_is_in_some_version_and_used():
     for name in PROBED.keys() - here_only:
         assert name in USED, f"{name} is not used any more"
         assert any(has(kinds, name) for kinds in NAMES.values()), name
-    source = "".join(path.read_text() for path in (BUILDER / "rtx_child.py", BUILDER / "trt_only.py"))
-    assert all(guard in source for guard in PROBED.values())
+    assert all(guard in SOURCE for guard in PROBED.values())
 
 
 def test_each_version_has_one_way_to_exclude_tactics():
@@ -113,5 +151,7 @@ def test_each_version_has_one_way_to_exclude_tactics():
         assert editable == ("TimingCacheKey" in kinds)
 
 
-def test_strong_typing_can_be_asked_for_in_every_version():
-    assert all("STRONGLY_TYPED" in kinds["NetworkDefinitionCreationFlag"] for kinds in NAMES.values())
+def test_each_version_can_be_asked_for_strong_typing_or_for_weak():
+    strong = [version for version, kinds in NAMES.items() if "STRONGLY_TYPED" in kinds["NetworkDefinitionCreationFlag"]]
+    assert strong == [version for version in NAMES if version != "8.6.1"]
+    assert {*strong, *WEAKLY_TYPED} == set(NAMES)

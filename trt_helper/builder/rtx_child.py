@@ -108,9 +108,11 @@ def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
         weak.tell(network, told)
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     profiles = [_tuples(profile) for profile in request["profiles"]]
-    known = [NetworkInput(one.name, tuple(one.shape), one.is_shape_tensor) for one in inputs]
+    known = [NetworkInput(tensor.name, tuple(tensor.shape), tensor.is_shape_tensor) for tensor in inputs]
     check_profiles(profiles, known)
-    config = _config(builder, settings, told, log)
+    config = _config(builder, settings, log)
+    if settings.weakly_typed:
+        weak.set_flags(config, told)
     for profile in profiles:
         config.add_optimization_profile(_profile(builder, known, profile))
     monitor = _Monitor(send)  # TensorRT keeps no reference to it
@@ -120,7 +122,7 @@ def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
     if plan is None:
         raise not_built(Path(request["typed"]).name, BUILDER, log.errors, settings)
     return _written(plan, request) | {
-        "builder": f"{BUILDER}, weakly typed" if settings.weakly_typed else BUILDER,
+        "builder": f"{BUILDER} (weakly typed)" if settings.weakly_typed else BUILDER,
         "layers": log.layers,
         "warnings": log.warnings,
         "errors": log.errors,
@@ -195,10 +197,8 @@ def _network(builder: Any, typed: str, settings: BuildSettings, log: _Log) -> An
     return network
 
 
-def _config(builder: Any, settings: BuildSettings, told: Told, log: _Log) -> Any:
+def _config(builder: Any, settings: BuildSettings, log: _Log) -> Any:
     config = builder.create_builder_config()
-    if settings.weakly_typed:
-        weak.set_flags(config, told)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # otherwise no layer dump is logged
     if settings.tf32:
         config.set_flag(trt.BuilderFlag.TF32)

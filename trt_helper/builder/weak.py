@@ -6,6 +6,7 @@ by name. Checked against the published bindings (`tests/tensorrt_names.json`); n
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,7 @@ _LEFT_ALONE = frozenset(
         *("ITERATOR", "LOOP_OUTPUT", "RECURRENCE", "TRIP_LIMIT"),
     }
 )
+_MOVES = frozenset({"SHUFFLE", "SQUEEZE", "UNSQUEEZE"})  # what the parser puts between nodes, without metadata
 _SHOWN = 4
 
 
@@ -52,17 +54,25 @@ def tell(network: Any, told: Told) -> None:
 
     A node may be several layers; those that hold, cast or steer, or work on integers or shapes, are left alone. This
     is what trtexec's --layerPrecisions and --layerOutputTypes do (NVIDIA/TensorRT, samples/common/sampleEngines.cpp).
+    A layer that the parser adds to bring a tensor into shape is told what all its readers are told.
 
     Raises BuildError for pins that have no layer which could be told, and for a layer that does not take it.
     """
     missing = set(told.pins)
-    for index in range(network.num_layers):
+    readers: dict[str, set[str]] = defaultdict(set)  # tensor -> what its readers are told, "" for nothing
+    for index in reversed(range(network.num_layers)):
         layer = network.get_layer(index)
         names = [name for name in _nodes(layer) if name in told.precisions]
-        if names and _computes(layer):
-            precision = "FP32" if "FP32" in {told.precisions[name] for name in names} else "BF16"
+        wanted = {told.precisions[name] for name in names}
+        if layer.type.name in _MOVES and not layer.metadata and not names:
+            read = set[str]().union(*(readers[tensor.name] for _, tensor in _outputs(layer)))
+            wanted = read if len(read) == 1 else set()
+        precision = "FP32" if "FP32" in wanted else "".join(wanted)
+        if precision and _computes(layer):
             _constrain(layer, getattr(trt.DataType, _MEMBERS[precision]))
             missing.difference_update(names)
+        for tensor in _inputs(layer):
+            readers[tensor.name].add(precision)
     if missing:
         named = ", ".join(repr(name) for name in sorted(missing)[:_SHOWN])
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
