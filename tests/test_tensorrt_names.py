@@ -38,6 +38,7 @@ HELD = {
     "layer": "ILayer",
     "tensor": "ITensor",
 }
+MARK = "INetworkDefinition.mark_unfused_tensors_as_debug_tensors"
 RETURNED = {"get_plugin_registry": "IPluginRegistry"}
 # Of some versions, and only reached where they are: name -> what guards it in the source.
 PROBED = {
@@ -54,6 +55,7 @@ PROBED = {
     "ITimingCache.update": "_EDITABLE",
     "IBuilderConfig.progress_monitor": 'hasattr(config, "progress_monitor")',
     "NetworkDefinitionCreationFlag.STRONGLY_TYPED": 'hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")',
+    MARK: 'hasattr(network, "mark_unfused_tensors_as_debug_tensors")',
     "BuilderFlag.BF16": 'hasattr(trt.BuilderFlag, "BF16")',
     # Of TensorRT-RTX alone: behind `if not settings.tensorrt`.
     "ComputeCapability": "settings.tensorrt",
@@ -149,6 +151,17 @@ def test_each_version_has_one_way_to_exclude_tactics():
         editable = "EDITABLE_TIMING_CACHE" in kinds["BuilderFlag"] and "update" in kinds["ITimingCache"]
         assert selector or editable, version
         assert editable == ("TimingCacheKey" in kinds)
+
+
+def test_what_is_between_kernels_can_be_heard_where_it_can_be_marked():
+    """Marked by `rtx_child` where the network can; switched on by `engine_child`, heard by Polygraphy's listener."""
+    assert MARK in USED
+    assert ".unfused_tensors_debug_state = True" in (PACKAGE / "runners" / "engine_child.py").read_text()
+    marked = [version for version, kinds in NAMES.items() if has(kinds, MARK)]
+    assert marked == ["10.16.1.11", "11.0.0.114", "11.4.0.106"]
+    for version in marked:
+        assert has(NAMES[version], "IExecutionContext.unfused_tensors_debug_state")
+        assert has(NAMES[version], "IDebugListener.process_debug_tensor")
 
 
 def test_each_version_can_be_asked_for_strong_typing_or_for_weak():

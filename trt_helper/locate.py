@@ -22,7 +22,7 @@ from trt_helper.search.drive import drive
 from trt_helper.search.foresight import Conflict, Foresight, Rounding
 from trt_helper.search.strategy import HOPE, Guess, Stop, Strategy, Try, smallest
 from trt_helper.sensitivity import conflict, looked_at, roundings
-from trt_helper.values import Cure, LayerReport, Plan, Statistic, Tolerance, Trial, Verdict
+from trt_helper.values import Cure, Inside, LayerReport, Plan, Statistic, Tolerance, Trial, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,7 @@ class Located:
     without_cure: Mapping[Cure, Trial] = field(default_factory=dict)  # the plan without each cure of the graph
     shapes: Shapes = field(default_factory=dict)  # of every tensor, for the first sample
     runner: str = "emulate"  # what judged the trials
+    inside: tuple[Inside, ...] = ()  # what its engine of the empty plan computed between kernels: no verdict
 
     @property
     def pins(self) -> tuple[str, ...]:
@@ -137,7 +138,6 @@ def locate(
     before = search.judge_all(Plan())
     if oracle is not None and before.verdict is Verdict.FAIL and search.emulated(Plan()).verdict is Verdict.PASS:
         listener.warn("emulated FP16 is accurate: a fusion or a kernel is the cause, not precision; pins may not help")
-    shapes = search.shapes()
     per_sample = {"before": search.per_sample(Plan()), "after": search.per_sample(plan)}
     return Located(
         graph=graph,
@@ -151,14 +151,17 @@ def locate(
         before=before,
         after=after,
         trials=tuple(search.trials),
+        shapes=search.shapes(),
         layers=search.survey() if plan.fp32 or every_layer else (),
+        inside=search._oracle().on([before.sample]).inside(Plan(), search.emulator, listener.warn)
+        if oracle and before.verdict is Verdict.FAIL
+        else (),
         inferences=search.inferences,
         seconds=time.monotonic() - search.started,
         warnings=tuple(listener.warnings),
         curve=search.curve(),
         reasons=tuple(search.reasons),
         per_sample=per_sample,
-        shapes=shapes,
         runner=runner,
     )
 
@@ -206,7 +209,7 @@ class _Search:
         self.emulator = Emulator(graph, store)
         how: Any = {"samples": samples, "references": self.expected, "tolerance": tolerance, "metric": metric}
         self._emulated = partial(EmulatedOracle, self.emulator, **how)
-        self._oracle = partial(oracle, graph, **how) if oracle else self._emulated
+        self._oracle: Callable[..., Any] = partial(oracle, graph, **how) if oracle else self._emulated
         self.searched, self.held_out = hold_out(samples)
         self.evidence: Guess | None = None
         self.trials: list[Trial] = []

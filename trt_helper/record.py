@@ -21,7 +21,7 @@ from trt_helper.files import write_atomically
 from trt_helper.graph import Graph
 from trt_helper.locate import Located
 from trt_helper.reference import versions
-from trt_helper.values import LayerReport, Plan, TensorError, Tolerance
+from trt_helper.values import Inside, LayerReport, Plan, TensorError, Tolerance
 
 SCHEMA = 1
 Json = dict[str, Any]
@@ -114,6 +114,7 @@ def located_json(located: Located) -> Json:
         "search": list(_search_json(located)),
         "pins": [_pin_json(located, name) for name in located.pins],
         "layers": [layer_json(r, pinned=r.layer.name in located.plan.fp32) for r in located.layers],
+        **({"inside": [_inside_json(one) for one in located.inside]} if located.inside else {}),
         "curve": [
             {
                 "pins": p.pins,
@@ -124,6 +125,17 @@ def located_json(located: Located) -> Json:
         ],
         "warnings": list(located.warnings),
         **setting_json(located.graph),
+    }
+
+
+def _inside_json(one: Inside) -> Json:
+    return {
+        "layer": one.layer,
+        "tensor": one.tensor,
+        "kernel": one.kernel,
+        "engine": error_json(one.engine),
+        "emulated": error_json(one.emulated),
+        "farther": one.is_farther,
     }
 
 

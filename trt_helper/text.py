@@ -16,7 +16,7 @@ from trt_helper.evidence import cause
 from trt_helper.graph import Graph
 from trt_helper.locate import Located
 from trt_helper.machine import Ability
-from trt_helper.values import LayerReport, TensorError, Tolerance, Trial
+from trt_helper.values import Inside, LayerReport, TensorError, Tolerance, Trial
 
 LONGEST_NAME = 200
 LONGEST_PROOF = 400
@@ -130,6 +130,25 @@ def layers(reports: Sequence[LayerReport], pinned: frozenset[str], limit: int) -
                 figure(report.accumulated.median),
                 figure(report.accumulated.spread),
                 f"{report.isolated.non_finite} / {report.accumulated.non_finite}",
+            )
+    return made
+
+
+def inside(found: Sequence[Inside], limit: int) -> Table:
+    """Tensors between an engine's kernels, in topological order; at most `limit` rows, the worst ones."""
+    chosen = sorted(found, key=lambda one: (not one.is_farther, -one.engine.non_finite, -_relative(one.engine)))[:limit]
+    made = table(
+        "In the engine (no verdict)", "layer", "kernel", "engine max", "emulated max", "not finite", "", names=2
+    )
+    for one in found:
+        if one in chosen:
+            made.add_row(
+                cell(one.layer),
+                cell(one.kernel),
+                figure(one.engine.max),
+                figure(one.emulated.max),
+                f"{one.engine.non_finite} / {one.emulated.non_finite}",
+                "farther" if one.is_farther else "",
             )
     return made
 

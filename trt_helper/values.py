@@ -183,3 +183,25 @@ class LayerReport:
     written: float  # the same of what it writes
     weights_overflow: int  # finite weights that FP16 makes infinite
     weights_underflow: int  # weights other than 0 that FP16 makes 0
+
+
+HALF_STEP = 2.0**-11  # half the distance between two halfs, relative
+FARTHER = 4.0  # times what FP16 explains: kernels sum in another order than the emulator
+
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """One tensor between two kernels, against FP32: as the engine computed it and as FP16 is emulated."""
+
+    layer: LayerName
+    tensor: TensorName
+    kernel: str
+    engine: TensorError
+    emulated: TensorError
+
+    @property
+    def is_farther(self) -> bool:
+        """Whether the engine is farther off than the precision explains."""
+        if self.engine.non_finite or self.emulated.non_finite:
+            return self.engine.non_finite > self.emulated.non_finite
+        return self.engine.max > FARTHER * max(self.emulated.max, self.engine.spread * HALF_STEP)

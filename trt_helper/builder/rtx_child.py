@@ -106,6 +106,8 @@ def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
     network = _network(builder, request["typed"], settings, log)
     if settings.weakly_typed:
         weak.tell(network, told)
+    if settings.debug_tensors:
+        _mark(network)
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     profiles = [_tuples(profile) for profile in request["profiles"]]
     known = [NetworkInput(tensor.name, tuple(tensor.shape), tensor.is_shape_tensor) for tensor in inputs]
@@ -195,6 +197,14 @@ def _network(builder: Any, typed: str, settings: BuildSettings, log: _Log) -> An
     if not network.num_layers or not network.num_outputs:  # an empty or alien file parses without complaint
         raise empty_model(name)
     return network
+
+
+def _mark(network: Any) -> None:
+    """Let a listener hear the tensors between kernels. Marked outputs would change what is fused; this does not."""
+    if not hasattr(network, "mark_unfused_tensors_as_debug_tensors"):
+        raise ConfigError(f"{BUILDER} cannot emit what is between its kernels", fix="use TensorRT 10.16 or later")
+    if not network.mark_unfused_tensors_as_debug_tensors():
+        raise ConfigError(f"{BUILDER} does not emit what is between the kernels of this model", fix="leave it out")
 
 
 def _config(builder: Any, settings: BuildSettings, log: _Log) -> Any:

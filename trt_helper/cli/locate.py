@@ -114,6 +114,8 @@ def run(
             show("", text.cures(located))
         if located.plan.fp32:
             show("", text.pins(located))
+        if located.inside:
+            show("", text.inside(located.inside, 20))
         show("", text.summary(located, output, run_record))
     raise typer.Exit(_status(located.after))
 

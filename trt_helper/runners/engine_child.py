@@ -36,10 +36,16 @@ def run(request: Mapping[str, Any], _send: Callable[[dict[str, Any]], None]) -> 
         metadata = runner.get_input_metadata(use_numpy_dtypes=False)
         types = {name: np.dtype(one.dtype.name) for name, one in metadata.items() if one.dtype.name in _FLOATS}
 
+        heard: dict[str, Array] = {}  # debug tensors: TrtRunner's own listener adds them to the outputs
+        if request["listen"]:
+            runner.context.unfused_tensors_debug_state = True
+
         def infer(feed: Mapping[str, Array]) -> Sequence[Array]:
             found = runner.infer(dict(feed), check_inputs=False)
+            heard.clear()
+            heard.update({name: np.asarray(found[name]) for name in found if name not in request["outputs"]})
             return [np.asarray(found[name]) for name in request["outputs"]]
 
-        return serve(request, types, infer)
+        return serve(request, types, infer, heard)
     finally:
         runner.deactivate()

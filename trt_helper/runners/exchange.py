@@ -11,13 +11,20 @@ import numpy as np
 from trt_helper.errors import RunError
 from trt_helper.kernels import Array
 
+NOTHING: Mapping[str, Array] = {}
 Infer = Callable[[Mapping[str, Array]], Sequence[Array]]
 """Feeds by name in, outputs in the order asked for out. The arrays may be reused by the next call."""
 
 
-def serve(request: Mapping[str, Any], types: Mapping[str, Any], infer: Infer) -> dict[str, Any]:
-    """Run every sample; floats are given in the type that the model reads (`types`, numpy's)."""
+def serve(
+    request: Mapping[str, Any], types: Mapping[str, Any], infer: Infer, heard: Mapping[str, Array] = NOTHING
+) -> dict[str, Any]:
+    """Run every sample; floats are given in the type that the model reads (`types`, numpy's).
+
+    `heard` is what was heard of the inside in the last inference; where the request is to listen, it is kept, too.
+    """
     folder = Path(request["folder"])
+    names_heard: list[list[str]] = []
     for index, names in enumerate(request["inputs"]):
         feed = {name: _as_read(array, types.get(name)) for name, array in _feed(folder / f"in{index}.npz", names)}
         try:
@@ -25,13 +32,16 @@ def serve(request: Mapping[str, Any], types: Mapping[str, Any], infer: Infer) ->
                 infer(feed)
             for repeat in range(request["repeats"]):
                 np.savez(folder / f"out{repeat}_{index}.npz", *infer(feed))
+            if request["listen"]:
+                np.savez(folder / f"heard{index}.npz", *heard.values())
+                names_heard.append(list(heard))
         except Exception as error:  # onnxruntime and Polygraphy raise types of their own
             reason = next(iter(str(error).splitlines()), "")[:300]
             raise RunError(
                 f"sample {index} cannot be run: {type(error).__name__}: {reason}",
                 fix="check that its shapes lie in the engine's profile, and that the GPU has memory left",
             ) from error
-    return {}
+    return {"heard": names_heard}
 
 
 def _feed(path: Path, names: Sequence[str]) -> list[tuple[str, Array]]:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from trt_helper.builder import BuildSettings
 from trt_helper.compare import compare_all
 from trt_helper.convert import convert
-from trt_helper.emulate import Values
-from trt_helper.errors import BuildError, RunError
+from trt_helper.emulate import Emulator, Values
+from trt_helper.errors import BuildError, RunError, TrtHelperError
 from trt_helper.graph import Graph
 from trt_helper.metric import Metric
 from trt_helper.oracle import PerSample, judge
-from trt_helper.runners.run import Runner, execute
+from trt_helper.runners.inside import inside
+from trt_helper.runners.run import Runner, execute, listen
 from trt_helper.samples import Sample
 from trt_helper.shapes import Range
-from trt_helper.values import DISAGREE, Plan, Tolerance, Trial, Verdict
+from trt_helper.values import DISAGREE, Inside, Plan, Tolerance, Trial, Verdict
 
 
 @dataclass(eq=False)
@@ -69,6 +70,36 @@ class RunnerOracle:
         return replace(
             self, samples=[self.samples[i] for i in indices], references=[self.references[i] for i in indices]
         )
+
+    def inside(self, plan: Plan, emulator: Emulator, warn: Callable[[str], None]) -> tuple[Inside, ...]:
+        """What the engine of `plan` computes between its kernels, on the first sample.
+
+        It is evidence from an engine of its own, and never decides anything: where there is none, `warn` hears why.
+        """
+        if not self.runner.builds:
+            return ()
+        try:
+            found = self._heard(plan, emulator, self.samples[0])
+        except TrtHelperError as error:
+            warn(f"the inside of the engine was not looked at: {error.message}")
+            return ()
+        farther = [one for one in found if one.is_farther]
+        if farther:
+            first = farther[0]
+            warn(
+                f"{len(farther)} of {len(found)} tensors in the engine are farther off than FP16 explains, first that "
+                f"of {first.layer!r} ({first.engine.max:.2g}, emulated {first.emulated.max:.2g}): a fusion or a kernel"
+            )
+        return found
+
+    def _heard(self, plan: Plan, emulator: Emulator, sample: Sample) -> tuple[Inside, ...]:
+        with tempfile.TemporaryDirectory(prefix="trt-helper-") as folder:
+            engine = Path(folder) / "model.trt"
+            settings = replace(self.settings, debug_tensors=True)
+            made = convert(self.graph, plan, engine=engine, typed_onnx=None, profile=self.profile, settings=settings)
+            layers = made.engine.layers if made.engine else ()
+            heard = listen(self.runner, engine, sample, self.graph.outputs, seconds=self.settings.time_limit)
+        return inside(emulator, plan, sample.feed, layers, heard, self.tolerance)
 
     def _run(self, plan: Plan, folder: Path) -> list[list[Values]]:
         engine, typed = folder / "model.trt", folder / "typed.onnx"

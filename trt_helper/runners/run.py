@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from trt_helper.builder.process import ChildDiedError, Limits, NotImportableError, run, signal_name
+from trt_helper.builder.process import ChildDiedError, Event, Limits, NotImportableError, run, signal_name
 from trt_helper.builder.rtx import PACKAGE_VARIABLE
 from trt_helper.builder.settings import COMPUTE_CAPABILITIES
 from trt_helper.emulate import Values
@@ -86,40 +87,65 @@ def execute(
     """
     with tempfile.TemporaryDirectory(prefix="trt-helper-") as name:
         folder = Path(name)
-        names = [list(sample.feed) for sample in samples]
-        for index, sample in enumerate(samples):
-            np.savez(folder / f"in{index}.npz", *sample.feed.values())  # by position: a name may be anything
-        request = {
-            "file": str(file.absolute()),
-            "provider": runner.provider,
-            "folder": str(folder),
-            "inputs": names,
-            "outputs": list(outputs),
-            "repeats": repeats,
-            "warm_up": warm_up,
-        }
-        environment = {PACKAGE_VARIABLE: runner.package}
-        if runner.package == "tensorrt_rtx":
-            environment["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"  # Polygraphy looks at it when it is imported
-        try:
-            run(
-                runner.module,
-                request,
-                limits=Limits(seconds),
-                on_event=lambda _event: None,
-                leftover=folder / "leftover",
-                environment=environment,
-            )
-        except NotImportableError as error:
-            raise MachineError(
-                f"the runner {runner.name!r} cannot be loaded: {error}", fix=f"pip install '{runner.extra}'"
-            ) from error
-        except ChildDiedError as died:
-            raise _death(died, runner, seconds) from died
+        how = {"repeats": repeats, "warm_up": warm_up, "listen": False}
+        _served(runner, file, samples, folder, {"outputs": list(outputs), **how}, seconds)
         return [
             [_outputs(folder / f"out{repeat}_{index}.npz", outputs) for index in range(len(samples))]
             for repeat in range(repeats)
         ]
+
+
+def listen(
+    runner: Runner, file: Path, sample: Sample, outputs: Sequence[str], *, seconds: float | None = None
+) -> Values:
+    """Run an engine with debug tensors on one sample -> what it computed between its kernels, by the engine's names.
+
+    Raises MachineError where the runner cannot be loaded and RunError for what fails on the way, crashes included.
+    """
+    with tempfile.TemporaryDirectory(prefix="trt-helper-") as name:
+        folder = Path(name)
+        how = {"outputs": list(outputs), "repeats": 1, "warm_up": 0, "listen": True}
+        answer = _served(runner, file, [sample], folder, how, seconds)
+        return _outputs(folder / "heard0.npz", answer["heard"][0])
+
+
+def _served(
+    runner: Runner,
+    file: Path,
+    samples: Sequence[Sample],
+    folder: Path,
+    how: Mapping[str, Any],
+    seconds: float | None,
+) -> Event:
+    """Write the samples into `folder` and have the child answer there."""
+    names = [list(sample.feed) for sample in samples]
+    for index, sample in enumerate(samples):
+        np.savez(folder / f"in{index}.npz", *sample.feed.values())  # by position: a name may be anything
+    request = {
+        "file": str(file.absolute()),
+        "provider": runner.provider,
+        "folder": str(folder),
+        "inputs": names,
+        **how,
+    }
+    environment = {PACKAGE_VARIABLE: runner.package}
+    if runner.package == "tensorrt_rtx":
+        environment["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"  # Polygraphy looks at it when it is imported
+    try:
+        return run(
+            runner.module,
+            request,
+            limits=Limits(seconds),
+            on_event=lambda _event: None,
+            leftover=folder / "leftover",
+            environment=environment,
+        )
+    except NotImportableError as error:
+        raise MachineError(
+            f"the runner {runner.name!r} cannot be loaded: {error}", fix=f"pip install '{runner.extra}'"
+        ) from error
+    except ChildDiedError as died:
+        raise _death(died, runner, seconds) from died
 
 
 def _outputs(path: Path, names: Sequence[str]) -> Values:

@@ -1,0 +1,69 @@
+"""Tensors that an engine computed go in; how far off each layer is, in the engine and emulated, comes out.
+
+Evidence, and no verdict: an engine names the tensors between its kernels in its own way, so that a tensor is taken for
+that of an ONNX layer only where one tensor alone can be meant.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from trt_helper.builder import EngineLayer
+from trt_helper.compare import compare
+from trt_helper.emulate import Emulator, Values
+from trt_helper.graph import Graph
+from trt_helper.kernels import Array
+from trt_helper.values import Inside, Plan, TensorName, Tolerance
+
+
+def attributed(layers: Sequence[EngineLayer], graph: Graph) -> dict[str, tuple[TensorName, str]]:
+    """The engine's name of a tensor -> the ONNX tensor that it is, and its kernel.
+
+    A kernel with one output, from whose ONNX layers one tensor alone leads out, made that one. A tensor that two
+    kernels might have made is left out.
+    """
+    found = {}
+    for one in layers:
+        leaving = _leaving(one, graph) if len(one.outputs) == 1 else ()
+        if len(leaving) == 1:
+            found[one.outputs[0].name] = (leaving[0], one.name)
+    times = Counter(tensor for tensor, _ in found.values())
+    return {name: value for name, value in found.items() if times[value[0]] == 1}
+
+
+def _leaving(one: EngineLayer, graph: Graph) -> tuple[TensorName, ...]:
+    """What the ONNX layers in `one` make for others: graph outputs, and tensors that a layer outside of it reads."""
+    group = frozenset(one.onnx_layers)
+    outputs = frozenset(graph.outputs)
+    elsewhere = {name for layer in graph.layers if layer.name not in group for name in layer.inputs}
+    made = (name for layer in graph.layers if layer.name in group for name in layer.outputs)
+    return tuple(name for name in made if name in outputs or name in elsewhere)
+
+
+def inside(
+    emulator: Emulator,
+    plan: Plan,
+    feed: Mapping[TensorName, Array],
+    layers: Sequence[EngineLayer],
+    heard: Values,
+    tolerance: Tolerance,
+) -> tuple[Inside, ...]:
+    """What was `heard` of an engine with these layers against FP32, next to what is emulated, in the graph's order.
+
+    Tensors of another shape than ONNX gives them are left out: they are not what they were taken for.
+    """
+    known = attributed(layers, emulator.graph)
+    found = {tensor: (heard[name], kernel) for name, (tensor, kernel) in known.items() if name in heard}
+    return tuple(
+        Inside(
+            step.layer.name,
+            name,
+            found[name][1],
+            compare(name, found[name][0], reference, tolerance),
+            compare(name, step.accumulated[name], reference, tolerance),
+        )
+        for step in emulator.walk(plan, feed)
+        for name, reference in step.reference.items()
+        if name in found and found[name][0].shape == reference.shape and reference.dtype.kind == "f"
+    )
