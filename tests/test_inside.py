@@ -204,6 +204,14 @@ def test_an_engine_that_is_as_emulated_says_nothing(graph, tmp_path, monkeypatch
 
 
 @needs_rtx
+def test_an_engine_of_which_nothing_is_heard_is_said(graph, tmp_path, monkeypatch):
+    listening(graph, tmp_path, monkeypatch, lambda _: {})
+    said = []
+    assert oracle(graph).inside(Plan(), Emulator(graph), said.append) == ()
+    assert said == ["nothing of what the engine computes between its kernels could be heard"]
+
+
+@needs_rtx
 def test_an_engine_that_cannot_be_listened_to_is_said_and_no_error(graph, tmp_path, monkeypatch):
     monkeypatch.setenv("LISTENING_CHILD", str(tmp_path / "none.npz"))
     crashing = replace(oracle(graph), runner=replace(STAND_IN, module="no_such_child"))

@@ -83,6 +83,8 @@ class RunnerOracle:
         except TrtHelperError as error:
             warn(f"the inside of the engine was not looked at: {error.message}")
             return ()
+        if not found:
+            warn("nothing of what the engine computes between its kernels could be heard")
         farther = [one for one in found if one.is_farther]
         if farther:
             first = farther[0]
