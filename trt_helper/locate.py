@@ -138,7 +138,6 @@ def locate(
     before = search.judge_all(Plan())
     if oracle is not None and before.verdict is Verdict.FAIL and search.emulated(Plan()).verdict is Verdict.PASS:
         listener.warn("emulated FP16 is accurate: a fusion or a kernel is the cause, not precision; pins may not help")
-    per_sample = {"before": search.per_sample(Plan()), "after": search.per_sample(plan)}
     return Located(
         graph=graph,
         tolerance=tolerance,
@@ -152,6 +151,7 @@ def locate(
         after=after,
         trials=tuple(search.trials),
         shapes=search.shapes(),
+        per_sample={"before": search.per_sample(Plan()), "after": search.per_sample(plan)},
         layers=search.survey() if plan.fp32 or every_layer else (),
         inside=search._oracle().on([before.sample]).inside(Plan(), search.emulator, listener.warn)
         if oracle and before.verdict is Verdict.FAIL
@@ -161,7 +161,6 @@ def locate(
         warnings=tuple(listener.warnings),
         curve=search.curve(),
         reasons=tuple(search.reasons),
-        per_sample=per_sample,
         runner=runner,
     )
 
