@@ -126,8 +126,8 @@ def test_what_only_the_engine_gets_wrong_is_not_called_precision(task):
         return Broken(Emulator(graph), **given)
 
     loose = Tolerance(1e6, 0.0)
-    assert locate(graph, samples, TOLERANCE, oracle=oracle).warnings == ()
-    located = locate(graph, samples, loose, oracle=oracle)
+    assert locate(graph, samples, TOLERANCE, oracle=oracle, runner="broken").warnings == ()
+    located = locate(graph, samples, loose, oracle=oracle, runner="broken")
     assert located.plan.fp32 == {culprit}
     (warning,) = located.warnings
     assert "a fusion or a kernel is the cause, not precision" in warning

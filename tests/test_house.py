@@ -42,7 +42,7 @@ ROWS = (
         "builder",
     },
     {"evidence", "sensitivity", "oracle", "journal", "cache", "baseline", "findings"},
-    {"gate", "replay", "locate", "remedy", "bench", "convert", "runners", "export"},
+    {"cluster", "gate", "replay", "locate", "remedy", "bench", "convert", "runners", "export"},
     {"ci", "diff", "interchange", "record", "report", "text", "engine_file"},
     {"cli", "__main__"},
 )
@@ -53,6 +53,7 @@ HEAVY = {
     "tensorrt": {"builder.bindings"},
     "vl_convert": {"report.page"},
     "jinja2": {"report.page"},
+    "ray": {"cluster"},
 }
 
 

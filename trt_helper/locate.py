@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from trt_helper.cost import Shapes, prices
@@ -119,10 +118,10 @@ def locate(
     the others, at last about the answer; as soon as it disagrees, the search goes on with all samples. A
     `metric` decides instead of the tolerance. When the `budget` is spent the best plan so far is the answer.
     An open `journal` lets an interrupted search go on. `every_layer` asks for the errors of every layer also
-    when no layer needs FP32. `expected` are the FP32 outputs where they are known. `oracle` makes what judges in
-    the emulator's place (`runners.RunnerOracle`), `runner` is its name. `store` holds what is kept for the whole
-    search. Warnings come when they are known, and again in the result. Raises ControlError when the model in FP32
-    does not pass: then precision is not the cause.
+    when none needs FP32. `expected` are the FP32 outputs where they are known. `oracle` makes what judges in the
+    emulator's place (`RunnerOracle`, `Cluster.oracle`), `runner` is whose figures those are. `store` holds what is
+    kept for the whole search. Warnings come when they are known, and again in the result. Raises ControlError when
+    the model in FP32 does not pass: then precision is not the cause.
     """
     listener = _Listener(on_event, on_warning, on_progress, [])
     search = _Search(graph, samples, tolerance, metric, budget, journal, listener, oracle, expected, store)
@@ -136,7 +135,7 @@ def locate(
         of = f"{len(unjudged)} of {len(search.trials)} plans"
         listener.warn(f"{of} could not be judged and count as failed, so fewer pins may do: {unjudged[-1]}")
     before = search.judge_all(Plan())
-    if oracle is not None and before.verdict is Verdict.FAIL and search.emulated(Plan()).verdict is Verdict.PASS:
+    if runner != "emulate" and before.verdict is Verdict.FAIL and search.emulated(Plan()).verdict is Verdict.PASS:
         listener.warn("emulated FP16 is accurate: a fusion or a kernel is the cause, not precision; pins may not help")
     return Located(
         graph=graph,
@@ -153,9 +152,7 @@ def locate(
         shapes=search.shapes(),
         per_sample={"before": search.per_sample(Plan()), "after": search.per_sample(plan)},
         layers=search.survey() if plan.fp32 or every_layer else (),
-        inside=search._oracle().on([before.sample]).inside(Plan(), search.emulator, listener.warn)
-        if oracle and before.verdict is Verdict.FAIL
-        else (),
+        inside=search.inside(before) if runner != "emulate" and before.verdict is Verdict.FAIL else (),
         inferences=search.inferences,
         seconds=time.monotonic() - search.started,
         warnings=tuple(listener.warnings),
@@ -207,8 +204,8 @@ class _Search:
         self.expected = references(graph, samples, store) if expected is None else expected
         self.emulator = Emulator(graph, store)
         how: Any = {"samples": samples, "references": self.expected, "tolerance": tolerance, "metric": metric}
-        self._emulated = partial(EmulatedOracle, self.emulator, **how)
-        self._oracle: Callable[..., Any] = partial(oracle, graph, **how) if oracle else self._emulated
+        self._emulated = EmulatedOracle(self.emulator, **how)
+        self._oracle: Any = oracle(graph, **how) if oracle else self._emulated
         self.searched, self.held_out = hold_out(samples)
         self.evidence: Guess | None = None
         self.trials: list[Trial] = []
@@ -219,6 +216,7 @@ class _Search:
         self._conflicts: list[Conflict] = []
         self._prices: dict[str, float] = {}
         self._shapes: Shapes = {}
+        self._ahead: Callable[[], Iterable[Plan]] = tuple
         self._judged: dict[tuple[tuple[int, ...], Plan], Trial] = {}
         self._per_sample: dict[Plan, PerSample] = {}
 
@@ -229,6 +227,7 @@ class _Search:
             self.listener.event(event)
             if isinstance(event, Try):
                 self.reasons.append(event.because)
+                self._ahead = event.ahead
             if isinstance(event, Trial):
                 self.trials.append(event)
                 if event.verdict is Verdict.PASS and (best is None or len(event.plan) < len(best)):
@@ -243,7 +242,7 @@ class _Search:
 
     def _try(self, plan: Plan) -> Trial:
         """Judge a plan for the search. It passes when the held-out samples agree; else they are held out no longer."""
-        trial = self._judge(plan, self.searched)
+        trial = self._judge(plan, self.searched, self._ahead)
         if trial.verdict is not Verdict.PASS or not self.held_out:
             return trial
         everywhere = self.judge_all(plan)
@@ -305,14 +304,22 @@ class _Search:
     def emulated(self, plan: Plan) -> Trial:
         """What the emulator says of a plan on every sample, whatever else judges."""
         self.inferences += len(self.samples)
-        return self._emulated().judge(plan)
+        return self._emulated.judge(plan)
 
-    def _judge(self, plan: Plan, samples: Sequence[Sample]) -> Trial:
-        """Judge a plan on `samples`; what was judged before is remembered."""
+    def inside(self, failed: Trial) -> tuple[Inside, ...]:
+        """What the engine of a plan that failed computed between its kernels, on the sample that decided."""
+        oracle = self._oracle.on([failed.sample])
+        found: tuple[Inside, ...] = oracle.inside(failed.plan, self.emulator, self.listener.warn)
+        return found
+
+    def _judge(self, plan: Plan, samples: Sequence[Sample], ahead: Callable[[], Iterable[Plan]] = tuple) -> Trial:
+        """Judge a plan on `samples`; what was judged before is remembered. `ahead` is what may be asked next."""
         which = [index for index, sample in enumerate(self.samples) if sample in samples]
         key = (tuple(which), plan)
         if key not in self._judged:
-            oracle = self._oracle().on(which)
+            oracle = self._oracle.on(which)
+            if hasattr(oracle, "ahead"):  # it judges several plans side by side
+                oracle.ahead = ahead
             judge = self.journal.remember(oracle.judge, label(self.graph, which)) if self.journal else oracle.judge
             self._judged[key] = judge(plan)
             self.inferences += oracle.inferences
@@ -330,7 +337,7 @@ class _Search:
     def per_sample(self, plan: Plan) -> PerSample:
         """The errors of a plan on every sample; measured once more where the journal knew only the worst."""
         if plan not in self._per_sample and not self.judge_all(plan).why:
-            oracle = self._oracle()
+            oracle = self._oracle.on(range(len(self.samples)))
             oracle.judge(plan)
             self.inferences += oracle.inferences
             self._per_sample.update(oracle.per_sample)

@@ -29,6 +29,7 @@ class EmulatedOracle:
     references: Sequence[Values]  # of the user's own model, in FP32
     tolerance: Tolerance
     metric: Metric | None = None  # decides instead of the tolerance
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)  # samples at a time
     inferences: int = field(default=0, init=False)
     per_sample: dict[Plan, PerSample] = field(default_factory=dict, init=False)  # the errors of every plan judged
 
@@ -46,7 +47,7 @@ class EmulatedOracle:
             return self.emulator.run(plan, self.samples[index].feed, watch and watch(index))
 
         self.inferences += len(self.samples)
-        with ThreadPoolExecutor(min(len(self.samples), os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(len(self.samples), self.threads)) as pool:
             return list(pool.map(one, range(len(self.samples))))
 
     def weigh(self, plan: Plan, found: Sequence[Values]) -> Trial:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -123,21 +124,39 @@ def is_tensorrt(builder: str) -> bool:
     return builder == "tensorrt"
 
 
-def oracle_of(runner: str, repeats: int, graph: Graph, samples: Sequence[Sample]) -> dict[str, Any]:
-    """What `locate` needs to judge by `--runner`: nothing for the emulator. Raises MachineError where it cannot run."""
-    if runner in {"auto", "emulate"}:
-        return {}
+@contextmanager
+def judging(
+    runner: str, repeats: int, ray: str | None, graph: Graph, samples: Sequence[Sample]
+) -> Iterator[dict[str, Any]]:
+    """What `locate` needs to judge by `--runner`, here or on the cluster of `--ray`: nothing for the emulator here.
+
+    Raises MachineError where that cannot be.
+    """
+    real = {"runner": runner} if runner not in {"auto", "emulate"} else {}
+    make = _runner(runner, repeats, graph, samples, check=ray is None) if real else {}
+    if ray is None:
+        yield real | make
+        return
+    try:
+        from trt_helper.cluster import Cluster
+    except ImportError as error:
+        raise MachineError(f"--ray needs Ray: {error}", fix="pip install 'trt-helper[ray]'") from error
+    with Cluster(ray, make.get("oracle"), gpus=len(real)) as cluster:
+        yield real | {"oracle": cluster.oracle}
+
+
+def _runner(runner: str, repeats: int, graph: Graph, samples: Sequence[Sample], *, check: bool) -> dict[str, Any]:
     from functools import partial
 
     from trt_helper.builder import BuildSettings
-    from trt_helper.runners import RunnerOracle, runner_here
+    from trt_helper.runners import runner_here, runner_oracle
     from trt_helper.shapes import profile, ranges_of
 
-    chosen = runner_here(runner)
+    if check:
+        runner_here(runner)
     settings = BuildSettings(tensorrt=runner == "tensorrt")
     ranges, _ = profile(graph, ranges_of(samples))
-    oracle = partial(RunnerOracle, runner=chosen, profile=ranges, settings=settings, repeats=repeats)
-    return {"oracle": oracle, "runner": runner}
+    return {"oracle": partial(runner_oracle, runner=runner, profile=ranges, settings=settings, repeats=repeats)}
 
 
 def require_tactics(config: Config, *, tensorrt: bool) -> None:

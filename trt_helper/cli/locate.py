@@ -67,6 +67,7 @@ def run(
     ] = None,
     runner: options.Runner = "auto",
     repeats: options.Repeats = 2,
+    ray: options.Ray = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Find the smallest set of layers that must stay in FP32."""
@@ -95,12 +96,13 @@ def run(
     store = Store.within(memory_limit << 20 if memory_limit else None, output.absolute().parent, on_file=warn)
     samples = common.open_samples(graph, inputs, data_loader_script, shapes, store)
     judged_by = load_metric(metric, metric_threshold) if metric and metric_threshold is not None else None
-    how = common.oracle_of(runner, repeats, graph, samples)
-    asked = _asked(inputs, data_loader_script, shapes, tolerance, output) | ({"runner": runner} if how else {})
-    keeper = _Keeper(graph, samples, tolerance, output, judged_by, asked)
     budget = Budget(max_trials, max_pins, time_limit)
-    how["store"] = store
-    located = _search(keeper, budget, every_layer=as_json or record is not None, kinds=kinds, how=how)
+    asked = _asked(inputs, data_loader_script, shapes, tolerance, output)
+    with common.judging(runner, repeats, ray, graph, samples) as how:
+        asked |= {"runner": runner} if "runner" in how else {}
+        keeper = _Keeper(graph, samples, tolerance, output, judged_by, asked)
+        how["store"] = store
+        located = _search(keeper, budget, every_layer=as_json or record is not None, kinds=kinds, how=how)
     keeper.search(located.graph)
     keeper.save(located.plan, evidence_yaml(located))
     keeper.journal.remove()

@@ -84,3 +84,7 @@ Runner = Annotated[
     typer.Option(help="Where FP16 figures come from. auto: emulate."),
 ]
 Repeats = Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each plan on a GPU; they have to agree.")]
+Ray = Annotated[
+    str | None,
+    typer.Option(metavar="auto|ADDRESS", help="Judge plans side by side on this Ray cluster.", show_default=False),
+]

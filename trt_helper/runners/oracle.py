@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from trt_helper.builder import BuildSettings
 from trt_helper.compare import compare_all
@@ -16,7 +17,7 @@ from trt_helper.graph import Graph
 from trt_helper.metric import Metric
 from trt_helper.oracle import PerSample, judge
 from trt_helper.runners.inside import inside
-from trt_helper.runners.run import Runner, execute, listen
+from trt_helper.runners.run import Runner, execute, listen, runner_here
 from trt_helper.samples import Sample
 from trt_helper.shapes import Range
 from trt_helper.values import DISAGREE, Inside, Plan, Tolerance, Trial, Verdict
@@ -122,6 +123,11 @@ class RunnerOracle:
             repeats=self.repeats,
             seconds=self.settings.time_limit,
         )
+
+
+def runner_oracle(graph: Graph, *, runner: str, **how: Any) -> RunnerOracle:
+    """An oracle of the runner of that name, `how` are the other fields. Raises MachineError where it cannot run."""
+    return RunnerOracle(graph, runner_here(runner), **how)
 
 
 def agreed(trials: Sequence[Trial]) -> Trial:

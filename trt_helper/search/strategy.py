@@ -11,8 +11,9 @@ means that each single pin was taken out of the final plan and the result did no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 
 from trt_helper.values import LayerName, Plan, Trial, Verdict
@@ -28,10 +29,11 @@ FORESEEN, MEASURED = 0.3, 0.04  # spread of the logarithm of an error: foreseen,
 
 @dataclass(frozen=True, slots=True)
 class Try:
-    """Evaluate this plan next."""
+    """Evaluate this plan next. `ahead` are those that are probably asked for if it fails, the next one first."""
 
     plan: Plan
     because: str
+    ahead: Callable[[], Iterable[Plan]] = field(default=tuple, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ def smallest(layers: Sequence[LayerName], evidence: Evidence) -> Strategy:
     `evidence` is asked only when the controls say that there is something to find.
     """
     everything = Plan.of(layers)
-    if not (yield from _passes(everything, "control: every layer pinned")):
+    if not (yield from _passes(everything, "control: every layer pinned", lambda: (Plan(),))):
         return Stop(None, minimal=False, because="the model with every layer in FP32 does not pass")
     nothing = yield Try(Plan(), "control: no layer pinned")
     if nothing.verdict is Verdict.PASS:
@@ -109,7 +111,8 @@ def climb(evidence: Evidence, failed: Trial) -> Generator[Try, Trial, tuple[Plan
         low, high = yield from _far_fewer(guess, high)
     while low > 0 and high - low > 1:
         k = (low + high) // 2
-        if (yield from _passes(Plan.of(guess.order[:k]), f"{k} pins, between too few and enough")):
+        ahead = partial(_first, guess.order, ((k + high) // 2, (low + k) // 2))  # if it fails, if it passes
+        if (yield from _passes(Plan.of(guess.order[:k]), f"{k} pins, between too few and enough", ahead)):
             high = k
         else:
             low = k
@@ -164,7 +167,8 @@ def shrink(plan: Plan, guess: Guess, evidence: Evidence) -> Generator[Try, Trial
         if likeliest and (not names or known[likeliest] < odds[names[0]]):
             names = [likeliest]
         rest = Plan(plan.fp32.difference(names))
-        trial = yield Try(rest, f"without {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else ""))
+        because = f"without {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else "")
+        trial = yield Try(rest, because, partial(_without_each, plan, rest, odds, known))
         if 0 < trial.excess < FAR and (expected := guess.error(rest)) > 0:
             corrections.append(trial.excess / expected)
         if trial.verdict is Verdict.PASS:
@@ -179,6 +183,19 @@ def shrink(plan: Plan, guess: Guess, evidence: Evidence) -> Generator[Try, Trial
     return plan
 
 
-def _passes(plan: Plan, because: str) -> Generator[Try, Trial, bool]:
-    trial = yield Try(plan, because)
+def _first(order: Sequence[LayerName], counts: Iterable[int]) -> Iterator[Plan]:
+    return (Plan.of(order[:k]) for k in counts)
+
+
+def _without_each(
+    plan: Plan, tried: Plan, odds: Mapping[LayerName, float], known: Mapping[LayerName, float]
+) -> Iterator[Plan]:
+    """`plan` less one pin, the likeliest to go well first, as far as that is known before `tried` is judged."""
+    likely = {**known, **odds}
+    less = (Plan(plan.fp32 - {name}) for name in sorted(likely, key=lambda name: likely[name]))
+    return (one for one in less if one != tried)
+
+
+def _passes(plan: Plan, because: str, ahead: Callable[[], Iterable[Plan]] = tuple) -> Generator[Try, Trial, bool]:
+    trial = yield Try(plan, because, ahead)
     return trial.verdict is Verdict.PASS
