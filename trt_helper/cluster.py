@@ -21,7 +21,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 import ray
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RaySystemError, RayTaskError, WorkerCrashedError
 
 from trt_helper.errors import MachineError, TrtHelperError
 from trt_helper.graph import Graph, read_graph
@@ -167,9 +167,9 @@ def _first_line(error: BaseException) -> str:
 def _cause(error: RayTaskError) -> BaseException:
     """What a trial raised, as it would have raised it here."""
     cause = error.cause
-    if isinstance(cause, ImportError):
+    if isinstance(cause, ImportError | RaySystemError):  # the second before the trial's own code is reached
         return MachineError(
-            f"a machine of the Ray cluster cannot run a trial: {cause}",
+            f"a machine of the Ray cluster cannot run a trial: {str(cause).strip().splitlines()[-1]}",
             fix="install the same trt-helper, with the same extras, on every machine of it",
         )
     return cause if isinstance(cause, TrtHelperError) else error
