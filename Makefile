@@ -20,6 +20,7 @@ $(READY): pyproject.toml constraints-dev.txt
 
 $(TORCH): $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints-dev.txt --editable '.[export]'
+	-$(BIN)/python -m pip install --quiet --editable '.[ray]'  # not on every Python; tests that need it skip then
 	touch $@
 
 demo: $(TORCH)  ## export, locate and convert a trained model; show what FP16 did to its accuracy

@@ -57,10 +57,10 @@ class Cluster:
         if not ray.is_initialized():
             _connect(self._address)
             self._ours = True
-        if self._total("GPU") < self._gpus:
+        if (gpus := self._total("GPU")) < self._gpus:
             self._leave()
             raise MachineError(
-                f"the Ray cluster {self._address!r} has no GPU, and each trial needs one",
+                f"the Ray cluster {self._address!r} has {gpus:g} GPUs, and a trial needs {self._gpus}",
                 fix="add a machine with one (ray start --address=HEAD --num-gpus=1), or leave --runner out",
             )
         return self
@@ -191,11 +191,17 @@ def _packed(graph: Graph) -> _Packed:
     weights: list[Array] = []
     for value in _initializers(model):
         tensor = value.const_value
-        if tensor is not None and tensor.dtype is not ir.DataType.STRING and tensor.nbytes > APART:
+        if tensor is None or tensor.dtype is ir.DataType.STRING:
+            continue
+        if tensor.nbytes > APART or isinstance(tensor, ir.ExternalTensor):
             place, name = str(len(weights)), value.name or ""
             shape = ir.Shape(tensor.shape.numpy())
             value.const_value = ir.ExternalTensor(place, None, None, tensor.dtype, shape=shape, name=name)
             weights.append(tensor.numpy())
+    for node in (node for part in model.graphs() for node in part):
+        for name, attribute in list(node.attributes.items()):
+            if attribute.type is ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+                node.attributes[name] = ir.AttrTensor(name, ir.tensor(attribute.value.numpy(), attribute.value.dtype))
     proto: onnx.ModelProto = ir.to_proto(model)
     return _Packed(graph.source.path, graph.source.sha256, graph.cures, proto.SerializeToString(), tuple(weights))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 from trt_helper.cost import Shapes, prices
@@ -287,15 +288,11 @@ class _Search:
 
     def survey(self) -> tuple[LayerReport, ...]:
         """What FP16 does to every layer, over all samples."""
-        done, total = 0, len(self.samples) * len(self.graph.layers)
-
-        def count() -> None:
-            nonlocal done
-            done += 1
-            self.listener.progress("every layer", done, total)
-
+        done, total = count(1), len(self.samples) * len(self.graph.layers)
         self.inferences += 3 * len(self.samples)  # reference, accumulated and isolated
-        return survey(self.emulator, Plan(), [sample.feed for sample in self.samples], self.tolerance, count)
+        feeds = [sample.feed for sample in self.samples]
+        told = self.listener.progress
+        return survey(self.emulator, Plan(), feeds, self.tolerance, lambda: told("every layer", next(done), total))
 
     def judge_all(self, plan: Plan) -> Trial:
         """Judge a plan on every sample, held out or not."""
@@ -307,10 +304,9 @@ class _Search:
         return self._emulated.judge(plan)
 
     def inside(self, failed: Trial) -> tuple[Inside, ...]:
-        """What the engine of a plan that failed computed between its kernels, on the sample that decided."""
-        oracle = self._oracle.on([failed.sample])
-        found: tuple[Inside, ...] = oracle.inside(failed.plan, self.emulator, self.listener.warn)
-        return found
+        """What the engine of a plan that failed computed between its kernels, if that can be seen here."""
+        look = getattr(self._oracle.on([failed.sample]), "inside", None)
+        return look(failed.plan, self.emulator, self.listener.warn) if look else ()
 
     def _judge(self, plan: Plan, samples: Sequence[Sample], ahead: Callable[[], Iterable[Plan]] = tuple) -> Trial:
         """Judge a plan on `samples`; what was judged before is remembered. `ahead` is what may be asked next."""

@@ -50,6 +50,7 @@ def abilities() -> list[Ability]:
         _needs_gpu("build and run engines, TensorRT 10/11 (data-centre GPU)", TENSORRT, "trt-helper[tensorrt]", gpu),
         _needs_gpu("run FP16 on a GPU without TensorRT", ("onnxruntime-gpu",), "trt-helper[cuda]", gpu),
         Ability("export PyTorch checkpoints", *_package("torch", more="pip install 'trt-helper[export]'")),
+        Ability("judge plans on a Ray cluster", *_package("ray", more="pip install 'trt-helper[ray]'")),
         Ability("read inputs saved by Polygraphy", *_package("polygraphy", more="pip install polygraphy")),
     ]
 
