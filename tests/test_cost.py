@@ -10,7 +10,7 @@ import pytest
 from cli_helpers import ok, run, save_overflowing
 from zoo import Net
 
-from trt_helper.bench import _at
+from trt_helper.bench.rows import percentile
 from trt_helper.cost import Gpu, operations, prices, seconds
 from trt_helper.emulate import Emulator
 from trt_helper.graph import Graph, read_graph
@@ -78,7 +78,7 @@ def test_of_two_pins_that_help_alike_the_cheaper_one_is_kept():
 
 @pytest.mark.parametrize(("share", "expected"), [(0.5, 5.0), (0.9, 9.0), (0.99, 10.0), (0.0, 1.0)])
 def test_percentiles_are_by_nearest_rank(share, expected):
-    assert _at([float(value) for value in range(1, 11)], share) == expected
+    assert percentile([float(value) for value in range(1, 11)], share) == expected
 
 
 @pytest.fixture
