@@ -207,7 +207,7 @@ def measured(found: Iterable[Measured]) -> Table:
     made = table("Measured here", "how", *columns)
     for one in found:
         made.add_row(
-            one.what,
+            cell(one.what),
             "-" if one.batch is None else str(one.batch),
             *(figure(1e3 * value) for value in (one.median, one.p90, one.p99)),
             figure(one.samples_per_second),
@@ -222,7 +222,7 @@ def not_run(found: Iterable[NotRun]) -> Table:
     """What this machine cannot run, and what it would take."""
     made = table("Not run here", "how", "why", "how to get it", names=3)
     for one in found:
-        made.add_row(one.what, cell(one.why, longest=LONGEST_PROOF), cell(one.how, longest=LONGEST_PROOF))
+        made.add_row(cell(one.what), cell(one.why, longest=LONGEST_PROOF), cell(one.how, longest=LONGEST_PROOF))
     return made
 
 
@@ -233,7 +233,7 @@ def estimated(found: Iterable[Estimated]) -> Table:
     for one in found:
         times = (f"{1e6 * value:.3g}" for value in (one.fp32, one.fp16, one.plan))
         ratios = (f"{one.fp32 / value:.2f} x" if value else "-" for value in (one.fp16, one.plan))
-        made.add_row(one.gpu.name, "-" if one.batch is None else str(one.batch), *times, *ratios)
+        made.add_row(cell(one.gpu), "-" if one.batch is None else str(one.batch), *times, *ratios)
     return made
 
 

@@ -212,5 +212,5 @@ def estimate(graph: Graph, plan: Plan, samples: Batches, gpus: Iterable[Gpu]) ->
     found = []
     for batch, sample in samples.items():
         shapes = emulator.shapes(sample.feed)
-        found += [Estimated(gpu, batch, *(seconds(graph, one, shapes, gpu) for one in plans)) for gpu in gpus]
+        found += [Estimated(gpu.name, batch, *(seconds(graph, one, shapes, gpu) for one in plans)) for gpu in gpus]
     return found

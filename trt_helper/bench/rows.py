@@ -6,8 +6,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trt_helper.cost import Gpu
-
 Span = tuple[float, float]  # when an inference began and ended, in seconds of one clock
 
 
@@ -50,7 +48,7 @@ class NotRun:
 class Estimated:
     """What the cost model says of one inference on a GPU, in seconds; nothing of it was run."""
 
-    gpu: Gpu
+    gpu: str
     batch: int | None
     fp32: float
     fp16: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -52,7 +53,7 @@ def run(
     from trt_helper.bench.ways import Engines, Module
     from trt_helper.cli import common
     from trt_helper.cli.console import progress, show, show_json, warn
-    from trt_helper.convert import guards_of
+    from trt_helper.convert import added_of, guards_of
     from trt_helper.export.specs import parse_arguments
     from trt_helper.shapes import parse_shapes, samples_in
 
@@ -77,13 +78,16 @@ def run(
     for message in found.warnings:
         warn(message)
     if as_json:
-        show_json(_json(graph, plan, next(iter(samples.values())).source, found, estimated))
+        added = added_of(plan_file.evidence)
+        show_json(_json(graph, plan, added, next(iter(samples.values())).source, found, estimated))
     else:
         show(text.measured(found.measured), "", text.not_run(found.not_run), "", text.estimated(estimated))
 
 
-def _json(graph: Graph, plan: Plan, source: str, found: Benched, estimated: list[Estimated]) -> dict[str, Any]:
-    from trt_helper.machine import platform_line
+def _json(
+    graph: Graph, plan: Plan, added: list[str], source: str, found: Benched, estimated: list[Estimated]
+) -> dict[str, Any]:
+    from trt_helper.machine import find_gpu, platform_line
     from trt_helper.reference import versions
 
     return {
@@ -92,12 +96,15 @@ def _json(graph: Graph, plan: Plan, source: str, found: Benched, estimated: list
         "model": {"path": str(graph.source.path), "sha256": graph.source.sha256},
         "fp32_layers": [name for name in graph.candidates if name in plan.fp32],
         "bf16_layers": [name for name in graph.candidates if name in plan.bf16],
+        "added": [name for name in added if name in plan.fp32],
         "sample": source,
         "measured": [asdict(one) for one in found.measured],
         "not_run": [asdict(one) for one in found.not_run],
-        "estimated": [{**asdict(one), "gpu": one.gpu.name} for one in estimated],
+        "estimated": [asdict(one) for one in estimated],
         "warnings": list(found.warnings),
         "platform": platform_line(),
+        "cpus": os.cpu_count(),
+        "gpu": find_gpu().name or None,
         "versions": versions(),
     }
 
