@@ -44,6 +44,7 @@ from trt_helper.kernels import Kernel
 from trt_helper.model import load
 from trt_helper.runners import RUNNERS, runner_here
 from trt_helper.samples import load_samples
+from trt_helper.text import rate
 from trt_helper.values import Plan
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "models"
@@ -92,6 +93,14 @@ def test_percentiles_are_by_nearest_rank(share, expected):
     assert percentile([float(value) for value in range(1, 11)], share) == expected
 
 
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [(0.0, "0"), (0.01234, "0.0123"), (12.34, "12.3"), (123.4, "123"), (2396.0, "2,400"), (9.876e6, "9,880,000")],
+)
+def test_a_rate_is_written_out(number, shown):
+    assert rate(number) == shown
+
+
 # -------------------------------------------------------------------------------------------- the clock
 
 
@@ -135,6 +144,23 @@ def test_an_inference_that_fails_ends_all_streams():
 
     with pytest.raises(ValueError, match="not this one"):
         clock.timed([broken] * 4, repeats=8, warm_up=0, send=lambda _event: None)
+
+
+def test_a_thread_that_cannot_be_started_is_not_waited_for(monkeypatch):
+    start, started = threading.Thread.start, []
+
+    def limited(thread):
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        clock.timed([lambda: None] * 3, repeats=6, warm_up=0, send=lambda _event: None)
+    for thread in started:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_the_memory_of_a_process_is_in_bytes():
@@ -588,6 +614,7 @@ def test_the_report_shows_what_bench_said_beside_the_record(beside):
     for row in beside["measured"]:
         assert row["what"] in table
         assert f"{1000 * row['median']:.3g}" in table
+        assert rate(row["samples_per_second"]) in table
     Path("fp32_layers.bench.json").unlink()
     assert "Speed" not in ok("report", "fp32_layers.run.json").out
     assert '<table id="speed">' not in Path("fp32_layers.run.html").read_text()

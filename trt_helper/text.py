@@ -46,6 +46,11 @@ def figure(number: float) -> str:
     return "0" if number == 0 else f"{number:.3g}"
 
 
+def rate(number: float) -> str:
+    """Three digits of so many a second, written out: 2,400 rather than 2.4e+03."""
+    return f"{float(f'{number:.3g}'):,.0f}" if number >= 100 else figure(number)  # noqa: PLR2004
+
+
 def table(title: str, *columns: str, names: int = 1) -> Table:
     """A table whose first `names` columns are text and fold; the others are figures."""
     made = Table(title=title, title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0))
@@ -210,7 +215,7 @@ def measured(found: Iterable[Measured]) -> Table:
             cell(one.what),
             "-" if one.batch is None else str(one.batch),
             *(figure(1e3 * value) for value in (one.median, one.p90, one.p99)),
-            figure(one.samples_per_second),
+            rate(one.samples_per_second),
             f"{one.at_once} of {one.streams}",
             *("-" if size is None else f"{size / 2**20:.0f}" for size in (one.host_bytes, one.device_bytes)),
             str(one.runs),

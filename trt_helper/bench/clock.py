@@ -87,7 +87,11 @@ def timed(infers: Sequence[Infer], repeats: int, warm_up: int, send: Send) -> li
                     send({"event": "timed", "done": len(spans), "of": repeats})
 
     with ThreadPoolExecutor(len(infers)) as pool:
-        list(pool.map(work, infers))
+        try:
+            list(pool.map(work, infers))
+        except BaseException:
+            together.abort()  # a thread that could not be started would be waited for
+            raise
     return spans
 
 

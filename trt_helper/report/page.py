@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from trt_helper.report import figures, story
 from trt_helper.report.read import errors_of, tolerance_of
-from trt_helper.text import figure, plain
+from trt_helper.text import figure, plain, rate
 from trt_helper.values import TensorError
 
 ABSENT: dict[str, Any] = {  # what a record of compare has not
@@ -77,7 +77,13 @@ def _environment() -> Environment:
     loader = PackageLoader("trt_helper.report", "static")
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made.filters |= {"plain": plain, "figure": _figure, "shape": _shape}
-    made.filters |= {"worst": story.worst_without, "cure": story.cure_words, "times": _times, "batch": story.batch}
+    made.filters |= {
+        "worst": story.worst_without,
+        "cure": story.cure_words,
+        "times": _times,
+        "batch": story.batch,
+        "rate": rate,
+    }
     return made
 
 
