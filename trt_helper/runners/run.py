@@ -37,12 +37,6 @@ class Runner:
         """Whether a plan has to become an engine first."""
         return not self.provider
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """What tells its child process which package to take."""
-        polygraphy = {"POLYGRAPHY_USE_TENSORRT_RTX": "1"}  # looked at when Polygraphy is imported
-        return {PACKAGE_VARIABLE: self.package, **(polygraphy if self.package == "tensorrt_rtx" else {})}
-
 
 _ORT = "trt_helper.runners.ort_child"
 RUNNERS: Mapping[str, Runner] = {
@@ -104,6 +98,9 @@ def execute(
             "repeats": repeats,
             "warm_up": warm_up,
         }
+        environment = {PACKAGE_VARIABLE: runner.package}
+        if runner.package == "tensorrt_rtx":
+            environment["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"  # Polygraphy looks at it when it is imported
         try:
             run(
                 runner.module,
@@ -111,7 +108,7 @@ def execute(
                 limits=Limits(seconds),
                 on_event=lambda _event: None,
                 leftover=folder / "leftover",
-                environment=runner.environment,
+                environment=environment,
             )
         except NotImportableError as error:
             raise MachineError(
