@@ -1,16 +1,12 @@
-"""The cost model, against sums done by hand, and `bench`, which shows it beside what was measured."""
+"""The cost model, against sums done by hand."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from cli_helpers import ok, run, save_overflowing
 from zoo import Net
 
-from trt_helper.bench import _at
 from trt_helper.cost import Gpu, operations, prices, seconds
 from trt_helper.emulate import Emulator
 from trt_helper.graph import Graph, read_graph
@@ -74,46 +70,3 @@ def test_of_two_pins_that_help_alike_the_cheaper_one_is_kept():
         guess = Foresight(["a", "b"], roundings, prices={dear: 2.0, cheap: 1.0}).guess()
         assert guess.order[0] == cheap
         assert next(iter(guess.without(Plan.of(["a", "b"])))) == dear
-
-
-@pytest.mark.parametrize(("share", "expected"), [(0.5, 5.0), (0.9, 9.0), (0.99, 10.0), (0.0, 1.0)])
-def test_percentiles_are_by_nearest_rank(share, expected):
-    assert _at([float(value) for value in range(1, 11)], share) == expected
-
-
-@pytest.fixture
-def _inside(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.mark.usefixtures("_inside")
-def test_bench_says_what_was_measured_and_what_is_estimated():
-    path, samples = save_overflowing()
-    found = ok("bench", path, "-i", samples, "--repeats", "4", "--streams", "2", "--gpu", "l4", "--json").json
-    assert [one["runs"] for one in found["measured"]] == [4, 4]
-    for one in found["measured"]:
-        assert 0 < one["median"] <= one["p90"] <= one["p99"]
-        assert one["throughput"] > 0
-    (gpu,) = found["estimated"]
-    assert gpu["gpu"] == "L4"
-    assert min(gpu["fp32"], gpu["fp16"], gpu["plan"]) > 0
-    assert "Estimated, not run" in ok("bench", path, "-i", samples, "--repeats", "1").out.replace("\n", " ")
-
-
-@pytest.mark.usefixtures("_inside")
-def test_a_plan_of_another_model_is_refused():
-    path, samples = save_overflowing()
-    ok("locate", path, "-i", samples, "-o", "plan.yaml")
-    Path("other.yaml").write_text(Path("plan.yaml").read_text().replace("sha256: ", "sha256: 0"))
-    assert ok("bench", "-c", "plan.yaml", "-i", samples, "--repeats", "1", "--gpu", "T4", "--json").json["measured"]
-    result = run("bench", "-c", "other.yaml", "-i", samples, "--repeats", "1")
-    assert result.status == 3
-    assert "was made for another model" in result.err
-
-
-@pytest.mark.usefixtures("_inside")
-def test_a_gpu_that_is_not_known_is_refused_with_those_that_are():
-    path, samples = save_overflowing()
-    result = run("bench", path, "-i", samples, "--gpu", "abacus")
-    assert result.status == 2
-    assert "RTX4090" in result.err

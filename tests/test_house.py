@@ -47,9 +47,13 @@ ROWS = (
     {"cli", "__main__"},
 )
 HEAVY = {
-    "onnxruntime": {"kernels", "reference", "runners.ort_child"},
+    "onnxruntime": {"kernels", "reference", "runners.ort_child", "bench.ort_child"},
     "tensorrt_rtx": {"builder.bindings"},
-    "torch": {"cli.export", *(f"export.{m}" for m in ("checkpoint", "exporters", "run", "subject", "weights"))},
+    "torch": {
+        "bench.torch_child",
+        "cli.export",
+        *(f"export.{m}" for m in ("checkpoint", "exporters", "run", "subject", "weights")),
+    },
     "tensorrt": {"builder.bindings"},
     "vl_convert": {"report.page"},
     "jinja2": {"report.page"},

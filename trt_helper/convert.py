@@ -267,6 +267,13 @@ def guards_of(evidence: Mapping[str, Any], graph: Graph) -> tuple[LayerName, ...
     return tuple(name for name in named if name in known) if isinstance(named, list) else ()
 
 
+def added_of(evidence: Mapping[str, Any]) -> list[LayerName]:
+    """The pins that an earlier conversion added, by a config's evidence."""
+    recorded = evidence.get("engine")
+    named = recorded.get("added") if isinstance(recorded, dict) else None
+    return list(named) if isinstance(named, dict) else []
+
+
 def engine_evidence(converted: Converted) -> dict[str, Any]:
     """What a config keeps of a conversion: what had to be done so that the engine kept the pins, and why.
 

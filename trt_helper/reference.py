@@ -59,7 +59,7 @@ def runner(graph: Graph, *, optimised: bool = False) -> Callable[[Sample], Value
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
-        session = ort.InferenceSession(_loadable(graph), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(loadable(graph), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own types, which it does not export
         raise ModelError(
             f"ONNX Runtime cannot load {path}: {_first_line(error)}",
@@ -69,7 +69,7 @@ def runner(graph: Graph, *, optimised: bool = False) -> Callable[[Sample], Value
     return lambda sample: _run(session, types, sample, graph.outputs)
 
 
-def _loadable(graph: Graph) -> str | bytes:
+def loadable(graph: Graph) -> str | bytes:
     """The user's file as it is; only where nodes share a name, which ONNX Runtime refuses, they get others."""
     model = graph.source.ir_model
     names = [node.name for node in ir.traversal.RecursiveGraphIterator(model.graph) if node.name]

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from trt_helper.bench import Estimated, Measured
+from trt_helper.bench.rows import Estimated, Measured, NotRun
 from trt_helper.convert import Converted
 from trt_helper.evidence import cause
 from trt_helper.graph import Graph
@@ -44,6 +44,11 @@ def cell(name: str, style: str = "", *, longest: int = LONGEST_NAME) -> Text:
 def figure(number: float) -> str:
     """Three digits are what an error is worth."""
     return "0" if number == 0 else f"{number:.3g}"
+
+
+def rate(number: float) -> str:
+    """Three digits of so many a second, written out: 2,400 rather than 2.4e+03."""
+    return f"{float(f'{number:.3g}'):,.0f}" if number >= 100 else figure(number)  # noqa: PLR2004
 
 
 def table(title: str, *columns: str, names: int = 1) -> Table:
@@ -222,21 +227,37 @@ def summary(located: Located, output: Path, record: Path) -> str:
 
 def measured(found: Iterable[Measured]) -> Table:
     """How fast this machine runs the model."""
-    made = table("Measured here", "how", "median, ms", "p90", "p99", "a second", "streams", "runs", names=1)
+    columns = ("batch", "p50, ms", "p90", "p99", "samples/s", "at once", "host, MiB", "GPU, MiB", "runs")
+    made = table("Measured here", "how", *columns)
     for one in found:
-        times = (f"{1e3 * value:.3g}" for value in (one.median, one.p90, one.p99))
-        made.add_row(one.what, *times, f"{one.throughput:.3g}", str(one.streams), str(one.runs))
+        made.add_row(
+            cell(one.what),
+            "-" if one.batch is None else str(one.batch),
+            *(figure(1e3 * value) for value in (one.median, one.p90, one.p99)),
+            rate(one.samples_per_second),
+            f"{one.at_once} of {one.streams}",
+            *("-" if size is None else f"{size / 2**20:.0f}" for size in (one.host_bytes, one.device_bytes)),
+            str(one.runs),
+        )
+    return made
+
+
+def not_run(found: Iterable[NotRun]) -> Table:
+    """What this machine cannot run, and what it would take."""
+    made = table("Not run here", "how", "why", "how to get it", names=3)
+    for one in found:
+        made.add_row(cell(one.what), cell(one.why, longest=LONGEST_PROOF), cell(one.how, longest=LONGEST_PROOF))
     return made
 
 
 def estimated(found: Iterable[Estimated]) -> Table:
     """What the cost model says of GPUs; ratios say more than the times."""
     title = "Estimated, not run: peaks and bandwidth from data sheets, casts and the fusions that they break"
-    made = table(title, "GPU", "FP32, us", "FP16", "with the plan", "FP32 / FP16", "FP32 / plan", names=1)
+    made = table(title, "GPU", "batch", "FP32, us", "FP16", "with the plan", "FP32 / FP16", "FP32 / plan", names=1)
     for one in found:
         times = (f"{1e6 * value:.3g}" for value in (one.fp32, one.fp16, one.plan))
         ratios = (f"{one.fp32 / value:.2f} x" if value else "-" for value in (one.fp16, one.plan))
-        made.add_row(one.gpu.name, *times, *ratios)
+        made.add_row(cell(one.gpu), "-" if one.batch is None else str(one.batch), *times, *ratios)
     return made
 
 

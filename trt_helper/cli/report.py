@@ -22,12 +22,20 @@ def run(
             show_default=False,
         ),
     ] = None,
+    bench: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.bench.json",
+            help="What bench --json said. [default: the one beside the record that belongs to it]",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Show a run as one HTML file that opens offline, and in short as tables."""
     from trt_helper.cli.console import show
     from trt_helper.errors import MachineError
     from trt_helper.files import require_writable, write_atomically
-    from trt_helper.report.read import find_engine, read_engine, read_record
+    from trt_helper.report.read import find_bench, find_engine, read_bench, read_engine, read_record
     from trt_helper.report.tables import summary
 
     try:
@@ -37,9 +45,11 @@ def run(
             f"the report needs the Python package {error.name}", fix="pip install 'trt-helper[report]'"
         ) from error
     target = output or record.with_suffix(".html")
-    require_writable(target, keep=(record, engine))
+    require_writable(target, keep=(record, engine, bench))
     run_record = read_record(record)
     proof = engine or find_engine(run_record, record)
     built = read_engine(proof, run_record) if proof else None
-    write_atomically(target, page(run_record, built).encode())
-    show(*summary(run_record, built), "", f"Report written to {target}.")
+    timed = bench or find_bench(run_record, record)
+    speed = read_bench(timed, run_record) if timed else None
+    write_atomically(target, page(run_record, built, speed).encode())
+    show(*summary(run_record, built, speed), "", f"Report written to {target}.")

@@ -85,7 +85,7 @@ def export(
         warnings.simplefilter("ignore")
         report("reading the checkpoint", 0, 1)
         read = read_checkpoint(checkpoint, trust=trust_checkpoint)
-        content, entry, notes = _module(read, model, model_args or {}, key, allow_missing)
+        content, entry, notes = module_of(read, model, model_args or {}, key, allow_missing)
         subject = subject_of(content, tuple(inputs))
         make_folder_of(output)
         with tempfile.TemporaryDirectory(prefix=PREFIX, dir=output.parent) as folder:
@@ -110,10 +110,10 @@ def export(
     )
 
 
-def _module(
+def module_of(
     read: Checkpoint, model: str | None, arguments: Mapping[str, Any], key: str | None, allow_missing: bool
 ) -> tuple[Any, str, list[str]]:
-    """The module with its weights, where they were, and what to tell."""
+    """The module with its weights, where they were, and what to tell. Raises UsageError and ModelError."""
     whole = read.kind in (Kind.SCRIPT, Kind.PROGRAM) or isinstance(read.content, torch.nn.Module)
     if model is None:
         found = read.content if whole else _only_module(read.content)

@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from trt_helper.report import figures, story
 from trt_helper.report.read import errors_of, tolerance_of
-from trt_helper.text import figure, plain
+from trt_helper.text import figure, plain, rate
 from trt_helper.values import TensorError
 
 ABSENT: dict[str, Any] = {  # what a record of compare has not
@@ -30,8 +30,8 @@ VEGA = "window.vegaEmbed = vegaEmbed;"  # what the page needs of the bundle
 Record = Mapping[str, Any]
 
 
-def page(record: Record, engine: Record | None = None) -> str:
-    """The report of a run, and of the engine that was built with its plan."""
+def page(record: Record, engine: Record | None = None, bench: Record | None = None) -> str:
+    """The report of a run, of the engine that was built with its plan, and of what `bench` said of it."""
     record = {**ABSENT, **record}
     shown = figures.figures(record)
     outputs = figures.outputs_figure(record)
@@ -50,6 +50,7 @@ def page(record: Record, engine: Record | None = None) -> str:
         .render(
             record=record,
             engine=engine,
+            bench=bench,
             headline=story.headline(record),
             numbers=story.numbers(record),
             cards=story.cards(record, engine),
@@ -76,7 +77,13 @@ def _environment() -> Environment:
     loader = PackageLoader("trt_helper.report", "static")
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made.filters |= {"plain": plain, "figure": _figure, "shape": _shape}
-    made.filters |= {"worst": story.worst_without, "cure": story.cure_words, "times": _times}
+    made.filters |= {
+        "worst": story.worst_without,
+        "cure": story.cure_words,
+        "times": _times,
+        "batch": story.batch,
+        "rate": rate,
+    }
     return made
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -49,12 +50,18 @@ def read_record(path: Path) -> Json:
 
 def find_engine(record: Mapping[str, Any], near: Path) -> Path | None:
     """The proof (`*.trt.json`) of an engine with this very model and plan, in the folder of `near`, if one is there."""
-    for path in sorted(near.absolute().parent.glob("*.trt.json")):
-        try:
-            found = read_engine(path, record)
-        except InputError:
-            continue
-        if found:
+    return _find(near, "*.trt.json", lambda path: read_engine(path, record))
+
+
+def find_bench(record: Mapping[str, Any], near: Path) -> Path | None:
+    """What bench said of this very model and plan (`*.bench.json`), in the folder of `near`, if it is there."""
+    return _find(near, "*.bench.json", lambda path: read_bench(path, record))
+
+
+def _find(near: Path, names: str, read: Callable[[Path], Json]) -> Path | None:
+    for path in sorted(near.absolute().parent.glob(names)):
+        with contextlib.suppress(InputError):
+            read(path)
             return path
     return None
 
@@ -68,11 +75,66 @@ def read_engine(path: Path, record: Mapping[str, Any]) -> Json:
         raise InputError(
             f"{path} is no proof of an engine: {_first(str(error))}", fix="give the ENGINE.trt.json of convert"
         ) from error
-    pins, built = set(record["fp32_layers"]), set(proof["fp32_layers"])
-    same_plan = pins <= built and built - set(proof.get("added", {})) <= pins
-    if proof["model"]["sha256"] != record["model"]["sha256"] or not same_plan:
+    if not _belongs(proof, record):
         raise InputError(f"{path} belongs to another model or plan", fix="convert this plan, or leave --engine away")
     return proof
+
+
+def _belongs(found: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
+    """Whether it is of this record's model and plan; convert may have added pins."""
+    pins, built = set(record["fp32_layers"]), set(found["fp32_layers"])
+    same_plan = pins <= built and built - set(found.get("added", {})) <= pins
+    return same_plan and bool(found["model"]["sha256"] == record["model"]["sha256"])
+
+
+def read_bench(path: Path, record: Mapping[str, Any]) -> Json:
+    """What `bench --json` said of this record's model and plan. Raises InputError."""
+    bench = _read_object(path)
+    try:
+        _bench_validator()(bench)
+    except fastjsonschema.JsonSchemaException as error:
+        raise InputError(
+            f"{path} is not what bench says: {_first(str(error))}",
+            fix="write it again: trt-helper bench -c FILE.yaml --json > FILE.bench.json",
+        ) from error
+    if not _belongs(bench, record):
+        raise InputError(
+            f"{path} belongs to another model or plan", fix="bench this plan: trt-helper bench -c FILE.yaml --json"
+        )
+    return bench
+
+
+@cache
+def _bench_validator() -> Any:
+    text, texts = {"type": "string"}, {"type": "array", "items": {"type": "string"}}
+    times = ("median", "p90", "p99", "samples_per_second")
+    rows = {
+        "measured": ("what", "batch", *times, "streams", "at_once", "runs", "host_bytes", "device_bytes"),
+        "not_run": ("what", "why", "how"),
+        "estimated": ("gpu", "batch", "fp32", "fp16", "plan"),
+    }
+    kinds: Json = dict.fromkeys(("what", "why", "how", "gpu"), text)
+    kinds |= {key: {"type": ["integer", "null"], "minimum": 0} for key in ("batch", "host_bytes", "device_bytes")}
+    kinds |= {key: {"type": "integer", "minimum": 0} for key in ("streams", "at_once", "runs")}
+    tables = {
+        name: {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {key: kinds.get(key, {"type": "number", "minimum": 0}) for key in keys},
+                "required": list(keys),
+            },
+        }
+        for name, keys in rows.items()
+    }
+    keys: Json = {
+        "model": {"type": "object", "properties": {"sha256": text}, "required": ["sha256"]},
+        "fp32_layers": texts,
+        "added": texts,
+        "platform": text,
+        **tables,
+    }
+    return fastjsonschema.compile({"type": "object", "properties": keys, "required": list(keys)})
 
 
 @cache

@@ -12,15 +12,15 @@ from rich.text import Text
 from trt_helper.diff import Difference, Fact
 from trt_helper.report import story
 from trt_helper.report.read import errors_of, tolerance_of
-from trt_helper.text import cell, figure, plain, table
+from trt_helper.text import cell, figure, plain, rate, table
 from trt_helper.values import TensorError, Tolerance
 
 Record = Mapping[str, Any]
 MOST_ROWS = 40  # of one table; the page and --json have all
 
 
-def summary(record: Record, engine: Record | None = None) -> Iterator[Table | str]:
-    """The page in short: the answer, the four cards, pins and outputs."""
+def summary(record: Record, engine: Record | None = None, bench: Record | None = None) -> Iterator[Table | str]:
+    """The page in short: the answer, the four cards, pins, outputs and what was timed."""
     yield f"{plain(record['model']['path'])}: {story.headline(record)}"
     for card in story.cards(record, engine):
         yield ""
@@ -30,6 +30,20 @@ def summary(record: Record, engine: Record | None = None) -> Iterator[Table | st
     if record.get("pins"):
         yield ""
         yield _pins(record)
+    if bench:
+        yield ""
+        yield _speed(bench)
+
+
+def _speed(bench: Record) -> Table:
+    """What `bench` timed; what it estimated is on the page."""
+    columns = ("batch", "p50, ms", "p90", "p99", "samples/s")
+    made = table(f"Speed, measured by bench ({plain(bench['platform'], 60)})", "how", *columns)
+    for row in bench["measured"][:MOST_ROWS]:
+        times = (figure(1e3 * row[key]) for key in ("median", "p90", "p99"))
+        made.add_row(cell(row["what"]), story.batch(row), *times, rate(row["samples_per_second"]))
+    _say_more(made, len(bench["measured"]))
+    return made
 
 
 def _outputs(record: Record) -> Table:

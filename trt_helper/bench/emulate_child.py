@@ -1,0 +1,27 @@
+"""One trial of a plan on the emulator, over and over: what `locate` pays for it, and no speed of any engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trt_helper.bench.clock import Array, Send, answer, feed_of, memory_before
+from trt_helper.emulate import Emulator
+from trt_helper.graph import read_graph
+from trt_helper.model import load
+from trt_helper.values import Cure, Plan
+
+
+def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
+    """Answer `measure`."""
+    before = memory_before()
+    graph = read_graph(load(Path(request["file"])), [Cure(**cure) for cure in request["cures"]])
+    emulator, feed = Emulator(graph), feed_of(request)
+    plan = Plan(frozenset(request["fp32"]), frozenset(request["bf16"]))
+
+    def infer() -> list[Array]:
+        whole = dict(feed)  # another one each time: on the same one the emulator goes on from where it was
+        return list(emulator.run(plan, whole).values())
+
+    return answer([infer] * request["streams"], request, send, before)

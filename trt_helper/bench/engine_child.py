@@ -1,0 +1,45 @@
+"""An engine on the GPU that it was built for, with Polygraphy's TrtRunner: one execution context for each stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+from polygraphy.backend.common import BytesFromPath
+from polygraphy.backend.trt import EngineFromBytes, TrtRunner
+from polygraphy.logger import G_LOGGER
+
+from trt_helper.bench.clock import Array, Infer, Send, answer, feed_of, memory_before
+from trt_helper.errors import RunError
+
+_FLOATS = ("float16", "float32", "float64")  # Polygraphy's names of types are numpy's
+
+
+def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
+    """Answer `measure`. Raises RunError for an engine that cannot be loaded or run."""
+    G_LOGGER.module_severity = G_LOGGER.ERROR
+    before = memory_before(device=True)
+    with ExitStack() as stack:
+        try:
+            engine = EngineFromBytes(BytesFromPath(request["file"]))()
+            runners = [stack.enter_context(TrtRunner(engine)) for _ in range(request["streams"])]
+            metadata = runners[0].get_input_metadata(use_numpy_dtypes=False)
+            types = {name: np.dtype(one.dtype.name) for name, one in metadata.items() if one.dtype.name in _FLOATS}
+            feed = feed_of(request, types)
+            return answer([_infer(runner, feed, request["outputs"]) for runner in runners], request, send, before)
+        except Exception as error:  # Polygraphy raises a type of its own, and RuntimeErrors of TensorRT
+            reason = next(iter(str(error).splitlines()), type(error).__name__)[:300]
+            raise RunError(
+                f"the engine cannot be run: {reason}",
+                fix="check that the GPU has memory left: give fewer --streams or a smaller --batch",
+            ) from error
+
+
+def _infer(runner: TrtRunner, feed: Mapping[str, Array], outputs: list[str]) -> Infer:
+    def infer() -> list[Array]:
+        found = runner.infer(dict(feed), check_inputs=False)
+        return [np.asarray(found[name]) for name in outputs]
+
+    return infer

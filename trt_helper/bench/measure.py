@@ -1,0 +1,216 @@
+"""A graph, a plan and samples go in; how fast this machine runs it, and how fast a GPU should, comes out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from trt_helper.bench.rows import Estimated, Measured, NotRun, times
+from trt_helper.bench.ways import Engines, Module, Request, Way, ways
+from trt_helper.builder.process import ChildDiedError, Limits, NotImportableError, run, signal_name
+from trt_helper.cost import Gpu, seconds
+from trt_helper.emulate import Emulator
+from trt_helper.errors import BuildError, InputError, MachineError, ModelError, RunError
+from trt_helper.graph import Graph
+from trt_helper.kernels import Array
+from trt_helper.samples import Sample, resized
+from trt_helper.values import Plan
+
+WARM_UP = 3  # inferences of each stream that are not timed
+SAME = 1e-2  # largest difference of PyTorch's answers over the output's largest value; another network is further off
+Batches = Mapping[int | None, Sample]  # None: the model's first dimensions are fixed
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How often and how much at a time; numbers of inferences."""
+
+    repeats: int = 30
+    warm_up: int = WARM_UP
+    streams: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Benched:
+    """All that was measured, what was not and why, and what to tell of it."""
+
+    measured: tuple[Measured, ...]
+    not_run: tuple[NotRun, ...]
+    warnings: tuple[str, ...]
+
+
+def batches(graph: Graph, sample: Sample, sizes: Sequence[int] = ()) -> Batches:
+    """`sample` with each batch size, cut or repeated; without `sizes` as it is. Raises InputError for a fixed batch.
+
+    The batch is the first dimension of every input that has a dynamic one, and dimensions of the same name.
+    """
+    first = {value.name: value.shape[0] for value in graph.inputs if value.shape}
+    free = {name: size for name, size in first.items() if not isinstance(size, int)}
+    if not sizes:
+        return {next((sample.shapes[name or ""][0] for name in free), None): sample}
+    if not free:
+        fixed = ", ".join(f"{size} in {name!r}" for name, size in first.items()) or "no dimension"
+        raise InputError(
+            f"--batch: the model's first dimension is fixed ({fixed})",
+            fix="leave --batch out, or export the model with a dynamic one: --dynamic NAME:0=1..32",
+        )
+    symbols = {size.value for size in free.values()} - {None}
+    found: dict[int | None, Sample] = {}
+    for size in sizes:
+        shapes = {
+            value.name or "": tuple(
+                size if (axis == 0 and value.name in free) or (not isinstance(d, int) and d.value in symbols) else n
+                for axis, (d, n) in enumerate(zip(value.shape or (), sample.shapes[value.name or ""], strict=False))
+            )
+            for value in graph.inputs
+        }
+        found[size] = resized(graph, sample, shapes, f"batch {size}")
+    return found
+
+
+def measure(
+    graph: Graph,
+    plan: Plan,
+    samples: Batches,
+    timing: Timing,
+    *,
+    module: Module | None = None,
+    engines: Engines | None = None,
+    on_progress: Progress = lambda _what, _done, _total: None,
+) -> Benched:
+    """Time every way to run the model with each batch, one process after the other.
+
+    Raises MachineError, ModelError, InputError and RunError where the model itself, or the module that was asked for,
+    cannot be run; what else fails is a `NotRun`.
+    """
+    found, not_run = ways(graph, plan, list(samples.values()), module, engines or Engines())
+    bench = _Bench(graph, timing, on_progress)
+    for way in found:
+        try:
+            bench.time(way, samples)
+        except (BuildError, MachineError, ModelError, InputError, RunError) as error:
+            if way.asked:
+                raise
+            not_run.append(NotRun(way.what, error.message, error.fix))
+    return Benched(tuple(bench.measured), tuple(not_run), tuple(bench.warnings))
+
+
+@dataclass(eq=False)
+class _Bench:
+    """What has been measured so far."""
+
+    graph: Graph
+    timing: Timing
+    on_progress: Progress
+    measured: list[Measured] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    modules: list[tuple[str, list[Array]]] = field(default_factory=list)  # the first answers of PyTorch
+
+    def time(self, way: Way, samples: Batches) -> None:
+        """Prepare one way and run it with every batch."""
+        with tempfile.TemporaryDirectory(prefix="trt-helper-") as name:
+            folder = Path(name)
+            self.on_progress(way.what, 0, 1)
+            prepared = way.prepare(
+                folder, lambda phase, part: self.on_progress(f"{way.what}: {phase}", int(100 * part), 100)
+            )
+            for batch, sample in samples.items():
+                found = self._child(way, prepared, folder, batch, sample)
+                self.measured.append(self._row(way, batch, found))
+                if batch == next(iter(samples)):
+                    self.warnings += [str(note) for note in found.get("notes", ())]
+                    self._same(way, folder)
+
+    def _child(self, way: Way, prepared: Request, folder: Path, batch: int | None, sample: Sample) -> Request:
+        np.savez(folder / "in.npz", *sample.feed.values())  # by position: a name may be anything
+        request = {
+            **prepared,
+            "folder": str(folder),
+            "source": sample.source,
+            "inputs": list(sample.feed),
+            "outputs": list(self.graph.outputs),
+            "repeats": self.timing.repeats,
+            "warm_up": self.timing.warm_up,
+            "streams": self.timing.streams,
+        }
+        what = way.what if batch is None else f"{way.what}, batch {batch}"
+        self.on_progress(what, 0, self.timing.repeats)
+        try:
+            return run(
+                way.module,
+                request,
+                limits=Limits(),
+                on_event=lambda event: self.on_progress(what, event["done"], event["of"]),
+                leftover=folder / "leftover",
+                environment=way.environment,
+            )
+        except NotImportableError as error:
+            raise MachineError(
+                f"{way.what} cannot be loaded: {error}", fix="trt-helper doctor says what it needs"
+            ) from error
+        except ChildDiedError as died:
+            how = signal_name(died.code) if died.how == "signal" else f"status {died.code}"
+            raise RunError(
+                f"{what} ended its process ({how})", fix="most often memory ran out: give a smaller --batch"
+            ) from died
+
+    def _row(self, way: Way, batch: int | None, found: Request) -> Measured:
+        seen = times(found["spans"])
+        return Measured(
+            way.what,
+            way.runner,
+            way.precision,
+            batch,
+            self.timing.streams,
+            seen.at_once,
+            self.timing.warm_up,
+            len(found["spans"]),
+            seen.median,
+            seen.p90,
+            seen.p99,
+            seen.throughput,
+            seen.throughput * (batch or 1),
+            found["host"],
+            found["host_before"],
+            found["device"],
+        )
+
+    def _same(self, way: Way, folder: Path) -> None:
+        """Tell where PyTorch runs another network than the model is: its answers are others."""
+        if way.runner == "pytorch":
+            self.modules.append((way.what, _outputs(folder)))
+        elif way.runner == "onnxruntime":
+            expected = _outputs(folder)
+            self.warnings += [
+                f"{what} does not give the model's answers: is it the module that the model was exported from?"
+                for what, found in self.modules
+                if not _alike(found, expected)
+            ]
+
+
+def _outputs(folder: Path) -> list[Array]:
+    with np.load(folder / "out.npz", allow_pickle=False) as archive:
+        return [archive[name] for name in archive.files]
+
+
+def _alike(found: Sequence[Array], expected: Sequence[Array]) -> bool:
+    return len(found) == len(expected) and all(
+        a.shape == b.shape
+        and np.abs(a.astype(float) - b).max(initial=0) <= SAME * np.abs(b.astype(float)).max(initial=0)
+        for a, b in zip(found, expected, strict=True)
+    )
+
+
+def estimate(graph: Graph, plan: Plan, samples: Batches, gpus: Iterable[Gpu]) -> list[Estimated]:
+    """What `cost` says of the model on each GPU, with the sizes of each sample."""
+    emulator, plans, gpus = Emulator(graph), (graph.all_pinned(), Plan(), plan), list(gpus)
+    found = []
+    for batch, sample in samples.items():
+        shapes = emulator.shapes(sample.feed)
+        found += [Estimated(gpu.name, batch, *(seconds(graph, one, shapes, gpu) for one in plans)) for gpu in gpus]
+    return found

@@ -1,0 +1,50 @@
+"""The module that the model was exported from, in PyTorch as it is: eager, FP32, without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trt_helper.bench.clock import Array, Send, answer, feed_of, memory_before
+from trt_helper.errors import MachineError
+from trt_helper.export.archive import Kind
+from trt_helper.export.checkpoint import read_checkpoint
+from trt_helper.export.guest import guest, neighbours
+from trt_helper.export.run import module_of
+from trt_helper.export.specs import Input, parse_arguments
+from trt_helper.export.subject import RUN, as_array, subject_of
+
+
+def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
+    """Answer `measure`. Inputs of the model are those of the module, by name, else in their order.
+
+    Which weights it has does not matter to its speed: what is missing or left over is told and no error. Raises what
+    `export` raises, and MachineError where a GPU is asked for that PyTorch cannot use.
+    """
+    device = request["device"]
+    before = memory_before(device=device == "cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise MachineError(
+            f"PyTorch {torch.__version__} cannot use a GPU here", fix="install a PyTorch that is built for CUDA"
+        )
+    torch.backends.cudnn.allow_tf32 = False  # FP32 is FP32; for products this is PyTorch's default
+    feed = feed_of(request)
+    with neighbours(request["model"]):
+        read = read_checkpoint(Path(request["checkpoint"]), trust=request["trust"])
+        arguments = parse_arguments(request["model_args"])
+        module, _, notes = module_of(read, request["model"], arguments, None, allow_missing=True)
+        inputs = tuple(Input(name, array.shape, array.dtype.name) for name, array in feed.items())
+        subject = subject_of(module, () if read.kind is Kind.PROGRAM else inputs)
+        flat, arrays = subject.flat(subject.module.to(device)), list(feed.values())
+
+        def infer() -> list[Array]:
+            with torch.inference_mode():
+                copies = [torch.from_numpy(array.copy()).to(device) for array in arrays]  # it may write into them
+                return [as_array(found) for found in flat(*copies)]
+
+        with guest("the module", fix=RUN):
+            found = answer([infer] * request["streams"], request, send, before)
+    return {**found, "notes": notes}
