@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trt_helper.search.drive import drive
-from trt_helper.search.strategy import Guess, Stop, climb, shrink, smallest
+from trt_helper.search.strategy import Guess, Stop, Try, climb, shrink, smallest
 from trt_helper.values import Plan, Trial, Verdict
 
 Oracle = Callable[[Plan], Trial]
@@ -251,6 +251,19 @@ def test_the_result_passes_and_taking_out_any_single_pin_does_not(size, seed, fo
     assert by_plan[stop.best] is Verdict.PASS
     for name in stop.best.fp32:
         assert by_plan[Plan(stop.best.fp32 - {name})] is not Verdict.PASS
+
+
+@given(size=st.integers(2, 16), culprits=st.integers(1, 16), seed=st.integers(0, 2**32 - 1))
+def test_a_trial_says_how_many_may_follow_it(size, culprits, seed):
+    """From the last plan that passes on all fail: then no more follow than were told, and the last one knows it."""
+    order = Random(seed).sample(names(size), size)
+    helpful = min(culprits, size - 1)
+    events = list(drive(smallest(names(size), lambda _trial: guess(order, helpful)), needs(order[:helpful])))
+    passed = [index for index, e in enumerate(events) if isinstance(e, Trial) and e.verdict is Verdict.PASS]
+    told = [event.left for event in events[passed[-1] :] if isinstance(event, Try) and event.left is not None]
+    assert told == sorted(told, reverse=True)
+    assert all(following <= left for following, left in zip(range(len(told))[::-1], told, strict=True))
+    assert told[-1:] in ([], [0])
 
 
 @given(size=st.integers(1, 16), seed=st.integers(0, 2**32 - 1))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -70,12 +70,18 @@ def _one_line(text: str) -> str:
     return line if len(line) <= LONGEST_LINE else f"{line[:half]}…{line[-half:]}"
 
 
+class Report(Protocol):
+    """Told what is done, how much of it, out of how much (None: nobody knows), and what exactly just now."""
+
+    def __call__(self, what: str, done: int, total: int | None, detail: str = "", /) -> None: ...
+
+
 @contextmanager
-def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr, if that is a terminal: call it with what is done, how far, out of how much."""
+def progress() -> Iterator[Report]:
+    """A bar on stderr, if that is a terminal: one for each `what` that is done, and only the last one is shown."""
     console = stderr()
     if not console.is_terminal:
-        yield lambda _what, _done, _total: None
+        yield lambda *_told: None
         return
     columns = (
         SpinnerColumn(),
@@ -87,11 +93,12 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
     with Progress(*columns, console=console, transient=True) as bars:
         tasks: dict[str, Any] = {}
 
-        def report(what: str, done: int, total: int) -> None:
+        def report(what: str, done: int, total: int | None, detail: str = "") -> None:
             if what not in tasks:
-                for task in tasks.values():
-                    bars.update(task, visible=False)
-                tasks[what] = bars.add_task(_one_line(what), total=total)
-            bars.update(tasks[what], completed=done, total=total)
+                tasks[what] = bars.add_task("")
+            for name, task in tasks.items():
+                bars.update(task, visible=name == what)
+            shown = _one_line(f"{what}: {detail}" if detail else what)
+            bars.update(tasks[what], description=shown, completed=done, total=total)
 
         yield report

@@ -175,6 +175,7 @@ class _Keeper:
         self.metric = metric
         self.asked = asked
         self.best: Plan | None = None
+        self.judged = 0  # trials
         self._shapes = {name: [list(shape) for shape in shapes] for name, shapes in ranges_of(samples).items()}
         subject = {
             "model": graph.source.sha256,
@@ -206,9 +207,10 @@ class _Keeper:
         write_config(config, self.output)
 
     def see(self, trial: Trial) -> None:
-        """Save the plan of a trial that passes with fewer pins than all before it."""
+        """Count a trial, and save its plan where it passes with fewer pins than all before it."""
         from trt_helper.values import Verdict
 
+        self.judged += 1
         least = len(self.graph.candidates if self.best is None else self.best)
         if trial.verdict is Verdict.PASS and len(trial.plan) < least:
             self.best = trial.plan
@@ -223,13 +225,15 @@ def _search(
     from trt_helper.errors import TrtHelperError
     from trt_helper.locate import Event, locate
     from trt_helper.remedy import locate_with_cures
+    from trt_helper.search.strategy import Try
     from trt_helper.values import Trial
 
     def on_event(event: Event) -> None:
         if isinstance(event, Trial):
             keeper.see(event)
-        else:
-            report(event.because, 0, 1)
+        elif isinstance(event, Try):
+            total = None if event.left is None else keeper.judged + 1 + event.left
+            report("search", keeper.judged, total, event.because)
 
     try:
         with keeper.journal, progress() as report:

@@ -29,11 +29,15 @@ FORESEEN, MEASURED = 0.3, 0.04  # spread of the logarithm of an error: foreseen,
 
 @dataclass(frozen=True, slots=True)
 class Try:
-    """Evaluate this plan next. `ahead` are those that are probably asked for if it fails, the next one first."""
+    """Evaluate this plan next. `ahead` are those that are probably asked for if it fails, the next one first.
+
+    `left` says how many more trials there will be if this one and all of them fail; None where nobody knows.
+    """
 
     plan: Plan
     because: str
     ahead: Callable[[], Iterable[Plan]] = field(default=tuple, compare=False, repr=False)
+    left: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +172,8 @@ def shrink(plan: Plan, guess: Guess, evidence: Evidence) -> Generator[Try, Trial
             names = [likeliest]
         rest = Plan(plan.fp32.difference(names))
         because = f"without {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else "")
-        trial = yield Try(rest, because, partial(_without_each, plan, rest, odds, known))
+        left = len(plan) - len(proven) - (len(names) == 1)
+        trial = yield Try(rest, because, partial(_without_each, plan, rest, odds, known), left)
         if 0 < trial.excess < FAR and (expected := guess.error(rest)) > 0:
             corrections.append(trial.excess / expected)
         if trial.verdict is Verdict.PASS:
