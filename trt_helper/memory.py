@@ -115,25 +115,22 @@ class Store:
 
 def available() -> int:
     """Bytes of memory that are free for this process: of the machine's, and of its container's. Linux; else 1 GiB."""
-    found = [_available_here(), *(_left(*files) for files in _CGROUPS)]
+    found = [of_kernel("meminfo", "MemAvailable"), *(_left(*files) for files in _CGROUPS)]
     return min((size for size in found if size is not None), default=1 << 30)
 
 
 def resident() -> int:
     """Bytes of memory that this process has now, what it maps from files left out. 0 where nobody says: not Linux."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:")), 0)
+    return of_kernel("self/status", "RssAnon") or 0
 
 
-def _available_here() -> int | None:
+def of_kernel(file: str, key: str) -> int | None:
+    """What a line of a file under /proc says, in bytes. `getrusage` would count what the process' starter had."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc", file).read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return None
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), None)
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(f"{key}:")), None)
 
 
 def _left(allowed: str, used: str) -> int | None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from trt_helper.memory import of_kernel
+
 Array = np.ndarray[Any, Any]
 Infer = Callable[[], Sequence[Array]]
 """One inference, from arrays on the host to arrays on the host."""
@@ -41,7 +43,7 @@ class Memory:
 
 def memory_before(*, device: bool = False) -> Memory:
     """To be called when everything but the model has been loaded."""
-    return Memory(_status("VmRSS"), device_free() if device else None)
+    return Memory(of_kernel("self/status", "VmRSS"), device_free() if device else None)
 
 
 def answer(infers: Sequence[Infer], request: Mapping[str, Any], send: Send, before: Memory) -> dict[str, Any]:
@@ -51,7 +53,7 @@ def answer(infers: Sequence[Infer], request: Mapping[str, Any], send: Send, befo
     return {
         "spans": spans,
         "host_before": before.host,
-        "host": _status("VmHWM"),
+        "host": of_kernel("self/status", "VmHWM"),
         "device": device_taken(before.device),
     }
 
@@ -93,15 +95,6 @@ def timed(infers: Sequence[Infer], repeats: int, warm_up: int, send: Send) -> li
             together.abort()  # a thread that could not be started would be waited for
             raise
     return spans
-
-
-def _status(key: str) -> int | None:
-    """A line of /proc/self/status in bytes. `ru_maxrss` would count the memory of whoever started this process."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(f"{key}:")), None)
 
 
 def device_free(library: str = "libcuda.so.1") -> int | None:
