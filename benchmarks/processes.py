@@ -194,7 +194,7 @@ def main() -> int:
             shutil.copy(real / "model.onnx", model)
         console = Console(width=120)
         console.print(memory({**models, deep: inputs, **large}))
-        console.print(limited(models))
+        console.print(limited({next(iter(models)): inputs, **large}))
         console.print(cores(*next(iter(models.items()))))
         console.print(builds(models))
     finally:
