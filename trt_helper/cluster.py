@@ -152,7 +152,7 @@ def _connect(address: str) -> None:
     try:
         if colon and "://" not in address:
             socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, log_to_driver=False, logging_level="CRITICAL")  # what failed is said by us
     except (OSError, ValueError, RuntimeError, RayError) as error:
         raise MachineError(
             f"no Ray cluster answers at {address!r}: {_first_line(error)}",
