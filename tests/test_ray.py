@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -17,7 +18,18 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from cli_helpers import MAIN, in_process, own_folder, run, save_overflowing, two_lines
+from cli_helpers import (
+    MAIN,
+    PINS,
+    in_process,
+    overflowing,
+    own_folder,
+    run,
+    save_input,
+    save_overflowing,
+    saved,
+    two_lines,
+)
 from special_models import save_external
 from subjects import MODELS
 from test_journal import overflowing_norm
@@ -312,6 +324,20 @@ def test_an_address_where_nobody_answers_is_an_error_at_once(tmp_path, monkeypat
     assert time.monotonic() - begun < 10
     assert result.status == 3
     assert two_lines(result.err)[0].startswith("no Ray cluster answers at '127.0.0.1:9'")
+
+
+@needs_ray
+def test_the_readme_locates_several_models_side_by_side(address, tmp_path, monkeypatch):
+    own_folder(tmp_path, monkeypatch)
+    Path("models").mkdir()
+    for name in ("a", "b"):
+        save_input(f"models/{name}.npz", x=np.tile(np.float32([300, -300] * 4), (1, 1)))
+        saved(overflowing(), f"models/{name}.onnx")
+    (code,) = re.findall(r"```python\n(import ray\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    ray.init(address=address, log_to_driver=False)
+    told = {}
+    exec(code, told)  # noqa: S102 - our own text
+    assert {path.name: set(pins) for path, pins in told["found"].items()} == {"a.onnx": {*PINS}, "b.onnx": {*PINS}}
 
 
 def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
