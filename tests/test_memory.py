@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import subprocess
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from test_journal import overflowing_norm
 
+from trt_helper import memory
 from trt_helper.emulate import Emulator
 from trt_helper.graph import read_graph
 from trt_helper.locate import locate
@@ -49,6 +51,28 @@ def test_beyond_the_room_memory_does_not_grow(tmp_path):
     assert [int(array[7, 7]) for array in held] == list(range(200))
     assert told == [f"more than fits into memory is kept in a file in {tmp_path}"]
     assert list(tmp_path.iterdir()) == []
+
+
+def opened(folder: Path) -> list[int]:
+    """The size of the file in that folder, once for each descriptor that this process holds of it."""
+    sizes = []
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # that of the listing itself is gone
+            if str(folder) in str(link.readlink()):
+                sizes.append(link.stat().st_size)
+    return sizes
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc here")
+@pytest.mark.parametrize("sizes", [(1,), (3, 1), (60, 5), (70,), (700, 2, 9)])
+def test_the_file_is_little_larger_than_what_it_holds_and_open_a_few_times(sizes, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "BLOCK", 64 << 10)
+    store = Store(0, tmp_path)
+    held = [store.hold(np.full(size << 10, index, np.uint8)) for index in range(200) for size in sizes]
+    of_all = sum(array.nbytes for array in held)
+    assert all(array[0] == array[-1] for array in held)
+    assert len(opened(tmp_path)) < 80  # 200 for those of 70 KiB if each had its own
+    assert of_all <= max(opened(tmp_path)) < 1.2 * of_all + 2 * memory.BLOCK
 
 
 def test_a_part_leaves_the_room_as_it_was_and_tells_nothing_twice(tmp_path):

@@ -316,14 +316,15 @@ def alive(pid):
 
 
 @needs_ray
-def test_an_address_where_nobody_answers_is_an_error_at_once(tmp_path, monkeypatch):
+@pytest.mark.parametrize("port", ["9", "65536", "9" * 30])
+def test_an_address_where_nobody_answers_is_an_error_at_once(port, tmp_path, monkeypatch):
     own_folder(tmp_path, monkeypatch)
     model, x = save_overflowing()
     begun = time.monotonic()
-    result = run("locate", model, "--inputs", x, "--ray", "127.0.0.1:9")
+    result = run("locate", model, "--inputs", x, "--ray", f"127.0.0.1:{port}")
     assert time.monotonic() - begun < 10
     assert result.status == 3
-    assert two_lines(result.err)[0].startswith("no Ray cluster answers at '127.0.0.1:9'")
+    assert two_lines(result.err)[0].startswith(f"no Ray cluster answers at '127.0.0.1:{port}'")
 
 
 @needs_ray

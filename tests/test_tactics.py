@@ -93,8 +93,8 @@ CHOSEN = "sm80_xmma_gemm_f32f32_tf32f32_f32_nn_n_tilesize32x32x64"
 EXCLUDED = [{"layer": "matMul1", "tactic": hex(FIRST)}]
 
 
-def proof(kernel, exclusions=EXCLUDED, name="matMul1_myl0_0"):
-    tables = read_tables([LOG])
+def proof(kernel, exclusions=EXCLUDED, name="matMul1_myl0_0", log=LOG):
+    tables = read_tables([log])
     layers = parse_layers((LAYER % kernel).replace("matMul1_myl0_0", name))
     return prove_gone(layers, tables, exclusions, replacements(tables, exclusions))
 
@@ -119,6 +119,19 @@ def test_an_excluded_kernel_that_the_log_did_not_choose_is_looked_for_all_the_sa
     assert proof(CHOSEN, later) == []
     with pytest.raises(BuildError, match=f"took {KERNEL} for 'matMul1', which is excluded"):
         proof(KERNEL, later)
+
+
+def test_a_kernel_that_an_excluded_tactic_shares_with_the_wanted_one_is_not_proven_and_no_error():
+    log = LOG.replace(f"{CHOSEN}, 0x665", f"{KERNEL}, 0x665")  # both tactics of one kernel
+    (told,) = proof(KERNEL, log=log)
+    assert f"'matMul1' took {KERNEL}, and an excluded tactic has the same kernel" in told
+    with pytest.raises(BuildError, match=f"took {CHOSEN} for 'matMul1' instead of {KERNEL}"):
+        proof(CHOSEN, log=log)
+
+
+def test_a_kernel_that_is_shared_is_proven_where_the_log_says_which_tactic_was_selected():
+    log = LOG.replace(f"{KERNEL}, 0x393", f"{CHOSEN}, 0x393")
+    assert proof(CHOSEN, [{"layer": "matMul1", "tactic": hex(SECOND)}], log=log) == []
 
 
 @pytest.mark.parametrize("name", ["matMul11_myl0_0", "matMul2_myl0_3", "matMul1_extra"])

@@ -30,11 +30,13 @@ class Setup:
     runner: str
     gpu: str | None
     versions: Mapping[str, str]
+    reference: str | None = None  # sha256 of the model that FP32 outputs came from; None: of the model itself
 
     @property
     def key(self) -> str:
         """In one line, as the file has it."""
-        parts = [self.runner, *([self.gpu] if self.gpu else [])]
+        against = f"against {self.reference[:12]}" if self.reference else None
+        parts = [part for part in (self.runner, self.gpu, against) if part]
         return ", ".join([*parts, *(f"{name} {version}" for name, version in sorted(self.versions.items()))])
 
 
@@ -58,8 +60,15 @@ class Stored:
     entries: Mapping[str, Json] = field(default_factory=dict)
 
     def entry(self, setup: Setup) -> Json | None:
-        """The entry of this very setup, else the last one of the same runner, GPU and versions aside."""
-        same = [entry for entry in self.entries.values() if entry["runner"] == setup.runner]
+        """The entry of this very setup, else the last one of the same runner, GPU and versions aside.
+
+        Errors against the model's own FP32 outputs are never held against those against another model's.
+        """
+        same = [
+            entry
+            for entry in self.entries.values()
+            if entry["runner"] == setup.runner and bool(entry.get("reference")) == bool(setup.reference)
+        ]
         return self.entries.get(setup.key) or (same[-1] if same else None)
 
     def with_(self, baseline: Baseline) -> Stored:
@@ -69,7 +78,7 @@ class Stored:
 
 def setup_of(entry: Mapping[str, Any]) -> Setup:
     """The setup that an entry was measured with."""
-    return Setup(entry["runner"], entry["gpu"], entry["versions"])
+    return Setup(entry["runner"], entry["gpu"], entry["versions"], entry.get("reference"))
 
 
 def default_path(config: Path) -> Path:
@@ -130,6 +139,7 @@ def _entry(baseline: Baseline) -> Json:
         "runner": baseline.setup.runner,
         "gpu": baseline.setup.gpu,
         "versions": dict(baseline.setup.versions),
+        "reference": baseline.setup.reference,
         "model": baseline.model,
         "samples": baseline.samples,
         "FP32_LAYERS_FOR_FP16": sorted(baseline.plan.fp32),
@@ -160,6 +170,7 @@ def _is_sound(entry: object) -> bool:
         isinstance(entry.get("runner"), str)
         and isinstance(entry.get("gpu"), str | None)
         and isinstance(entry.get("versions"), dict)
+        and isinstance(entry.get("reference"), str | None)
         and isinstance(entry.get("model"), str)
         and isinstance(overflow, dict | None)
         and isinstance(outputs, dict)

@@ -153,7 +153,7 @@ def _connect(address: str) -> None:
         if colon and "://" not in address:
             socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
         ray.init(address=address, log_to_driver=False, logging_level="CRITICAL")  # what failed is said by us
-    except (OSError, ValueError, RuntimeError, RayError) as error:
+    except (OSError, ValueError, OverflowError, RuntimeError, RayError) as error:
         raise MachineError(
             f"no Ray cluster answers at {address!r}: {_first_line(error)}",
             fix="start one (ray start --head), or give the address of one as HOST:PORT",

@@ -23,6 +23,7 @@ RULES = {
     "model": "The model is not the one that the plan was made for",
     "baseline": "There is no baseline of this setup",
     "random": "Judged by random values",
+    "reference": "The reference is no FP32 model",
 }
 LEVELS = ("error", "warning", "note")
 

@@ -36,7 +36,7 @@ from trt_helper.findings import (
 from trt_helper.graph import Graph, read_graph
 from trt_helper.metric import Metric, load_metric
 from trt_helper.model import load
-from trt_helper.reference import require_alike, versions
+from trt_helper.reference import half_warning, require_alike, versions
 from trt_helper.replay import Replay
 from trt_helper.samples import RANDOM_WARNING, Sample, load_samples
 from trt_helper.shapes import parse_shapes, samples_in
@@ -134,11 +134,12 @@ def _attempt(request: Request) -> Gated:
 def _judged(graph: Graph, config: Config, request: Request) -> Gated:
     """Run the plan, hold it against tolerance or metric, then against the baseline."""
     tolerance, path = config.tolerance, request.baseline or base.default_path(request.config)
-    before = _baseline(path, request)
+    original = _original(graph, request)
+    setup = base.Setup(RUNNER, None, versions(), None if original is graph else original.source.sha256)
+    before = _baseline(path, setup, request)
     samples, findings = _samples(graph, config, request)
     metric = _metric(config, request)
     about = cache.subject(graph, samples)
-    original = _original(graph, request)
     expected = cache.cached_references(original, samples, {**about, "model": original.source.sha256})
     run = Replay(graph, graph.plan(config.fp32_layers, config.bf16_layers), samples, expected, tolerance)
     again = f"find the plan again: {_locate_command(config, graph, request)}"
@@ -148,11 +149,12 @@ def _judged(graph: Graph, config: Config, request: Request) -> Gated:
         failures = list(by_metric(metric.name, metric.threshold, figure, again))
     else:
         failures = list(by_tolerance(run.trial, run.errors, [s.source for s in samples], tolerance, again))
+    if request.reference and (told := half_warning(original)):
+        findings.append(Finding("reference", "warning", "", told))
     findings += [*_changes(graph, config, run.plan), *failures]
     if before:
         findings += regressions(run.trial.outputs, before, tolerance, request.factor, accept)
     findings += overflows(run.overflow, before, accurate=not failures, fix=f"{again}; {accept}")
-    setup = base.Setup(RUNNER, None, versions())
     if not request.update:
         findings += _about_baseline(path, setup, before, about)
     if not failures:
@@ -280,20 +282,21 @@ def _locate_command(config: Config, graph: Graph, request: Request) -> str:
     return shlex.join([*words, "-o", file])
 
 
-def _baseline(path: Path, request: Request) -> Mapping[str, Any] | None:
+def _baseline(path: Path, setup: base.Setup, request: Request) -> Mapping[str, Any] | None:
     """The baseline's entry to be held against, if there is one. Raises where the one that was named is not there."""
     if request.update:
         return None
     if request.baseline and not path.exists():
         raise InputError(f"the baseline {path} does not exist", fix="write it with --update-baseline")
-    return base.read(path).entry(base.Setup(RUNNER, None, versions()))
+    return base.read(path).entry(setup)
 
 
 def _about_baseline(
     path: Path, setup: base.Setup, before: Mapping[str, Any] | None, about: Mapping[str, Any]
 ) -> Iterator[Finding]:
     if before is None:
-        said = f"{path} holds no baseline: nothing but the tolerance was asked"
+        kind = " made with --reference" if setup.reference else ""
+        said = f"{path} holds no baseline{kind}: nothing but the tolerance was asked"
         yield Finding("baseline", "note", "", said, "write one with --update-baseline")
         return
     if (key := base.setup_of(before).key) != setup.key:

@@ -32,6 +32,7 @@ class Graph:
     half_io: Mapping[TensorName, ir.DataType]  # graph inputs and outputs that are half for the user
     picking: frozenset[LayerName]
     inexact: frozenset[TensorName]  # initializers that movement layers mix with tensors and that half would change
+    was_half: bool  # the file computes in half precision, at least in part
     cures: tuple[Cure, ...] = ()  # how it was rewritten after normalising
 
     @property
@@ -105,6 +106,7 @@ def read_graph(model: Model, cures: Sequence[Cure] = ()) -> Graph:
         half_io=normal.half_io,
         picking=frozenset(name for name, node in nodes.items() if picks(node)),
         inexact=_inexact_constants(layers, nodes, ports),
+        was_half=normal.was_half,
         cures=tuple(cures),
     )
 

@@ -17,7 +17,8 @@ from trt_helper.errors import OutputError
 Array = np.ndarray[Any, Any]
 
 SHARE = 2  # one in so many bytes of the memory that is free is used where no limit is given
-BLOCK = 1 << 26  # bytes by which the file grows
+BLOCK = 1 << 26  # bytes by which the file grows at least
+PART = 8  # it grows by one in so many of its bytes, too
 ALIGNED = 64  # bytes: a cache line, and what vector instructions like
 _CGROUPS = (  # of a container, version 2 and 1: what it may have, what it has
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -88,12 +89,19 @@ class Store:
         """That many bytes of the file."""
         size = -(-size // ALIGNED) * ALIGNED
         if self._block.size < size:
-            self._block = self._grown(max(size, BLOCK))
+            part = self._grown(size)
+            place, rest = part[:size], part[size:]
+            self._block = max(self._block, rest, key=len)
+            return place
         place, self._block = self._block[:size], self._block[size:]
         return place
 
     def _grown(self, size: int) -> Array:
-        """A new part of the file, mapped. The disk gives the space now: later nobody could say that it is full."""
+        """A new part of the file, mapped: at least `size` bytes.
+
+        The disk gives the space now: later nobody could say that it is full. Each part holds a file descriptor open,
+        so parts grow with the file: 20 of them make it ten times as large.
+        """
         folder = self._folder or Path(tempfile.gettempdir())
         try:
             if self._file is None:
@@ -101,6 +109,7 @@ class Store:
                 self._say_once(f"more than fits into memory is kept in a file in {folder}")
             number, step = self._file.fileno(), mmap.ALLOCATIONGRANULARITY
             start = -(-os.fstat(number).st_size // step) * step
+            size = max(size, BLOCK, start // PART)
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(number, start, size)
             else:

@@ -45,6 +45,7 @@ class Normalised:
     aliases: dict[str, str]  # name of a folded or removed node -> the layer that it went into
     author_fp32: frozenset[str]  # layers that the author of a mixed model had left in FP32
     half_io: dict[str, ir.DataType] = field(default_factory=dict)  # graph inputs and outputs in half
+    was_half: bool = False  # some node computed in half precision; stored or fed so alone is not meant
 
 
 def normalise(model: ir.Model) -> Normalised:
@@ -58,6 +59,7 @@ def normalise(model: ir.Model) -> Normalised:
     infer_types(model)
     half_io = _half_io(model.graph)
     model.ir_version = max(model.ir_version, 4)  # from there on an initializer need not be an input
+    was_half = _computes_in_half(model)
     author_fp32 = raise_to_fp32(model)
     before = {node.name or "": _consumers(node) for node in model.graph}
     producers = {out.name: node.name for node in model.graph for out in node.outputs}
@@ -80,7 +82,13 @@ def normalise(model: ir.Model) -> Normalised:
         {**aliases, **folded},
         frozenset({folded.get(name, name) for name in author_fp32} & alive),
         half_io,
+        was_half,
     )
+
+
+def _computes_in_half(model: ir.Model) -> bool:
+    nodes = ir.traversal.RecursiveGraphIterator(model.graph)
+    return any(out.dtype in HALVES for node in nodes if node.op_type != "Cast" for out in node.outputs)
 
 
 def _half_io(graph: ir.Graph) -> dict[str, ir.DataType]:

@@ -7,7 +7,7 @@ It shares nothing with the emulator but ONNX Runtime, so a mistake in normalisin
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -20,7 +20,7 @@ from trt_helper.graph import Graph
 from trt_helper.kernels import Array, session_options
 from trt_helper.memory import Store
 from trt_helper.normalise import name_nodes
-from trt_helper.samples import Sample
+from trt_helper.samples import Sample, shape_text
 
 
 def versions() -> dict[str, str]:
@@ -35,20 +35,49 @@ def references(graph: Graph, samples: Sequence[Sample], store: Store | None = No
 
 
 def require_alike(graph: Graph, reference: Graph) -> None:
-    """Raise InputError unless `reference` reads the inputs of `graph` and has its outputs, by name."""
-    for what, here, there in (
-        ("inputs", [value.name for value in graph.inputs], [value.name for value in reference.inputs]),
-        ("outputs", graph.outputs, reference.outputs),
+    """Raise InputError unless `reference` has the inputs and outputs of `graph`: names, types, fixed dimensions."""
+    fix = "as --reference give the FP32 model that the other one was made from"
+    for what, ours, theirs in (
+        ("inputs", graph.inputs, reference.inputs),
+        ("outputs", graph.model.graph.outputs, reference.model.graph.outputs),
     ):
-        if set(here) != set(there):
+        here, there = ({value.name: value for value in values} for values in (ours, theirs))
+        if here.keys() != there.keys():
             raise InputError(
                 f"{reference.source.path} has the {what} {_names(there)}, {graph.source.path} has {_names(here)}",
-                fix="as --reference give the FP32 model that the other one was made from",
+                fix=fix,
             )
+        for name, value in here.items():
+            if not _fits(value, there[name]):
+                raise InputError(
+                    f"{reference.source.path} has {name!r} as {_tensor_text(there[name])}, {graph.source.path} as "
+                    f"{_tensor_text(value)}",
+                    fix=fix,
+                )
 
 
-def _names(names: Sequence[str | None]) -> str:
+def _names(names: Iterable[str | None]) -> str:
     return ", ".join(map(repr, names))[:300]
+
+
+def _fits(one: ir.Value, other: ir.Value) -> bool:
+    if one.dtype != other.dtype:
+        return False
+    if one.shape is None or other.shape is None:
+        return True
+    fixed = ((a, b) for a, b in zip(one.shape, other.shape, strict=False) if isinstance(a, int) and isinstance(b, int))
+    return len(one.shape) == len(other.shape) and all(a == b for a, b in fixed)
+
+
+def _tensor_text(value: ir.Value) -> str:
+    return f"{value.dtype.name.lower() if value.dtype else '?'} {shape_text(value.shape)}"
+
+
+def half_warning(reference: Graph) -> str | None:
+    """What to tell of a file that was named as reference and does not compute all in FP32 itself."""
+    if not reference.was_half:
+        return None
+    return f"{reference.source.path} computes in half precision itself: errors are those against that, not against FP32"
 
 
 def runner(graph: Graph, *, optimised: bool = False) -> Callable[[Sample], Values]:

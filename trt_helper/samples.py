@@ -236,7 +236,7 @@ def _fit_array(graph: Graph, value: ir.Value, array: Array, source: str) -> Arra
         len(shape) != array.ndim or any(isinstance(d, int) and d != n for d, n in zip(shape, array.shape, strict=True))
     ):
         raise InputError(
-            f"{source}: input {value.name!r} has shape {list(array.shape)}, the model wants {_shape_text(shape)}",
+            f"{source}: input {value.name!r} has shape {list(array.shape)}, the model wants {shape_text(shape)}",
             fix="reshape it before saving; one file is one sample, batch dimension included",
         )
     if array.size == 0:
@@ -276,7 +276,10 @@ def _require_one_size_per_symbol(graph: Graph, sample: Sample) -> None:
                 )
 
 
-def _shape_text(shape: ir.Shape) -> str:
+def shape_text(shape: ir.Shape | None) -> str:
+    """`[1, batch, ?]`: sizes, names of dynamic dimensions, and what has none; `?` alone where nothing is known."""
+    if shape is None:
+        return "?"
     return "[" + ", ".join(str(d if isinstance(d, int) else (d.value or "?")) for d in shape) + "]"
 
 

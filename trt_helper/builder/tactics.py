@@ -149,23 +149,31 @@ def prove_gone(
 ) -> list[str]:
     """Look in the finished engine that no excluded kernel is left and that the wanted ones were taken.
 
-    Returns for which operations that cannot be seen, because the engine has no layer of that name. Raises BuildError
-    where an excluded kernel stayed or another one than the wanted came.
+    Returns for which operations that cannot be seen: the engine has no layer of that name, or the kernel's name, all
+    that an engine shows, is also that of an excluded tactic. Raises BuildError where an excluded kernel stayed or
+    another one than the wanted came.
     """
     wanted = {one.operation.name: one.candidate.kernel for one in taken}
     unseen = []
     for operation in operations:
-        banned = {one.kernel for one in _banned(operation, exclusions)}
-        if not banned:
+        excluded = _banned(operation, exclusions)
+        if not excluded:
             continue
+        banned = {one.kernel for one in excluded}
+        shared = banned & {one.kernel for one in operation.candidates if one not in excluded}
         used = {layer.tactic for layer in layers if _is_of(layer, operation.name)}
         if not used:
             unseen.append(f"TRT_EXCLUDE_TACTIC: the engine names no layer {operation.name!r}, its kernel is not proven")
-        elif used & banned or (operation.name in wanted and wanted[operation.name] not in used):
+        elif used & (banned - shared) or (operation.name in wanted and wanted[operation.name] not in used):
             raise BuildError(
                 f"TensorRT took {', '.join(sorted(used))} for {operation.name!r}"
                 + (f" instead of {wanted[operation.name]}" if operation.name in wanted else ", which is excluded"),
                 fix="exclude another tactic in TRT_EXCLUDE_TACTIC, or pin the layer instead",
+            )
+        elif used & shared and operation.name in wanted:  # else the log says by its hash what was selected
+            unseen.append(
+                f"TRT_EXCLUDE_TACTIC: {operation.name!r} took {', '.join(sorted(used & shared))}, and an excluded "
+                "tactic has the same kernel: which of the two it was is not proven"
             )
     return unseen
 

@@ -48,12 +48,14 @@ def open_graph(path: Path, cures: Sequence[Cure] = ()) -> Graph:
 
 def open_reference(graph: Graph, path: Path | None) -> Graph:
     """The model that FP32 outputs come from: `graph` itself unless another file is given."""
-    from trt_helper.reference import require_alike
+    from trt_helper.reference import half_warning, require_alike
 
     if path is None:
         return graph
     reference = open_graph(path)
     require_alike(graph, reference)
+    if told := half_warning(reference):
+        warn(told)
     return reference
 
 
