@@ -88,7 +88,7 @@ def test_a_run_beyond_its_time_is_an_error(graph, tmp_path):
 
 def test_a_file_that_is_no_model_is_an_error(tmp_path):
     (tmp_path / "typed.onnx").write_bytes(b"garbage")
-    with pytest.raises(RunError, match="cannot load the typed model"):
+    with pytest.raises(RunError, match="cannot load the model"):
         execute(CPU, tmp_path / "typed.onnx", samples(1), ["y"])
 
 

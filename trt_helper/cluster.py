@@ -23,7 +23,7 @@ import onnx_ir as ir
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RaySystemError, RayTaskError, WorkerCrashedError
 
-from trt_helper.errors import MachineError, TrtHelperError
+from trt_helper.errors import MachineError, TrtHelperError, first_line
 from trt_helper.graph import Graph, read_graph
 from trt_helper.kernels import Array
 from trt_helper.model import Model
@@ -123,7 +123,7 @@ class ClusterOracle:
         except (WorkerCrashedError, OutOfMemoryError, NodeDiedError):
             return Trial(plan, Verdict.UNRESOLVED, why=f"it ended its worker {RETRIES + 1} times")
         except RayError as error:
-            raise MachineError(f"the Ray cluster failed: {_first_line(error)}", fix="look at `ray status`") from error
+            raise MachineError(f"the Ray cluster failed: {first_line(error)}", fix="look at `ray status`") from error
         self.inferences += judged.inferences
         self.per_sample[plan] = judged.per_sample
         return judged.trial
@@ -155,13 +155,9 @@ def _connect(address: str) -> None:
         ray.init(address=address, log_to_driver=False, logging_level="CRITICAL")  # what failed is said by us
     except (OSError, ValueError, OverflowError, RuntimeError, RayError) as error:
         raise MachineError(
-            f"no Ray cluster answers at {address!r}: {_first_line(error)}",
+            f"no Ray cluster answers at {address!r}: {first_line(error)}",
             fix="start one (ray start --head), or give the address of one as HOST:PORT",
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _cause(error: RayTaskError) -> BaseException:

@@ -143,14 +143,16 @@ def _builds(
             guard(typed, hold.guards)
             state_conditions(typed.model)
             source = Path(folder) / "typed.onnx"
-            weak = untyped(graph, hold.plan(plan), hold.guards) if settings.weakly_typed else None
-            write(weak[0] if weak else typed, source)
+            given, told = typed, Told()
+            if settings.weakly_typed:
+                given, told = untyped(graph, hold.plan(plan), hold.guards)
+            write(given, source)
             built = builder.build(
                 source,
                 engine,
                 profiles=[profile] if profile else [],
                 settings=settings,
-                told=weak[1] if weak else Told(),
+                told=told,
                 on_progress=on_progress,
             )
             proofs = _prove(graph, hold.plan(plan), typed, built)
@@ -267,11 +269,11 @@ def guards_of(evidence: Mapping[str, Any], graph: Graph) -> tuple[LayerName, ...
     return tuple(name for name in named if name in known) if isinstance(named, list) else ()
 
 
-def added_of(evidence: Mapping[str, Any]) -> list[LayerName]:
+def added_of(evidence: Mapping[str, Any]) -> frozenset[LayerName]:
     """The pins that an earlier conversion added, by a config's evidence."""
     recorded = evidence.get("engine")
     named = recorded.get("added") if isinstance(recorded, dict) else None
-    return list(named) if isinstance(named, dict) else []
+    return frozenset(map(str, named)) if isinstance(named, dict) else frozenset()
 
 
 def engine_evidence(converted: Converted) -> dict[str, Any]:

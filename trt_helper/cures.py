@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript import version_converter
 
-from trt_helper.errors import ConfigError, ModelError, nearest
+from trt_helper.errors import ConfigError, ModelError, first_line, nearest
 from trt_helper.normalise import free_name, names_in
 from trt_helper.values import Cure
 
@@ -45,7 +45,7 @@ def raise_opset(model: ir.Model, cures: Iterable[Cure]) -> None:
         version_converter.convert_version(model, needed, fallback=True)
     except Exception as error:  # onnx's converter raises what its C++ part throws
         raise ModelError(
-            f"the model cannot be converted to opset {needed}: {str(error).splitlines()[0][:200]}",
+            f"the model cannot be converted to opset {needed}: {first_line(error)}",
             fix="export it with that opset, or leave norms out of --cures",
         ) from error
 

@@ -21,6 +21,7 @@ from typing import Any
 from trt_helper import baseline as base
 from trt_helper import cache
 from trt_helper.config import Config, model_path, pin_lines, read_config, tolerance_yaml
+from trt_helper.convert import added_of
 from trt_helper.errors import ConfigError, InputError, MachineError, TrtHelperError, nearest
 from trt_helper.findings import (
     LEVELS,
@@ -339,17 +340,11 @@ def _unneeded_pins(
         found = [name for name, passes in zip(run.pins, passed, strict=True) if passes]
         if not metric:
             cache.remember(key, found)
-    found = [name for name in found if name not in _added_pins(config)]
+    added = added_of(config.evidence)  # so that TensorRT keeps their neighbours; no figure needs them
+    found = [name for name in found if name not in added]
     lines = pin_lines(request.config) if found else {}
     said = "is no longer needed: the plan is accurate without it"
     yield from some([Finding("pin", "warning", n, f"pin {named(n)} {said}", fix, lines.get(n, 0)) for n in found])
-
-
-def _added_pins(config: Config) -> frozenset[LayerName]:
-    """Pins that `convert` added so that TensorRT keeps their neighbours; no figure needs them."""
-    engine = config.evidence.get("engine")
-    added = engine.get("added") if isinstance(engine, dict) else None
-    return frozenset(map(str, added)) if isinstance(added, dict | list) else frozenset()
 
 
 def _plan_key(run: Replay) -> list[list[str]]:

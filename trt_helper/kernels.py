@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from trt_helper.errors import ModelError, TrtHelperError
+from trt_helper.errors import ModelError, TrtHelperError, first_line
 from trt_helper.graph import captured, subgraphs
 from trt_helper.values import Narrow
 
@@ -55,7 +55,7 @@ class Kernel:
             return self._session.run(self._outputs, dict(zip(self._inputs, feeds, strict=True)))  # type: ignore[no-any-return]
         except Exception as error:  # onnxruntime raises its own types, which it does not export
             raise EmulationError(
-                f"ONNX Runtime cannot compute a layer: {str(error).splitlines()[0][:300]}",
+                f"ONNX Runtime cannot compute a layer: {first_line(error)}",
                 fix="check the inputs' shapes and values; try the model in ONNX Runtime by itself",
             ) from error
 
@@ -91,7 +91,7 @@ class Kernels:
             session = ort.InferenceSession(model.SerializeToString(), self._options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises its own types, which it does not export
             raise ModelError(
-                f"ONNX Runtime cannot compute layer {node.name!r} ({node.op_type}): {str(error).splitlines()[0][:300]}",
+                f"ONNX Runtime cannot compute layer {node.name!r} ({node.op_type}): {first_line(error)}",
                 fix="export the model with operators that ONNX Runtime's CPU provider implements in FP32",
             ) from error
         return Kernel(session, [i.name for i in inputs], [o.name for o in outputs])

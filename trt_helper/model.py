@@ -17,7 +17,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx_ir.passes.common import TopologicalSortPass
 
-from trt_helper.errors import ModelError
+from trt_helper.errors import ModelError, first_line
 
 # What the checker calls invalid and normalising mends: another order, an output without a stated shape.
 HARMLESS = ("topologically sorted", "Field 'shape' of 'type' is required but missing")
@@ -76,7 +76,7 @@ def _deserialize(proto: onnx.ModelProto, path: Path) -> ir.Model:
     try:
         model = ir.from_proto(proto)
     except Exception as error:  # onnx_ir raises whatever the first inconsistency makes it raise
-        raise ModelError(f"{path} is not a sound ONNX graph: {_first_line(error)}", fix=EXPORT_AGAIN) from error
+        raise ModelError(f"{path} is not a sound ONNX graph: {first_line(error)}", fix=EXPORT_AGAIN) from error
     ir.external_data.set_base_dir(model.graph, path.resolve().parent)
     return model
 
@@ -133,14 +133,10 @@ def _check(path: Path) -> None:
     try:
         onnx.checker.check_model(str(path))
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
-        text = _first_line(error)
+        text = first_line(error)
         if any(harmless in text for harmless in HARMLESS):
             return
         raise ModelError(f"{path}: {text}", fix=EXPORT_AGAIN) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _sha256(files: list[Path]) -> str:

@@ -21,7 +21,7 @@ from onnxscript.rewriter.rules.common import (
     fuse_batchnorm_into_gemm_rule,
 )
 
-from trt_helper.errors import ModelError
+from trt_helper.errors import ModelError, first_line
 
 BATCHNORM_RULES = (
     fuse_batchnorm_into_conv_rule,
@@ -105,7 +105,7 @@ def _fold_constants(model: ir.Model) -> None:
         fold_constants(model, input_size_limit=FOLD_LIMIT, output_size_limit=GROWTH_LIMIT)
     except RuntimeError as error:  # what onnxscript makes of any mistake in one of its own rules
         raise ModelError(
-            f"{str(error).splitlines()[0]}: {error.__cause__}",
+            f"{first_line(error)}: {error.__cause__}",
             fix="export the model without this operator; onnxscript cannot fold it",
         ) from error
 

@@ -15,7 +15,7 @@ import onnxruntime as ort
 
 import trt_helper
 from trt_helper.emulate import Values
-from trt_helper.errors import InputError, ModelError
+from trt_helper.errors import InputError, ModelError, first_line
 from trt_helper.graph import Graph
 from trt_helper.kernels import Array, session_options
 from trt_helper.memory import Store
@@ -91,7 +91,7 @@ def runner(graph: Graph, *, optimised: bool = False) -> Callable[[Sample], Value
         session = ort.InferenceSession(loadable(graph), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own types, which it does not export
         raise ModelError(
-            f"ONNX Runtime cannot load {path}: {_first_line(error)}",
+            f"ONNX Runtime cannot load {path}: {first_line(error)}",
             fix="the FP32 reference runs there; export the model with operators that it implements",
         ) from error
     types = {value.name: value.type for value in session.get_inputs()}
@@ -119,7 +119,7 @@ def _run(session: ort.InferenceSession, types: dict[str, str], sample: Sample, n
         outputs = session.run(list(names), feed)
     except Exception as error:  # onnxruntime raises its own types, which it does not export
         raise InputError(
-            f"the model does not run on {sample.source}: {_first_line(error)}",
+            f"the model does not run on {sample.source}: {first_line(error)}",
             fix="check the inputs' shapes and values; try the model in ONNX Runtime by itself",
         ) from error
     return {name: _as_fp32(array) for name, array in zip(names, outputs, strict=True)}
@@ -128,7 +128,3 @@ def _run(session: ort.InferenceSession, types: dict[str, str], sample: Sample, n
 def _as_fp32(array: Array) -> Array:
     array = np.asarray(array)
     return array.astype(np.float32) if array.dtype == np.float16 else array
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:300]

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from trt_helper.errors import InputError, nearest
+from trt_helper.errors import InputError, first_line, nearest
 from trt_helper.graph import Graph
 from trt_helper.kernels import Array
 from trt_helper.memory import Store
@@ -135,7 +135,7 @@ def _read_npz(path: Path) -> Feed:
         with np.load(path, allow_pickle=False) as archive:
             return {name: np.asarray(archive[name]) for name in archive.files}
     except Exception as error:  # zipfile, its decompressors and numpy raise what the first wrong byte makes them
-        raise InputError(f"{path} is not a sound .npz file: {_first_line(error)}", fix=again) from error
+        raise InputError(f"{path} is not a sound .npz file: {first_line(error)}", fix=again) from error
 
 
 def _read_polygraphy(path: Path) -> Iterator[tuple[str, Feed]]:
@@ -176,7 +176,7 @@ def _run_script(script: str) -> list[tuple[str, Feed]]:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
         where = f", line {lines[-1]}" if lines else ""
         raise InputError(
-            f"{file}{where} raises {type(error).__name__}: {_first_line(error)}",
+            f"{file}{where} raises {type(error).__name__}: {first_line(error)}",
             fix=f"mend the script; {function}() takes no arguments and yields a dictionary of arrays by input name",
         ) from error
     finally:
@@ -201,10 +201,6 @@ def _arrays(feed: object, source: str) -> Feed:
             fix="one sample is {'INPUT_NAME': array, ...}",
         )
     return {name: np.asarray(array) for name, array in feed.items()}
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or "no reason given").splitlines()[0]
 
 
 def _fit(graph: Graph, feed: Feed, source: str) -> Feed:

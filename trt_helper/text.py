@@ -51,6 +51,11 @@ def rate(number: float) -> str:
     return f"{float(f'{number:.3g}'):,.0f}" if number >= 100 else figure(number)  # noqa: PLR2004
 
 
+def batch_text(batch: int | None) -> str:
+    """The batch of a row of `bench`; a dash where the model has none."""
+    return "-" if batch is None else str(batch)
+
+
 def table(title: str, *columns: str, names: int = 1) -> Table:
     """A table whose first `names` columns are text and fold; the others are figures."""
     made = Table(title=title, title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0))
@@ -232,7 +237,7 @@ def measured(found: Iterable[Measured]) -> Table:
     for one in found:
         made.add_row(
             cell(one.what),
-            "-" if one.batch is None else str(one.batch),
+            batch_text(one.batch),
             *(figure(1e3 * value) for value in (one.median, one.p90, one.p99)),
             rate(one.samples_per_second),
             f"{one.at_once} of {one.streams}",
@@ -257,7 +262,7 @@ def estimated(found: Iterable[Estimated]) -> Table:
     for one in found:
         times = (f"{1e6 * value:.3g}" for value in (one.fp32, one.fp16, one.plan))
         ratios = (f"{one.fp32 / value:.2f} x" if value else "-" for value in (one.fp16, one.plan))
-        made.add_row(cell(one.gpu), "-" if one.batch is None else str(one.batch), *times, *ratios)
+        made.add_row(cell(one.gpu), batch_text(one.batch), *times, *ratios)
     return made
 
 

@@ -17,7 +17,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from trt_helper.errors import ModelError
+from trt_helper.errors import ModelError, first_line
 from trt_helper.files import cannot_write
 from trt_helper.graph import Graph, captured, subgraphs
 from trt_helper.normalise import free_name, names_in
@@ -211,6 +211,6 @@ def check(path: Path) -> None:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError) as error:
         raise ModelError(
-            f"the typed model is not valid: {str(error).strip().splitlines()[0]}",
+            f"the typed model is not valid: {first_line(error)}",
             fix="please report it: this is a limit of trt-helper; pinning the layer that is named may avoid it",
         ) from error

@@ -13,24 +13,19 @@ from typing import Any
 
 import numpy as np
 
+from trt_helper.kernels import Array
 from trt_helper.memory import of_kernel
+from trt_helper.runners.exchange import NO_TYPES, read_feed
 
-Array = np.ndarray[Any, Any]
 Infer = Callable[[], Sequence[Array]]
 """One inference, from arrays on the host to arrays on the host."""
 Send = Callable[[dict[str, Any]], None]
 TELL_EVERY = 0.2  # seconds between two reports of progress
 
 
-def feed_of(request: Mapping[str, Any], types: Mapping[str, Any] = {}) -> dict[str, Array]:
-    """The sample by input name; floats in the type that the model reads (`types`, numpy's)."""
-    with np.load(Path(request["folder"]) / "in.npz", allow_pickle=False) as archive:
-        arrays = {name: archive[f"arr_{index}"] for index, name in enumerate(request["inputs"])}
-    return {name: _as_read(array, types.get(name)) for name, array in arrays.items()}
-
-
-def _as_read(array: Array, wanted: Any) -> Array:
-    return array if wanted is None or array.dtype.kind != "f" else np.ascontiguousarray(array, wanted)
+def feed_of(request: Mapping[str, Any], types: Mapping[str, Any] = NO_TYPES) -> dict[str, Array]:
+    """The sample that is to be run: `exchange.read_feed`."""
+    return read_feed(Path(request["folder"]) / "in.npz", request["inputs"], types)
 
 
 @dataclass(frozen=True, slots=True)

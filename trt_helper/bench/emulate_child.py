@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trt_helper.bench.clock import Array, Send, answer, feed_of, memory_before
+from trt_helper.bench.clock import Send, answer, feed_of, memory_before
 from trt_helper.emulate import Emulator
 from trt_helper.graph import read_graph
+from trt_helper.kernels import Array
 from trt_helper.model import load
 from trt_helper.values import Cure, Plan
 

@@ -11,10 +11,10 @@ from polygraphy.backend.common import BytesFromPath
 from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 from polygraphy.logger import G_LOGGER
 
-from trt_helper.bench.clock import Array, Infer, Send, answer, feed_of, memory_before
-from trt_helper.errors import RunError
-
-_FLOATS = ("float16", "float32", "float64")  # Polygraphy's names of types are numpy's
+from trt_helper.bench.clock import Infer, Send, answer, feed_of, memory_before
+from trt_helper.errors import RunError, first_line
+from trt_helper.kernels import Array
+from trt_helper.runners.engine_child import input_types
 
 
 def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
@@ -25,14 +25,11 @@ def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
         try:
             engine = EngineFromBytes(BytesFromPath(request["file"]))()
             runners = [stack.enter_context(TrtRunner(engine)) for _ in range(request["streams"])]
-            metadata = runners[0].get_input_metadata(use_numpy_dtypes=False)
-            types = {name: np.dtype(one.dtype.name) for name, one in metadata.items() if one.dtype.name in _FLOATS}
-            feed = feed_of(request, types)
+            feed = feed_of(request, input_types(runners[0]))
             return answer([_infer(runner, feed, request["outputs"]) for runner in runners], request, send, before)
         except Exception as error:  # Polygraphy raises a type of its own, and RuntimeErrors of TensorRT
-            reason = next(iter(str(error).splitlines()), type(error).__name__)[:300]
             raise RunError(
-                f"the engine cannot be run: {reason}",
+                f"the engine cannot be run: {first_line(error)}",
                 fix="check that the GPU has memory left: give fewer --streams or a smaller --batch",
             ) from error
 

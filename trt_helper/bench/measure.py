@@ -17,6 +17,7 @@ from trt_helper.emulate import Emulator
 from trt_helper.errors import BuildError, InputError, MachineError, ModelError, RunError
 from trt_helper.graph import Graph
 from trt_helper.kernels import Array
+from trt_helper.runners.exchange import write_feed
 from trt_helper.samples import Sample, resized
 from trt_helper.values import Plan
 
@@ -127,7 +128,7 @@ class _Bench:
                     self._same(way, folder)
 
     def _child(self, way: Way, prepared: Request, folder: Path, batch: int | None, sample: Sample) -> Request:
-        np.savez(folder / "in.npz", *sample.feed.values())  # by position: a name may be anything
+        write_feed(folder / "in.npz", sample)
         request = {
             **prepared,
             "folder": str(folder),

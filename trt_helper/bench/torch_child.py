@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from trt_helper.bench.clock import Array, Send, answer, feed_of, memory_before
+from trt_helper.bench.clock import Send, answer, feed_of, memory_before
 from trt_helper.errors import MachineError
 from trt_helper.export.archive import Kind
 from trt_helper.export.checkpoint import read_checkpoint
@@ -16,6 +16,7 @@ from trt_helper.export.guest import guest, neighbours
 from trt_helper.export.run import module_of
 from trt_helper.export.specs import Input, parse_arguments
 from trt_helper.export.subject import RUN, as_array, subject_of
+from trt_helper.kernels import Array
 
 
 def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from typing import Any
 
 from trt_helper.bench.rows import NotRun
 from trt_helper.builder import BuildSettings
-from trt_helper.builder.rtx import PACKAGE_VARIABLE
 from trt_helper.convert import convert
 from trt_helper.errors import MachineError
 from trt_helper.graph import Graph
@@ -171,11 +170,5 @@ def _on_gpu(
         precision,
         f"trt_helper.bench.{child}_child",
         prepare,
-        environment=_environment(runner),
+        environment=runner.environment,
     )
-
-
-def _environment(runner: Runner) -> dict[str, str]:
-    """What tells the child which package to take, as in `runners.execute`."""
-    polygraphy = {"POLYGRAPHY_USE_TENSORRT_RTX": "1"} if runner.package == "tensorrt_rtx" else {}
-    return {PACKAGE_VARIABLE: runner.package, **polygraphy}

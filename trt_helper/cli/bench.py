@@ -78,8 +78,8 @@ def run(
     for message in found.warnings:
         warn(message)
     if as_json:
-        added = added_of(plan_file.evidence)
-        show_json(_json(graph, plan, added, next(iter(samples.values())).source, found, estimated))
+        added = plan.fp32 & added_of(plan_file.evidence)
+        show_json(_json(graph, plan, sorted(added), next(iter(samples.values())).source, found, estimated))
     else:
         show(text.measured(found.measured), "", text.not_run(found.not_run), "", text.estimated(estimated))
 
@@ -96,7 +96,7 @@ def _json(
         "model": {"path": str(graph.source.path), "sha256": graph.source.sha256},
         "fp32_layers": [name for name in graph.candidates if name in plan.fp32],
         "bf16_layers": [name for name in graph.candidates if name in plan.bf16],
-        "added": [name for name in added if name in plan.fp32],
+        "added": added,
         "sample": source,
         "measured": [asdict(one) for one in found.measured],
         "not_run": [asdict(one) for one in found.not_run],

@@ -22,7 +22,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from trt_helper.errors import MachineError, ModelError
+from trt_helper.errors import MachineError, ModelError, first_line
 from trt_helper.export.archive import AGAIN, TRUST, Kind, kind_of, require_plain_program
 from trt_helper.files import sha256_of
 
@@ -60,10 +60,10 @@ def _read_pickle(path: Path, trust: bool) -> Any:
     except Exception as error:  # the unpickler, zip and tar readers raise what the first wrong byte makes them
         if trust and isinstance(error, (AttributeError, ImportError)):
             raise ModelError(
-                f"{path} holds objects of classes that cannot be imported: {_first_line(error)}",
+                f"{path} holds objects of classes that cannot be imported: {first_line(error)}",
                 fix="run where they can be, name their file with --model, or save model.state_dict() instead",
             ) from error
-        raise ModelError(f"{path} is truncated or damaged: {_first_line(error)}", fix=AGAIN) from error
+        raise ModelError(f"{path} is truncated or damaged: {first_line(error)}", fix=AGAIN) from error
 
 
 def _harmless() -> list[Any]:
@@ -91,7 +91,7 @@ def _refused(path: Path, error: UnpicklingError) -> ModelError:
     if found is None:
         reason = re.search(r"WeightsUnpickler error: (.*)", text)
         return ModelError(
-            f"{path} is truncated or damaged: {reason.group(1)[:200] if reason else _first_line(error)}", fix=AGAIN
+            f"{path} is truncated or damaged: {reason.group(1)[:200] if reason else first_line(error)}", fix=AGAIN
         )
     return ModelError(
         f"{path} was refused, and nothing in it was run: besides tensors it asks for {found[1] or found[2]}",
@@ -104,7 +104,7 @@ def _read_script(path: Path, _: bool) -> Any:
         return torch.jit.load(str(path), map_location="cpu").eval()
     except (RuntimeError, ValueError, OSError) as error:
         raise ModelError(
-            f"{path} is a TorchScript file that cannot be loaded: {_first_line(error)}", fix=AGAIN
+            f"{path} is a TorchScript file that cannot be loaded: {first_line(error)}", fix=AGAIN
         ) from error
 
 
@@ -121,7 +121,7 @@ def _read_program(path: Path, trust: bool) -> Any:
         raise
     except Exception as error:  # whatever the first inconsistency makes torch raise
         raise ModelError(
-            f"{path} cannot be loaded by PyTorch {torch.__version__}: {_first_line(error)}",
+            f"{path} cannot be loaded by PyTorch {torch.__version__}: {first_line(error)}",
             fix="load it with the version that wrote it, and export from there",
         ) from error
 
@@ -140,8 +140,4 @@ def _read_safetensors(path: Path, _: bool) -> Any:
     try:
         return load_file(str(path))
     except Exception as error:  # safetensors has its own error, which is no Python class to import in all versions
-        raise ModelError(f"{path} is truncated or damaged: {_first_line(error)}", fix=AGAIN) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ModelError(f"{path} is truncated or damaged: {first_line(error)}", fix=AGAIN) from error

@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from trt_helper.report import figures, story
 from trt_helper.report.read import errors_of, tolerance_of
-from trt_helper.text import figure, plain, rate
+from trt_helper.text import batch_text, figure, plain, rate
 from trt_helper.values import TensorError
 
 ABSENT: dict[str, Any] = {  # what a record of compare has not
@@ -81,7 +81,7 @@ def _environment() -> Environment:
         "worst": story.worst_without,
         "cure": story.cure_words,
         "times": _times,
-        "batch": story.batch,
+        "batch": batch_text,
         "rate": rate,
     }
     return made

@@ -149,11 +149,6 @@ def times(number: float) -> str:
     return f"{float(f'{number:.3g}'):,.0f}" if 1e3 <= number < 1e6 else figure(number)  # noqa: PLR2004
 
 
-def batch(row: Mapping[str, Any]) -> str:
-    """The batch of a row of `bench`, where the model has one."""
-    return "-" if row["batch"] is None else str(row["batch"])
-
-
 def short(names: Sequence[str]) -> list[str]:
     """Layer names without the folders that all of them share, for sentences."""
     folders = [name.split("/")[:-2] for name in names]

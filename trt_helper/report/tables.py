@@ -12,7 +12,7 @@ from rich.text import Text
 from trt_helper.diff import Difference, Fact
 from trt_helper.report import story
 from trt_helper.report.read import errors_of, tolerance_of
-from trt_helper.text import cell, figure, plain, rate, table
+from trt_helper.text import batch_text, cell, figure, plain, rate, table
 from trt_helper.values import TensorError, Tolerance
 
 Record = Mapping[str, Any]
@@ -41,7 +41,7 @@ def _speed(bench: Record) -> Table:
     made = table(f"Speed, measured by bench ({plain(bench['platform'], 60)})", "how", *columns)
     for row in bench["measured"][:MOST_ROWS]:
         times = (figure(1e3 * row[key]) for key in ("median", "p90", "p99"))
-        made.add_row(cell(row["what"]), story.batch(row), *times, rate(row["samples_per_second"]))
+        made.add_row(cell(row["what"]), batch_text(row["batch"]), *times, rate(row["samples_per_second"]))
     _say_more(made, len(bench["measured"]))
     return made
 

@@ -14,7 +14,7 @@ from polygraphy.backend.common import BytesFromPath
 from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 from polygraphy.logger import G_LOGGER
 
-from trt_helper.errors import RunError
+from trt_helper.errors import RunError, first_line
 from trt_helper.kernels import Array
 from trt_helper.runners.exchange import serve
 
@@ -29,13 +29,10 @@ def run(request: Mapping[str, Any], _send: Callable[[dict[str, Any]], None]) -> 
         runner.activate()
     except Exception as error:  # Polygraphy raises a type of its own, and RuntimeErrors of TensorRT
         raise RunError(
-            f"the engine cannot be loaded: {str(error).splitlines()[0][:300]}",
+            f"the engine cannot be loaded: {first_line(error)}",
             fix="build it on this machine: an engine runs on the GPU and the version that it was built for",
         ) from error
     try:
-        metadata = runner.get_input_metadata(use_numpy_dtypes=False)
-        types = {name: np.dtype(one.dtype.name) for name, one in metadata.items() if one.dtype.name in _FLOATS}
-
         heard: dict[str, Array] = {}  # debug tensors: TrtRunner's own listener adds them to the outputs
         if request["listen"]:
             runner.context.unfused_tensors_debug_state = True
@@ -46,6 +43,12 @@ def run(request: Mapping[str, Any], _send: Callable[[dict[str, Any]], None]) -> 
             heard.update({name: np.asarray(found[name]) for name in found if name not in request["outputs"]})
             return [np.asarray(found[name]) for name in request["outputs"]]
 
-        return serve(request, types, infer, heard)
+        return serve(request, input_types(runner), infer, heard)
     finally:
         runner.deactivate()
+
+
+def input_types(runner: TrtRunner) -> dict[str, Any]:
+    """Numpy's types of an active engine's float inputs, by name."""
+    metadata = runner.get_input_metadata(use_numpy_dtypes=False)
+    return {name: np.dtype(one.dtype.name) for name, one in metadata.items() if one.dtype.name in _FLOATS}

@@ -11,36 +11,47 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from trt_helper.errors import MachineError, RunError
+from trt_helper.errors import MachineError, RunError, first_line
 from trt_helper.kernels import session_options
-from trt_helper.runners.exchange import serve
+from trt_helper.runners.exchange import NO_TYPES, serve
 
 _TYPES = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(double)": np.float64}
-# TF32 would round the FP32 layers to 10 bits, and the fastest convolution differs from run to run.
-_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0", "cudnn_conv_algo_search": "DEFAULT"}}
+CPU = "CPUExecutionProvider"
+FP32_IS_FP32 = {"CUDAExecutionProvider": {"use_tf32": "0"}}  # TF32 would round the FP32 layers to 10 bits
+SAME_EACH_TIME = {"CUDAExecutionProvider": {"cudnn_conv_algo_search": "DEFAULT"}}  # the fastest differs from run to run
 
 
 def run(request: Mapping[str, Any], _send: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Answer `run.execute`. Raises MachineError without the provider and RunError for a model that fails."""
-    provider = request["provider"]
+    """Answer `run.execute`. Raises what `open_session` raises, and RunError for a model that fails."""
+    options = session_options()
+    options.use_deterministic_compute = True
+    session, types = open_session(request["file"], options, request["provider"], SAME_EACH_TIME)
+    return serve(request, types, lambda feed: session.run(request["outputs"], dict(feed)))
+
+
+def open_session(
+    file: str, options: ort.SessionOptions, provider: str, more: Mapping[str, Mapping[str, str]] = NO_TYPES
+) -> tuple[ort.InferenceSession, dict[str, Any]]:
+    """The model on that provider, what it has not on the CPU; and numpy's types of its float inputs.
+
+    `more` are further options by provider. Raises MachineError without the provider, RunError for the model.
+    """
     missing = MachineError(
         f"ONNX Runtime {ort.__version__} has no {provider} that works here",
         fix="pip install 'trt-helper[cuda]', and the CUDA and cuDNN libraries that it names",
     )
     if provider not in ort.get_available_providers():
         raise missing
-    options = session_options()
-    options.use_deterministic_compute = True
+    chosen = {**FP32_IS_FP32.get(provider, {}), **more.get(provider, {})}
     try:
         session = ort.InferenceSession(
-            request["file"], options, providers=[(provider, _OPTIONS.get(provider, {})), "CPUExecutionProvider"]
+            file, options, providers=[(provider, chosen), *([CPU] if provider != CPU else [])]
         )
     except Exception as error:  # onnxruntime raises its own types, which it does not export
         raise RunError(
-            f"ONNX Runtime cannot load the typed model: {str(error).splitlines()[0][:300]}",
-            fix="run it as an engine instead: --runner tensorrt",
+            f"ONNX Runtime cannot load the model: {first_line(error)}",
+            fix="export the model with operators that it implements, or run it as an engine: --runner tensorrt",
         ) from error
     if session.get_providers()[0] != provider:  # it falls back to the CPU with a line on stderr
         raise missing
-    types = {value.name: _TYPES.get(value.type) for value in session.get_inputs()}
-    return serve(request, types, lambda feed: session.run(request["outputs"], dict(feed)))
+    return session, {value.name: _TYPES.get(value.type) for value in session.get_inputs()}

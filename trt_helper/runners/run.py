@@ -20,6 +20,7 @@ from trt_helper.builder.settings import COMPUTE_CAPABILITIES
 from trt_helper.emulate import Values
 from trt_helper.errors import MachineError, RunError
 from trt_helper.machine import find_gpu
+from trt_helper.runners.exchange import write_feed
 from trt_helper.samples import Sample
 
 
@@ -37,6 +38,12 @@ class Runner:
     def builds(self) -> bool:
         """Whether a plan has to become an engine first."""
         return not self.provider
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What tells a child process which package to take; Polygraphy looks at it when it is imported."""
+        polygraphy = {"POLYGRAPHY_USE_TENSORRT_RTX": "1"} if self.package == "tensorrt_rtx" else {}
+        return {PACKAGE_VARIABLE: self.package, **polygraphy}
 
 
 _ORT = "trt_helper.runners.ort_child"
@@ -120,7 +127,7 @@ def _served(
     """Write the samples into `folder` and have the child answer there."""
     names = [list(sample.feed) for sample in samples]
     for index, sample in enumerate(samples):
-        np.savez(folder / f"in{index}.npz", *sample.feed.values())  # by position: a name may be anything
+        write_feed(folder / f"in{index}.npz", sample)
     request = {
         "file": str(file.absolute()),
         "provider": runner.provider,
@@ -128,9 +135,6 @@ def _served(
         "inputs": names,
         **how,
     }
-    environment = {PACKAGE_VARIABLE: runner.package}
-    if runner.package == "tensorrt_rtx":
-        environment["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"  # Polygraphy looks at it when it is imported
     try:
         return run(
             runner.module,
@@ -138,7 +142,7 @@ def _served(
             limits=Limits(seconds),
             on_event=lambda _event: None,
             leftover=folder / "leftover",
-            environment=environment,
+            environment=runner.environment,
         )
     except NotImportableError as error:
         raise MachineError(
