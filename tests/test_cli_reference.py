@@ -29,6 +29,7 @@ def model_of(weight):
 def work(tmp_path, monkeypatch):
     """`model.onnx` has a weight of 1e-9, which no half holds; `typed.onnx` is what another tool makes of it."""
     own_folder(tmp_path, monkeypatch)
+    monkeypatch.setenv("TRT_HELPER_CACHE", str(tmp_path / "cache"))
     saved(model_of(1e-9))
     np.savez("x.npz", x=np.full((2, 4), 1e4, np.float32))  # y = 4 * 1e4 * 1e-9 * 5e4 = 2
     Path(CONFIG).write_text("FP32_LAYERS_FOR_FP16: []\natol: 0.01\nrtol: 0.0\n")
@@ -80,6 +81,26 @@ def test_a_baseline_against_another_model_judges_no_error_against_the_model_itse
     done = run(*given, "--reference", "copy.onnx")
     assert "the baseline is of emulate, against" in done.err
     assert done.status == 0  # 2 against both
+
+
+def test_what_was_found_of_a_pin_is_remembered_for_its_reference_alone():
+    """FP16 makes 1 of 1 + 2^-12, which is within 3e-4; from 1 + 2^-12 + 2^-13 that is too far, and 2^-13 is not."""
+
+    def scaled(by):
+        factor = constant("by", np.float32(by))
+        return model([node("Mul", ["x", "by"], ["y"], "scale")], [value("x", [4])], [value("y", [4])], [factor])
+
+    saved(scaled(1 + 2**-12))
+    saved(scaled(1 + 2**-12 + 2**-13), "other.onnx")
+    np.savez("x.npz", x=np.ones(4, np.float32))
+    Path(CONFIG).write_text("FP32_LAYERS_FOR_FP16: [scale]\natol: 0.0003\nrtol: 0.0\n")
+    given = ("gate", "model.onnx", CONFIG, "--inputs", "x.npz", "--check-pins")
+    says = "pin 'scale' is no longer needed"
+    for _ in range(2):  # what was found, and what was remembered
+        assert says in run(*given).err
+        done = run(*given, "--reference", "other.onnx")
+        assert done.status == 0
+        assert says not in done.err
 
 
 def test_a_reference_that_computes_in_half_is_named():

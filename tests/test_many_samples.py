@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from cli_helpers import constant, model, node, value
 from hypothesis import given
 from hypothesis import strategies as st
 from test_budget import PINS, TOLERANCE
@@ -14,6 +15,7 @@ from trt_helper.locate import locate
 from trt_helper.model import load
 from trt_helper.samples import Sample
 from trt_helper.sensitivity import MOST_SAMPLES, looked_at
+from trt_helper.values import Tolerance
 
 
 @given(st.integers(1, 500), st.data())
@@ -43,3 +45,29 @@ def test_the_one_sample_of_forty_that_overflows_decides(tmp_path, loud):
     assert located.pins == PINS
     assert located.before.sample == loud
     assert located.minimal
+
+
+def two_ways(path):
+    """The larger of two branches of equal value, each of which goes through 1e-8: harm comes only where both are 0."""
+    nodes, steps = [], ("small", "small", "large", "large")
+    for branch in "ab":
+        names = ["x", *(f"{branch}{step}" for step in range(len(steps)))]
+        nodes += [node("Mul", [names[i], step], [names[i + 1]], f"{branch}_{i}") for i, step in enumerate(steps)]
+    nodes.append(node("Max", ["a3", "b3"], ["y"], "larger"))
+    held = [constant("small", np.float32(1e-4)), constant("large", np.float32(1e4))]
+    path.write_bytes(model(nodes, [value("x", [3])], [value("y", [3])], held).SerializeToString())
+    return read_graph(load(path))
+
+
+@pytest.mark.parametrize(("samples", "loud"), [(2, 1), (3, 1), (40, 22), (40, 38)])
+def test_a_sample_among_quiet_ones_is_understood_as_if_it_were_alone(tmp_path, samples, loud):
+    """Nothing goes wrong where x is 0. What two roundings do together is found on the sample that shows it."""
+    graph, tolerance = two_ways(tmp_path / "model.onnx"), Tolerance(0.01, 0.0)
+    quiet, one = ({"x": np.full(3, number, np.float32)} for number in (0.0, 1.0))
+    alone = locate(graph, [Sample("alone", one)], tolerance)
+    assert len(alone.trials) <= 6
+    among = [Sample(str(index), one if index == loud else quiet) for index in range(samples)]
+    located = locate(graph, among, tolerance)
+    assert located.pins == alone.pins
+    assert {name[0] for name in located.pins} in ({"a"}, {"b"})
+    assert [trial.plan for trial in located.trials] == [trial.plan for trial in alone.trials]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_helpers import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -154,6 +155,22 @@ def command(path: Path, inputs: Path, *more: str, limits: dict[int, int]) -> sub
         preexec_fn=limit,
         check=False,
     )
+
+
+def test_the_command_keeps_everything_in_one_store_of_the_limit_that_was_given(task, tmp_path, monkeypatch):
+    path, samples = task
+    np.savez(tmp_path / "x.npz", **samples[0].feed)
+    limits = []
+    whole = Store.within.__func__
+
+    def within(limit=None, folder=None, **how):
+        limits.append(limit)
+        return whole(Store, limit, folder, **how)
+
+    monkeypatch.setattr(Store, "within", within)
+    words = ("--atol", "0.05", "--rtol", "0", "-o", tmp_path / "plan.yaml", "--memory-limit", "300")
+    assert run("locate", path, "--inputs", tmp_path / "x.npz", *words).status == 0
+    assert limits == [300 * MIB]
 
 
 def test_a_full_disk_is_said_and_leaves_nothing(task, tmp_path):
