@@ -10,7 +10,7 @@ import pytest
 from builder_models import model, needs_rtx, node, value, weights
 
 from trt_helper import text
-from trt_helper.builder import BuildSettings, EngineLayer, EngineTensor
+from trt_helper.builder import BuildSettings, EngineLayer, EngineTensor, process, rtx
 from trt_helper.cli.console import show
 from trt_helper.convert import convert
 from trt_helper.emulate import Emulator
@@ -22,6 +22,7 @@ from trt_helper.oracle import EmulatedOracle
 from trt_helper.record import located_json
 from trt_helper.reference import references
 from trt_helper.runners import RUNNERS, Runner, RunnerOracle, runner_here
+from trt_helper.runners import oracle as oracle_module
 from trt_helper.runners.inside import attributed, inside
 from trt_helper.samples import Sample
 from trt_helper.values import Inside, Plan, TensorError, Tolerance
@@ -92,15 +93,12 @@ def steps(graph, plan):
     }
 
 
-SPLIT = [kernel(f"k{index}", [name], f"t{index}") for index, name in enumerate(LAYERS)]
-
-
 def looked(graph, **wrong):
     """What is found where the engine computes as emulated, but for the tensors in `wrong`."""
     emulated = {name: array for name, (_, array) in steps(graph, Plan()).items()} | wrong
     outputs = ("c0_out", "r0_out", "c1_out", "r1_out", "up_out", "y")
-    heard = {f"t{index}": emulated[name] for index, name in enumerate(outputs)}
-    return inside(Emulator(graph), Plan(), sample().feed, SPLIT, heard, Tolerance())
+    found = {name: (emulated[name], f"k{index}") for index, name in enumerate(outputs)}
+    return inside(Emulator(graph), Plan(), sample().feed, found, Tolerance())
 
 
 def test_an_engine_that_computes_as_emulated_is_nowhere_farther_off(graph):
@@ -142,15 +140,16 @@ def test_debug_tensors_leave_the_kernels_what_they_are(graph, tmp_path):
         convert(
             graph,
             Plan(),
-            engine=tmp_path / f"{debug}.trt",
+            engine=tmp_path / f"{len(debug)}.trt",
             typed_onnx=None,
             profile={},
             settings=BuildSettings(debug_tensors=debug),
         ).engine
-        for debug in (False, True)
+        for debug in ((), ("r0_out",))
     ]
     names = [[(one.name, one.kind, one.onnx_layers) for one in engine.layers] for engine in built]
     assert names[0] == names[1]
+    assert built[1].marked == ()
     assert built[0].sha256 != built[1].sha256  # they are there: without them, two builds give the same bytes
     shapes = {tensor.name: tensor.shape for one in built[1].layers for tensor in one.outputs}
     found = attributed(built[1].layers, graph)
@@ -171,11 +170,15 @@ def listening(graph, tmp_path, monkeypatch, change):
         engine=tmp_path / "n.trt",
         typed_onnx=None,
         profile={},
-        settings=BuildSettings(debug_tensors=True),
+        settings=BuildSettings(debug_tensors=("r0_out",)),
     )
     known = steps(graph, Plan())
     computed = {name: known[tensor][1] for name, (tensor, _) in attributed(made.engine.layers, graph).items()}
-    computed = change(computed) | {"y": known["y"][1]}
+    computing(tmp_path, monkeypatch, change(computed) | {"y": known["y"][1]})
+
+
+def computing(tmp_path, monkeypatch, computed):
+    """Let the stand-in engine compute this."""
     path = tmp_path / "computed.npz"
     np.savez(path, *computed.values(), names=np.array(list(computed)))
     monkeypatch.setenv("LISTENING_CHILD", str(path))
@@ -227,6 +230,62 @@ def test_a_runner_without_engines_has_no_inside(graph):
     none = replace(oracle(graph), runner=RUNNERS["cuda"])
     assert none.inside(Plan(), Emulator(graph), said.append) == ()
     assert said == []
+
+
+# ------------------------------------------------------------------------------------ without debug tensors
+
+
+@pytest.fixture
+def engines(monkeypatch):
+    """Every engine that is built, by TensorRT-RTX whose networks have no debug tensors."""
+
+    def older(module, *args, **how):
+        return process.run(module.replace("trt_helper.builder.rtx_child", "marking_child"), *args, **how)
+
+    built = []
+    monkeypatch.setattr(rtx, "run", older)
+    made_by = oracle_module.convert
+
+    def spied(*args, **how):
+        made = made_by(*args, **how)
+        built.append(made.engine)
+        return made
+
+    monkeypatch.setattr(oracle_module, "convert", spied)
+    return built
+
+
+@needs_rtx
+def test_without_debug_tensors_each_is_an_output_of_one_of_a_few_engines(graph, tmp_path, monkeypatch, engines):
+    emulated = {name: array for name, (_, array) in steps(graph, Plan()).items()}
+    computing(tmp_path, monkeypatch, emulated | {"c1_out": emulated["c1_out"] * 2})
+    said = []
+    found = oracle(graph).inside(Plan(), Emulator(graph), said.append)
+    between = ["c0_out", "r0_out", "c1_out", "r1_out", "up_out"]
+    assert [engine.marked for engine in engines] == [("c0_out", "up_out"), ("r0_out",), ("c1_out",), ("r1_out",)]
+    for engine in engines:
+        shown = {tensor.name: one.name for one in engine.layers for tensor in one.outputs}
+        assert {"y", *engine.marked} <= shown.keys()  # TensorRT's own list of the engine has them
+        assert {one.kernel for one in found if one.tensor in engine.marked} == {shown[name] for name in engine.marked}
+    assert [one.tensor for one in found] == between
+    assert [one.layer for one in found if one.is_farther] == ["c1"]
+    assert "has no debug tensors: the inside is that of 4 engines, each with some 2 tensors as outputs" in said[0]
+    assert "first that of 'c1'" in said[1]
+    assert len(said) == 2
+
+
+@needs_rtx
+def test_a_model_without_anything_between_its_layers_needs_no_engine_to_be_heard(tmp_path, engines):
+    path = tmp_path / "one.onnx"
+    made = model([node("Relu", ["x"], ["y"], "r")], [value("x", [1, 4])], [value("y", [1, 4])], [])
+    path.write_bytes(made.SerializeToString())
+    alone = read_graph(load(path))
+    given = [Sample("s", {"x": np.ones([1, 4], np.float32)})]
+    judge = RunnerOracle(alone, STAND_IN, given, references(alone, given), Tolerance(), {}, BuildSettings())
+    said = []
+    assert judge.inside(Plan(), Emulator(alone), said.append) == ()
+    assert engines == []
+    assert said == ["nothing of what the engine computes between its kernels could be heard"]
 
 
 # ------------------------------------------------------------------------------------------ in a search

@@ -27,6 +27,7 @@ class EngineBuild:
     layers: tuple[EngineLayer, ...]
     program: Program  # what is inside the kernels, where the engine holds text
     warnings: tuple[str, ...]  # each once, in the order of the log
+    marked: tuple[str, ...] = ()  # ONNX tensors made outputs to be heard; none where all that is not fused can be
 
     @property
     def has_narrow(self) -> bool:

@@ -122,6 +122,7 @@ def _engine_build(out: Path, result: Event, *, seconds: float) -> EngineBuild:
         layers=layers,
         program=read_program(out),
         warnings=useful_warnings([*result["warnings"], *complaint], result["errors"]),
+        marked=tuple(result["marked"]),
     )
 
 

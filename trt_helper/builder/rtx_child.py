@@ -25,7 +25,7 @@ from trt_helper.builder.failures import (
 )
 from trt_helper.builder.progress import Progress
 from trt_helper.builder.settings import OWNED, BuildSettings, NetworkInput, Told, capability_member, check_profiles
-from trt_helper.errors import ConfigError, InputError, nearest
+from trt_helper.errors import BuildError, ConfigError, InputError, nearest
 from trt_helper.files import cannot_write
 
 Send = Callable[[dict[str, Any]], None]
@@ -106,8 +106,7 @@ def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
     network = _network(builder, request["typed"], settings, log)
     if settings.weakly_typed:
         weak.tell(network, told)
-    if settings.debug_tensors:
-        _mark(network)
+    marked = _mark(network, settings.debug_tensors) if settings.debug_tensors else []
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     profiles = [_tuples(profile) for profile in request["profiles"]]
     known = [NetworkInput(tensor.name, tuple(tensor.shape), tensor.is_shape_tensor) for tensor in inputs]
@@ -128,6 +127,7 @@ def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
         "layers": log.layers,
         "warnings": log.warnings,
         "errors": log.errors,
+        "marked": marked,
     }
 
 
@@ -199,12 +199,22 @@ def _network(builder: Any, typed: str, settings: BuildSettings, log: _Log) -> An
     return network
 
 
-def _mark(network: Any) -> None:
-    """Let a listener hear the tensors between kernels. Marked outputs would change what is fused; this does not."""
-    if not hasattr(network, "mark_unfused_tensors_as_debug_tensors"):
-        raise ConfigError(f"{BUILDER} cannot emit what is between its kernels", fix="use TensorRT 10.16 or later")
-    if not network.mark_unfused_tensors_as_debug_tensors():
-        raise ConfigError(f"{BUILDER} does not emit what is between the kernels of this model", fix="leave it out")
+def _mark(network: Any, wanted: Sequence[str]) -> list[str]:
+    """Let the tensors between kernels be heard: from TensorRT 10.16 on all of them, before that those `wanted`.
+
+    Returns the names of those that were made outputs for it. That changes what is fused; debug tensors do not.
+    """
+    if hasattr(network, "mark_unfused_tensors_as_debug_tensors") and network.mark_unfused_tensors_as_debug_tensors():
+        return []
+    marked = []
+    for layer in (network.get_layer(index) for index in range(network.num_layers)):
+        for tensor in (layer.get_output(index) for index in range(layer.num_outputs)):
+            if tensor.name in wanted and not tensor.is_network_output:
+                network.mark_output(tensor)
+                marked.append(tensor.name)
+    if not marked:
+        raise BuildError(f"{BUILDER} parsed the model into a network without {wanted[0]!r}", fix="nothing can be heard")
+    return marked
 
 
 def _config(builder: Any, settings: BuildSettings, log: _Log) -> Any:

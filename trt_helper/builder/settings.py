@@ -54,7 +54,7 @@ class BuildSettings:
     refit: bool = False
     weight_streaming: bool = False
     tensorrt: bool = False  # TensorRT 10 or 11, for the GPU of this machine, instead of TensorRT-RTX
-    debug_tensors: bool = False  # what is between the kernels can be listened to; the kernels stay what they are
+    debug_tensors: tuple[str, ...] = ()  # ONNX tensors that are to be heard at least: see `EngineBuild.marked`
     weakly_typed: bool = False  # TensorRT 8.6 to 10: it chooses the precision of what it is not told
     exclude_tactics: tuple[Mapping[str, str], ...] = ()  # entries of TRT_EXCLUDE_TACTIC
     plugins: tuple[Path, ...] = ()

@@ -33,8 +33,8 @@ def run(request: Mapping[str, Any], _send: Callable[[dict[str, Any]], None]) -> 
             fix="build it on this machine: an engine runs on the GPU and the version that it was built for",
         ) from error
     try:
-        heard: dict[str, Array] = {}  # debug tensors: TrtRunner's own listener adds them to the outputs
-        if request["listen"]:
+        heard: dict[str, Array] = {}  # tensors made outputs, and debug tensors: TrtRunner's listener adds them
+        if request["listen"] and hasattr(runner.context, "unfused_tensors_debug_state"):  # from 10.16 on
             runner.context.unfused_tensors_debug_state = True
 
         def infer(feed: Mapping[str, Array]) -> Sequence[Array]:

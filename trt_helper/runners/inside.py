@@ -1,7 +1,8 @@
 """Tensors that an engine computed go in; how far off each layer is, in the engine and emulated, comes out.
 
-Evidence, and no verdict: an engine names the tensors between its kernels in its own way, so that a tensor is taken for
-that of an ONNX layer only where one tensor alone can be meant.
+Evidence, and no verdict. An engine names the tensors between its kernels in its own way, so that a tensor is taken for
+that of an ONNX layer only where one tensor alone can be meant; what was made an output keeps its name, and changes the
+engine.
 """
 
 from __future__ import annotations
@@ -9,12 +10,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from trt_helper.builder import EngineLayer
+from trt_helper.builder import EngineBuild, EngineLayer
 from trt_helper.compare import compare
 from trt_helper.emulate import Emulator, Values
 from trt_helper.graph import Graph
 from trt_helper.kernels import Array
-from trt_helper.values import Inside, Plan, TensorName, Tolerance
+from trt_helper.values import Inside, Plan, Role, TensorName, Tolerance
+
+Computed = Mapping[TensorName, tuple[Array, str]]
+"""ONNX tensor -> what an engine computed for it, and the name of its kernel."""
+
+
+def to_hear(graph: Graph, plan: Plan) -> tuple[TensorName, ...]:
+    """The tensors between layers that compute, in their order. BF16 ones are left out: numpy has no such type."""
+    layers = (layer for layer in graph.layers if layer.role is Role.COMPUTE and layer.name not in plan.bf16)
+    return tuple(name for layer in layers for name in layer.outputs if name not in graph.outputs)
 
 
 def attributed(layers: Sequence[EngineLayer], graph: Graph) -> dict[str, tuple[TensorName, str]]:
@@ -41,20 +51,22 @@ def _leaving(one: EngineLayer, graph: Graph) -> tuple[TensorName, ...]:
     return tuple(name for name in made if name in outputs or name in elsewhere)
 
 
+def computed(engine: EngineBuild, graph: Graph, heard: Values) -> Computed:
+    """What was `heard` of an engine, by the ONNX tensor that it is, with the kernel that made it."""
+    if not engine.marked:
+        known = attributed(engine.layers, graph)
+        return {tensor: (heard[name], kernel) for name, (tensor, kernel) in known.items() if name in heard}
+    kernels = {tensor.name: one.name for one in engine.layers for tensor in one.outputs}
+    return {name: (heard[name], kernels.get(name, "")) for name in engine.marked if name in heard}
+
+
 def inside(
-    emulator: Emulator,
-    plan: Plan,
-    feed: Mapping[TensorName, Array],
-    layers: Sequence[EngineLayer],
-    heard: Values,
-    tolerance: Tolerance,
+    emulator: Emulator, plan: Plan, feed: Mapping[TensorName, Array], found: Computed, tolerance: Tolerance
 ) -> tuple[Inside, ...]:
-    """What was `heard` of an engine with these layers against FP32, next to what is emulated, in the graph's order.
+    """What an engine computed against FP32, next to what is emulated, in the graph's order.
 
     Tensors of another shape than ONNX gives them are left out: they are not what they were taken for.
     """
-    known = attributed(layers, emulator.graph)
-    found = {tensor: (heard[name], kernel) for name, (tensor, kernel) in known.items() if name in heard}
     return tuple(
         Inside(
             step.layer.name,

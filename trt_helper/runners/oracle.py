@@ -8,19 +8,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trt_helper.builder import BuildSettings
+from trt_helper.builder import BuildSettings, EngineBuild
 from trt_helper.compare import compare_all
 from trt_helper.convert import convert
 from trt_helper.emulate import Emulator, Values
 from trt_helper.errors import BuildError, RunError, TrtHelperError
 from trt_helper.graph import Graph
+from trt_helper.kernels import Array
 from trt_helper.metric import Metric
 from trt_helper.oracle import PerSample, judge
-from trt_helper.runners.inside import inside
+from trt_helper.runners.inside import computed, inside, to_hear
 from trt_helper.runners.run import Runner, execute, listen, runner_here
 from trt_helper.samples import Sample
 from trt_helper.shapes import Range
-from trt_helper.values import DISAGREE, Inside, Plan, Tolerance, Trial, Verdict
+from trt_helper.values import DISAGREE, Inside, Plan, TensorName, Tolerance, Trial, Verdict
+
+MARKED_ENGINES = 4  # neighbours of what is made an output in one of them can still be fused with others
 
 
 @dataclass(eq=False)
@@ -80,7 +83,7 @@ class RunnerOracle:
         if not self.runner.builds:
             return ()
         try:
-            found = self._heard(plan, emulator, self.samples[0])
+            found = self._heard(plan, emulator, self.samples[0], warn)
         except TrtHelperError as error:
             warn(f"the inside of the engine was not looked at: {error.message}")
             return ()
@@ -95,14 +98,31 @@ class RunnerOracle:
             )
         return found
 
-    def _heard(self, plan: Plan, emulator: Emulator, sample: Sample) -> tuple[Inside, ...]:
+    def _heard(self, plan: Plan, emulator: Emulator, sample: Sample, warn: Callable[[str], None]) -> tuple[Inside, ...]:
+        """From one engine where TensorRT has debug tensors, else from several with some tensors as outputs each."""
+        tensors = to_hear(self.graph, plan)
+        found: dict[TensorName, tuple[Array, str]] = {}
+        for which in range(min(MARKED_ENGINES, len(tensors))):
+            marks = tensors[which::MARKED_ENGINES]
+            engine, heard = self._listened(plan, marks, sample)
+            found |= computed(engine, self.graph, heard)
+            if not engine.marked:
+                break
+            if not which:
+                warn(
+                    f"{engine.builder} has no debug tensors: the inside is that of {MARKED_ENGINES} engines, each with "
+                    f"some {len(marks)} tensors as outputs, which changes what is fused"
+                )
+        return inside(emulator, plan, sample.feed, found, self.tolerance)
+
+    def _listened(self, plan: Plan, marks: Sequence[TensorName], sample: Sample) -> tuple[EngineBuild, Values]:
         with tempfile.TemporaryDirectory(prefix="trt-helper-") as folder:
-            engine = Path(folder) / "model.trt"
-            settings = replace(self.settings, debug_tensors=True)
-            made = convert(self.graph, plan, engine=engine, typed_onnx=None, profile=self.profile, settings=settings)
-            layers = made.engine.layers if made.engine else ()
-            heard = listen(self.runner, engine, sample, self.graph.outputs, seconds=self.settings.time_limit)
-        return inside(emulator, plan, sample.feed, layers, heard, self.tolerance)
+            path = Path(folder) / "model.trt"
+            settings = replace(self.settings, debug_tensors=tuple(marks))
+            made = convert(self.graph, plan, engine=path, typed_onnx=None, profile=self.profile, settings=settings)
+            if made.engine is None:
+                raise ValueError("a conversion to an engine has one")
+            return made.engine, listen(self.runner, path, sample, self.graph.outputs, seconds=self.settings.time_limit)
 
     def _run(self, plan: Plan, folder: Path) -> list[list[Values]]:
         engine, typed = folder / "model.trt", folder / "typed.onnx"
