@@ -15,7 +15,10 @@ from cli_helpers import PINS, misused, nothing_written, ok, own_folder, refused,
 from trt_helper.cli import common
 from trt_helper.cli.locate import _status
 from trt_helper.errors import MachineError
+from trt_helper.graph import read_graph
 from trt_helper.machine import find_gpu
+from trt_helper.model import load
+from trt_helper.samples import load_samples
 from trt_helper.values import DISAGREE, Plan, Trial, Verdict
 
 no_gpu = pytest.mark.skipif(find_gpu().missing == "", reason="this machine has a GPU")
@@ -110,6 +113,21 @@ def test_emulated_is_the_answer_of_auto():
 def test_tactics_are_refused_where_tensorrt_rtx_would_build():
     plan(TRT_EXCLUDE_TACTIC=[{"layer": "/norm/Pow", "tactic": "0x1"}])
     refused("convert", "--config", CONFIG, says="TRT_EXCLUDE_TACTIC cannot be applied by TensorRT-RTX")
+
+
+def test_what_a_config_excludes_stays_excluded_in_the_new_plan():
+    """And the engines that `--runner tensorrt` judges are built without it; those of TensorRT-RTX cannot be."""
+    excluded = [{"layer": "/norm/Pow", "tactic": "0x12", "gpu": "NVIDIA A100"}]
+    plan(TRT_EXCLUDE_TACTIC=excluded, atol=2e-3, rtol=0.0)
+    save_input("x.npz", x=[[300.0] * 8])
+    ok("locate", "model.onnx", "--inputs", "x.npz", "--config", CONFIG, "-o", CONFIG)
+    data = yaml.safe_load(CONFIG.read_text())
+    assert (data["TRT_EXCLUDE_TACTIC"], data["atol"], data["rtol"]) == (excluded, 2e-3, 0.0)
+    graph = read_graph(load(Path("model.onnx")))
+    given = (graph, load_samples(graph, [Path("x.npz")]), tuple(excluded))
+    made = {name: common._runner(name, 2, *given, check=False)["oracle"] for name in ("tensorrt", "tensorrt-rtx")}
+    left_out = {name: one.keywords["settings"].exclude_tactics for name, one in made.items()}
+    assert left_out == {"tensorrt": tuple(excluded), "tensorrt-rtx": ()}
 
 
 def test_the_trtexec_commands_need_no_engine_and_name_files_that_are_there():

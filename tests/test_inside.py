@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import yaml
 from builder_models import model, needs_rtx, node, value, weights
 
 from trt_helper import text
@@ -23,7 +24,7 @@ from trt_helper.record import located_json
 from trt_helper.reference import references
 from trt_helper.runners import RUNNERS, Runner, RunnerOracle, runner_here
 from trt_helper.runners import oracle as oracle_module
-from trt_helper.runners.inside import attributed, inside
+from trt_helper.runners.inside import attributed, complaint, inside
 from trt_helper.samples import Sample
 from trt_helper.values import Inside, Plan, TensorError, Tolerance
 
@@ -65,7 +66,8 @@ def kernel(name, onnx, *outputs):
 
 def test_the_tensor_that_alone_leads_out_of_a_kernel_is_its_output(graph):
     layers = [kernel("k0", ["c0", "r0"], "a"), kernel("k1", ["c1", "x_to_fp16_cast"], "b"), kernel("k2", ["down"], "y")]
-    assert attributed(layers, graph) == {"a": ("r0_out", "k0"), "b": ("c1_out", "k1"), "y": ("y", "k2")}
+    k0, k1, k2 = layers
+    assert attributed(layers, graph) == {"a": ("r0_out", k0), "b": ("c1_out", k1), "y": ("y", k2)}
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,7 @@ def looked(graph, **wrong):
     """What is found where the engine computes as emulated, but for the tensors in `wrong`."""
     emulated = {name: array for name, (_, array) in steps(graph, Plan()).items()} | wrong
     outputs = ("c0_out", "r0_out", "c1_out", "r1_out", "up_out", "y")
-    found = {name: (emulated[name], f"k{index}") for index, name in enumerate(outputs)}
+    found = {name: (emulated[name], kernel(f"k{index}", [], name)) for index, name in enumerate(outputs)}
     return inside(Emulator(graph), Plan(), sample().feed, found, Tolerance())
 
 
@@ -115,6 +117,20 @@ def test_only_the_layer_whose_kernel_is_wrong_is_farther_off(graph):
     assert [one.layer for one in found if one.is_farther] == ["c1"]
     (wrong,) = [one for one in found if one.is_farther]
     assert wrong.engine.max == pytest.approx(0.1 * np.abs(reference).max(), rel=1e-4)
+
+
+def test_what_is_farther_off_is_said_with_what_to_exclude_where_tactics_can_be(graph):
+    reference, _ = steps(graph, Plan())["c1_out"]
+    assert complaint(looked(graph), excludable=True) is None
+    found = looked(graph, c1_out=reference * np.float32(1.1))
+    said = complaint(found, excludable=True)
+    assert said.startswith("1 of 6 tensors in the engine are farther off than FP16 explains, first that of 'c1' (")
+    assert said.endswith("a fusion or a kernel")  # its tactic is not known
+    found = [replace(one, tactic="sm80_xmma") for one in found]
+    assert complaint(found, excludable=False) == said
+    said = complaint(found, excludable=True)
+    entries = yaml.safe_load(said[said.index("TRT_EXCLUDE_TACTIC:") : said.index(" tries another kernel")])
+    assert entries == {"TRT_EXCLUDE_TACTIC": [{"layer": "c1", "kernel": "sm80_xmma"}]}
 
 
 def test_not_a_number_where_fp16_has_one_is_farther_off(graph):

@@ -133,6 +133,7 @@ def _inside_json(one: Inside) -> Json:
         "layer": one.layer,
         "tensor": one.tensor,
         "kernel": one.kernel,
+        **({"tactic": one.tactic} if one.tactic else {}),
         "engine": error_json(one.engine),
         "emulated": error_json(one.emulated),
         "farther": one.is_farther,

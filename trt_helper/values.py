@@ -198,6 +198,7 @@ class Inside:
     kernel: str
     engine: TensorError
     emulated: TensorError
+    tactic: str = ""  # what the kernel runs, where the engine says it
 
     @property
     def is_farther(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -128,14 +128,21 @@ def is_tensorrt(builder: str) -> bool:
 
 @contextmanager
 def judging(
-    runner: str, repeats: int, ray: str | None, graph: Graph, samples: Sequence[Sample]
+    runner: str,
+    repeats: int,
+    ray: str | None,
+    graph: Graph,
+    samples: Sequence[Sample],
+    tactics: tuple[Mapping[str, Any], ...] = (),
 ) -> Iterator[dict[str, Any]]:
     """What `locate` needs to judge by `--runner`, here or on the cluster of `--ray`: nothing for the emulator here.
+
+    Engines are built without the excluded `tactics` where that can be: by TensorRT.
 
     Raises MachineError where that cannot be.
     """
     real = {"runner": runner} if runner not in {"auto", "emulate"} else {}
-    make = _runner(runner, repeats, graph, samples, check=ray is None) if real else {}
+    make = _runner(runner, repeats, graph, samples, tactics, check=ray is None) if real else {}
     if ray is None:
         yield real | make
         return
@@ -147,7 +154,15 @@ def judging(
         yield real | {"oracle": cluster.oracle}
 
 
-def _runner(runner: str, repeats: int, graph: Graph, samples: Sequence[Sample], *, check: bool) -> dict[str, Any]:
+def _runner(
+    runner: str,
+    repeats: int,
+    graph: Graph,
+    samples: Sequence[Sample],
+    tactics: tuple[Mapping[str, Any], ...],
+    *,
+    check: bool,
+) -> dict[str, Any]:
     from functools import partial
 
     from trt_helper.builder import BuildSettings
@@ -156,7 +171,8 @@ def _runner(runner: str, repeats: int, graph: Graph, samples: Sequence[Sample], 
 
     if check:
         runner_here(runner)
-    settings = BuildSettings(tensorrt=runner == "tensorrt")
+    tensorrt = runner == "tensorrt"
+    settings = BuildSettings(tensorrt=tensorrt, exclude_tactics=tactics if tensorrt else ())
     ranges, _ = profile(graph, ranges_of(samples))
     return {"oracle": partial(runner_oracle, runner=runner, profile=ranges, settings=settings, repeats=repeats)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,7 +30,8 @@ def run(
     check_error_stat: options.Stat = None,
     shapes: options.Shapes = None,
     config: Annotated[
-        Path | None, typer.Option("--config", "-c", metavar="FILE.yaml", help="Take the tolerance from here.")
+        Path | None,
+        typer.Option("--config", "-c", metavar="FILE.yaml", help="Take tolerance and TRT_EXCLUDE_TACTIC from here."),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.yaml", help="The plan.")] = DEFAULT_OUTPUT,
     metric: Annotated[
@@ -74,7 +76,7 @@ def run(
     from trt_helper import text
     from trt_helper.cli import common
     from trt_helper.cli.console import show, show_json, warn
-    from trt_helper.config import read_config
+    from trt_helper.config import Config, read_config
     from trt_helper.files import make_folder_of, require_writable
     from trt_helper.locate import Budget
     from trt_helper.memory import Store
@@ -90,17 +92,17 @@ def run(
     if output.absolute() == run_record.absolute():
         raise typer.BadParameter("-o and --record name the same file")
     graph = common.open_graph(model)
-    base = read_config(config).tolerance if config else None
-    tolerance = common.tolerance(graph, atol, rtol, check_error_stat, base)
+    base = read_config(config) if config else Config()
+    tolerance = common.tolerance(graph, atol, rtol, check_error_stat, base.tolerance if config else None)
     make_folder_of(output)
     store = Store.within(memory_limit << 20 if memory_limit else None, output.absolute().parent, on_file=warn)
     samples = common.open_samples(graph, inputs, data_loader_script, shapes, store)
     judged_by = load_metric(metric, metric_threshold) if metric and metric_threshold is not None else None
     budget = Budget(max_trials, max_pins, time_limit)
     asked = _asked(inputs, data_loader_script, shapes, tolerance, output)
-    with common.judging(runner, repeats, ray, graph, samples) as how:
+    with common.judging(runner, repeats, ray, graph, samples, base.exclude_tactics) as how:
         asked |= {"runner": runner} if "runner" in how else {}
-        keeper = _Keeper(graph, samples, tolerance, output, judged_by, asked)
+        keeper = _Keeper(graph, samples, tolerance, output, judged_by, asked, base.exclude_tactics)
         how["store"] = store
         located = _search(keeper, budget, every_layer=as_json or record is not None, kinds=kinds, how=how)
     keeper.search(located.graph)
@@ -165,6 +167,7 @@ class _Keeper:
         output: Path,
         metric: Metric | None,
         asked: dict[str, Any],
+        tactics: tuple[Mapping[str, Any], ...],
     ) -> None:
         from trt_helper.journal import Journal, digest
         from trt_helper.record import tolerance_json
@@ -173,7 +176,7 @@ class _Keeper:
 
         self.graph, self.samples, self.tolerance, self.output = graph, samples, tolerance, output
         self.metric = metric
-        self.asked = asked
+        self.asked, self.tactics = asked, tactics
         self.best: Plan | None = None
         self.judged = 0  # trials
         self._shapes = {name: [list(shape) for shape in shapes] for name, shapes in ranges_of(samples).items()}
@@ -183,7 +186,7 @@ class _Keeper:
             "tolerance": tolerance_json(tolerance),
             "metric": [metric.name, metric.threshold] if metric else None,
             "versions": versions(),
-            **({"runner": asked["runner"]} if "runner" in asked else {}),
+            **({"runner": asked["runner"], "tactics": [dict(one) for one in tactics]} if "runner" in asked else {}),
         }
         self.journal = Journal(output.with_name(f"{output.name}.journal"), subject)
 
@@ -199,6 +202,7 @@ class _Keeper:
             model=self.graph.source.path,
             sha256=self.graph.source.sha256,
             fp32_layers=tuple(name for name in self.graph.candidates if name in plan.fp32),
+            exclude_tactics=self.tactics,
             cures=self.graph.cures,
             bf16_layers=tuple(name for name in self.graph.candidates if name in plan.bf16),
             tolerance=self.tolerance,

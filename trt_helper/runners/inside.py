@@ -7,6 +7,7 @@ engine.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -17,8 +18,8 @@ from trt_helper.graph import Graph
 from trt_helper.kernels import Array
 from trt_helper.values import Inside, Plan, Role, TensorName, Tolerance
 
-Computed = Mapping[TensorName, tuple[Array, str]]
-"""ONNX tensor -> what an engine computed for it, and the name of its kernel."""
+Computed = Mapping[TensorName, tuple[Array, EngineLayer]]
+"""ONNX tensor -> what an engine computed for it, and its kernel."""
 
 
 def to_hear(graph: Graph, plan: Plan) -> tuple[TensorName, ...]:
@@ -27,7 +28,7 @@ def to_hear(graph: Graph, plan: Plan) -> tuple[TensorName, ...]:
     return tuple(name for layer in layers for name in layer.outputs if name not in graph.outputs)
 
 
-def attributed(layers: Sequence[EngineLayer], graph: Graph) -> dict[str, tuple[TensorName, str]]:
+def attributed(layers: Sequence[EngineLayer], graph: Graph) -> dict[str, tuple[TensorName, EngineLayer]]:
     """The engine's name of a tensor -> the ONNX tensor that it is, and its kernel.
 
     A kernel with one output, from whose ONNX layers one tensor alone leads out, made that one. A tensor that two
@@ -37,7 +38,7 @@ def attributed(layers: Sequence[EngineLayer], graph: Graph) -> dict[str, tuple[T
     for one in layers:
         leaving = _leaving(one, graph) if len(one.outputs) == 1 else ()
         if len(leaving) == 1:
-            found[one.outputs[0].name] = (leaving[0], one.name)
+            found[one.outputs[0].name] = (leaving[0], one)
     times = Counter(tensor for tensor, _ in found.values())
     return {name: value for name, value in found.items() if times[value[0]] == 1}
 
@@ -56,8 +57,8 @@ def computed(engine: EngineBuild, graph: Graph, heard: Values) -> Computed:
     if not engine.marked:
         known = attributed(engine.layers, graph)
         return {tensor: (heard[name], kernel) for name, (tensor, kernel) in known.items() if name in heard}
-    kernels = {tensor.name: one.name for one in engine.layers for tensor in one.outputs}
-    return {name: (heard[name], kernels.get(name, "")) for name in engine.marked if name in heard}
+    kernels = {tensor.name: one for one in engine.layers for tensor in one.outputs}
+    return {name: (heard[name], kernels[name]) for name in engine.marked if name in heard and name in kernels}
 
 
 def inside(
@@ -71,11 +72,27 @@ def inside(
         Inside(
             step.layer.name,
             name,
-            found[name][1],
+            found[name][1].name,
             compare(name, found[name][0], reference, tolerance),
             compare(name, step.accumulated[name], reference, tolerance),
+            found[name][1].tactic,
         )
         for step in emulator.walk(plan, feed)
         for name, reference in step.reference.items()
         if name in found and found[name][0].shape == reference.shape and reference.dtype.kind == "f"
+    )
+
+
+def complaint(found: Sequence[Inside], *, excludable: bool) -> str | None:
+    """What to say of tensors that precision does not explain; with what to exclude, where tactics can be."""
+    farther = [one for one in found if one.is_farther]
+    if not farther:
+        return None
+    first = farther[0]
+    entry = json.dumps([{"layer": first.layer, "kernel": first.tactic}])  # which is YAML, too
+    other = f"; locate --config with TRT_EXCLUDE_TACTIC: {entry} tries another kernel"
+    return (
+        f"{len(farther)} of {len(found)} tensors in the engine are farther off than FP16 explains, first that "
+        f"of {first.layer!r} ({first.engine.max:.2g}, emulated {first.emulated.max:.2g}): a fusion or a kernel"
+        + (other if excludable and first.tactic else "")
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trt_helper.builder import BuildSettings, EngineBuild
+from trt_helper.builder import BuildSettings, EngineBuild, EngineLayer
 from trt_helper.compare import compare_all
 from trt_helper.convert import convert
 from trt_helper.emulate import Emulator, Values
@@ -17,7 +17,7 @@ from trt_helper.graph import Graph
 from trt_helper.kernels import Array
 from trt_helper.metric import Metric
 from trt_helper.oracle import PerSample, judge
-from trt_helper.runners.inside import computed, inside, to_hear
+from trt_helper.runners.inside import complaint, computed, inside, to_hear
 from trt_helper.runners.run import Runner, execute, listen, runner_here
 from trt_helper.samples import Sample
 from trt_helper.shapes import Range
@@ -89,19 +89,14 @@ class RunnerOracle:
             return ()
         if not found:
             warn("nothing of what the engine computes between its kernels could be heard")
-        farther = [one for one in found if one.is_farther]
-        if farther:
-            first = farther[0]
-            warn(
-                f"{len(farther)} of {len(found)} tensors in the engine are farther off than FP16 explains, first that "
-                f"of {first.layer!r} ({first.engine.max:.2g}, emulated {first.emulated.max:.2g}): a fusion or a kernel"
-            )
+        elif said := complaint(found, excludable=self.settings.tensorrt):
+            warn(said)
         return found
 
     def _heard(self, plan: Plan, emulator: Emulator, sample: Sample, warn: Callable[[str], None]) -> tuple[Inside, ...]:
         """From one engine where TensorRT has debug tensors, else from several with some tensors as outputs each."""
         tensors = to_hear(self.graph, plan)
-        found: dict[TensorName, tuple[Array, str]] = {}
+        found: dict[TensorName, tuple[Array, EngineLayer]] = {}
         for which in range(min(MARKED_ENGINES, len(tensors))):
             marks = tensors[which::MARKED_ENGINES]
             engine, heard = self._listened(plan, marks, sample)
