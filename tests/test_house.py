@@ -20,7 +20,7 @@ LONGEST_MODULE, LONGEST_FUNCTION = 400, 50  # lines; of a function without its s
 ROWS = (
     {"", "errors", "values"},
     {"files", "search.strategy", "search.drive", "search.foresight", "search"},
-    {"model", "normalise", "cures", "roles", "graph", "config"},
+    {"model", "normalise", "cures", "roles", "graph", "config", "recorded"},
     {
         "precision",
         "asked",

@@ -49,7 +49,7 @@ class Baseline:
     samples: str  # sha256 of all inputs
     plan: Plan
     outputs: tuple[TensorError, ...]
-    overflow: Mapping[LayerName, int]  # elements
+    overflow: Mapping[LayerName, int] | None  # elements; None where nobody saw them: in an engine
     metric: float | None = None
 
 
@@ -151,7 +151,7 @@ def _entry(baseline: Baseline) -> Json:
             }
             for error in baseline.outputs
         },
-        "overflow": {name: baseline.overflow[name] for name in sorted(baseline.overflow)},
+        "overflow": None if baseline.overflow is None else dict(sorted(baseline.overflow.items())),
         "metric": None if baseline.metric is None else three_digits(baseline.metric),
     }
 

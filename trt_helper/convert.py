@@ -261,21 +261,6 @@ def proof_json(proof: PinProof) -> dict[str, Any]:
     }
 
 
-def guards_of(evidence: Mapping[str, Any], graph: Graph) -> tuple[LayerName, ...]:
-    """The layers that an earlier conversion guarded, by a config's evidence; names that are gone are left out."""
-    recorded = evidence.get("engine")
-    named = recorded.get("guards") if isinstance(recorded, dict) else ()
-    known = frozenset(graph.candidates)
-    return tuple(name for name in named if name in known) if isinstance(named, list) else ()
-
-
-def added_of(evidence: Mapping[str, Any]) -> frozenset[LayerName]:
-    """The pins that an earlier conversion added, by a config's evidence."""
-    recorded = evidence.get("engine")
-    named = recorded.get("added") if isinstance(recorded, dict) else None
-    return frozenset(map(str, named)) if isinstance(named, dict) else frozenset()
-
-
 def engine_evidence(converted: Converted) -> dict[str, Any]:
     """What a config keeps of a conversion: what had to be done so that the engine kept the pins, and why.
 

@@ -104,3 +104,9 @@ def sha256_of(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def tidy(path: Path) -> Path:
+    """`configs/../models/m.onnx` as `models/m.onnx`, where no symbolic link makes that another file."""
+    short = Path(os.path.normpath(path))
+    return short if short.exists() and path.exists() and short.samefile(path) else path

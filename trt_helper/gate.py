@@ -20,9 +20,11 @@ from typing import Any
 
 from trt_helper import baseline as base
 from trt_helper import cache
+from trt_helper.builder import BuildSettings
 from trt_helper.config import Config, model_path, pin_lines, read_config, tolerance_yaml
-from trt_helper.convert import added_of
+from trt_helper.emulate import Values
 from trt_helper.errors import ConfigError, InputError, MachineError, TrtHelperError, nearest
+from trt_helper.files import tidy
 from trt_helper.findings import (
     LEVELS,
     MOST_NAMED,
@@ -35,15 +37,19 @@ from trt_helper.findings import (
     some,
 )
 from trt_helper.graph import Graph, read_graph
+from trt_helper.machine import find_gpu
 from trt_helper.metric import Metric, load_metric
 from trt_helper.model import load
+from trt_helper.recorded import added_of, given_shapes, guards_of, recorded_inputs, recorded_pins
 from trt_helper.reference import half_warning, require_alike, versions
-from trt_helper.replay import Replay
+from trt_helper.replay import EngineReplay, Replay
+from trt_helper.runners import RunnerOracle, runner_here
 from trt_helper.samples import RANDOM_WARNING, Sample, load_samples
-from trt_helper.shapes import parse_shapes, samples_in
+from trt_helper.shapes import parse_shapes, profile, ranges_of, samples_in
 from trt_helper.values import CURES, LayerName, Plan, Tolerance
 
-RUNNER = "emulate"
+EMULATE = "emulate"
+AnyReplay = Replay | EngineReplay
 ALONE = "judge this config alone; memory may have run out, or a data loader or metric ended the process"
 
 
@@ -54,6 +60,8 @@ class Request:
     config: Path
     model: Path | None = None
     reference: Path | None = None  # the model that FP32 outputs come from, else the model itself
+    runner: str = EMULATE  # or one of `runners.RUNNERS`
+    repeats: int = 2  # runs of an engine, which have to agree
     inputs: tuple[Path, ...] = ()
     script: str | None = None
     metric: str | None = None
@@ -69,7 +77,7 @@ class Gated:
     """What came of one config."""
 
     config: Path
-    status: int  # 0, 1 or 3, as the command's own
+    status: int  # as the command's own
     findings: tuple[Finding, ...]
     model: Path | None = None
     sha256: str = ""
@@ -88,8 +96,9 @@ class Gated:
 
 
 def gate_all(requests: Sequence[Request], on_done: Callable[[int], None] = lambda _done: None) -> list[Gated]:
-    """Judge all configs, several at a time in processes of their own; results in the order asked for."""
-    workers = min(len(requests), os.cpu_count() or 1)
+    """Judge all configs, in the order asked for: emulated ones several at a time, in processes of their own."""
+    emulated = all(request.runner == EMULATE for request in requests)
+    workers = min(len(requests), os.cpu_count() or 1) if emulated else 1
     if workers <= 1:
         return list(_counted(map(gate, requests), on_done))
     spawn = multiprocessing.get_context("spawn")
@@ -121,7 +130,7 @@ def gate(request: Request) -> Gated:
 def _attempt(request: Request) -> Gated:
     try:
         config = read_config(request.config)
-        graph = read_graph(load(_tidy(model_path(config, request.model))), config.cures)
+        graph = read_graph(load(tidy(model_path(config, request.model))), config.cures)
         missing = tuple(some(list(_missing_layers(graph, config, request))))
         if missing:
             return Gated(request.config, ConfigError.exit_status, missing, graph.source.path, graph.source.sha256)
@@ -136,13 +145,13 @@ def _judged(graph: Graph, config: Config, request: Request) -> Gated:
     """Run the plan, hold it against tolerance or metric, then against the baseline."""
     tolerance, path = config.tolerance, request.baseline or base.default_path(request.config)
     original = _original(graph, request)
-    setup = base.Setup(RUNNER, None, versions(), None if original is graph else original.source.sha256)
+    setup = _setup(request, None if original is graph else original.source.sha256)
     before = _baseline(path, setup, request)
     samples, findings = _samples(graph, config, request)
     metric = _metric(config, request)
     about = cache.subject(graph, samples)
     expected = cache.cached_references(original, samples, {**about, "model": original.source.sha256})
-    run = Replay(graph, graph.plan(config.fp32_layers, config.bf16_layers), samples, expected, tolerance)
+    run = _replayed(graph, config, samples, expected, request)
     again = f"find the plan again: {_locate_command(config, graph, request)}"
     accept = "if that is meant to be, run the same command with --update-baseline"
     figure = metric.figure(expected, run.found) if metric and run.found else None
@@ -177,10 +186,40 @@ def _judged(graph: Graph, config: Config, request: Request) -> Gated:
     )
 
 
+def _setup(request: Request, reference: str | None) -> base.Setup:
+    if request.runner == EMULATE:
+        return base.Setup(EMULATE, None, versions(), reference)
+    runner = runner_here(request.runner)
+    known = {**versions(), runner.package: runner.version}
+    return base.Setup(runner.name, find_gpu().name or None, known, reference)
+
+
+def _replayed(
+    graph: Graph, config: Config, samples: Sequence[Sample], expected: Sequence[Values], request: Request
+) -> AnyReplay:
+    """Run the plan on every sample: emulated, or as the engine that `convert` makes of it."""
+    plan, tolerance = graph.plan(config.fp32_layers, config.bf16_layers), config.tolerance
+    if request.runner == EMULATE:
+        return Replay(graph, plan, samples, expected, tolerance)
+    settings = BuildSettings(tensorrt=request.runner == "tensorrt", exclude_tactics=config.exclude_tactics)
+    oracle = RunnerOracle(
+        graph,
+        runner_here(request.runner),
+        samples,
+        expected,
+        tolerance,
+        profile(graph, ranges_of(samples))[0],
+        settings,
+        repeats=request.repeats,
+        guards=guards_of(config.evidence, graph),
+    )
+    return EngineReplay(oracle, plan)
+
+
 def _original(graph: Graph, request: Request) -> Graph:
     if request.reference is None:
         return graph
-    original = read_graph(load(_tidy(request.reference)))
+    original = read_graph(load(tidy(request.reference)))
     require_alike(graph, original)
     return original
 
@@ -211,7 +250,7 @@ def _samples(graph: Graph, config: Config, request: Request) -> tuple[list[Sampl
     """The samples of the command line, else those that `locate` recorded, else a random one."""
     if request.inputs:
         return load_samples(graph, request.inputs, script=request.script), []
-    given = parse_shapes(_given_shapes(config), graph)
+    given = parse_shapes(given_shapes(config), graph)
     if request.script:
         return samples_in(graph, (), request.script, given), []
     script = config.evidence.get("data-loader-script")
@@ -220,7 +259,7 @@ def _samples(graph: Graph, config: Config, request: Request) -> tuple[list[Sampl
             f"{request.config} was made with samples from {script!s:.200}, which the command line does not name",
             fix="add --data-loader-script FILE.py: what only a config names is never run",
         )
-    recorded = _recorded_inputs(config)
+    recorded = recorded_inputs(config)
     for path in recorded:
         if not path.exists():
             raise InputError(
@@ -230,25 +269,6 @@ def _samples(graph: Graph, config: Config, request: Request) -> tuple[list[Sampl
     if recorded:
         return samples_in(graph, recorded, None, given), []
     return samples_in(graph, (), None, given), [Finding("random", "warning", "", RANDOM_WARNING)]
-
-
-def _given_shapes(config: Config) -> tuple[str, ...]:
-    """The --shapes that `locate` was given."""
-    shapes = config.evidence.get("given-shapes")
-    return tuple(map(str, shapes)) if isinstance(shapes, list) else ()
-
-
-def _recorded_inputs(config: Config) -> tuple[Path, ...]:
-    """The paths that `locate` was given, relative to the config's folder as everything in it."""
-    inputs = config.evidence.get("inputs")
-    folder = config.path.parent if config.path else Path()
-    return tuple(_tidy(folder / str(path)) for path in inputs) if isinstance(inputs, list) else ()
-
-
-def _tidy(path: Path) -> Path:
-    """`configs/../models/m.onnx` as `models/m.onnx`, where no symbolic link makes that another file."""
-    short = Path(os.path.normpath(path))
-    return short if short.exists() and path.exists() and short.samefile(path) else path
 
 
 def _metric(config: Config, request: Request) -> Metric | None:
@@ -272,13 +292,14 @@ def _metric(config: Config, request: Request) -> Metric | None:
 def _locate_command(config: Config, graph: Graph, request: Request) -> str:
     """What to type for a new plan in place of this one."""
     file = str(request.config)
-    inputs = [str(path) for path in request.inputs or _recorded_inputs(config)]
+    inputs = [str(path) for path in request.inputs or recorded_inputs(config)]
     words = ["trt-helper", "locate", str(graph.source.path), "--config", file]
     words += [word for path in inputs for word in ("--inputs", path)]
-    words += [word for text in _given_shapes(config) for word in ("--shapes", text)]
+    words += [word for text in given_shapes(config) for word in ("--shapes", text)]
     words += ["--data-loader-script", request.script] if request.script else []
     words += ["--metric", request.metric] if request.metric else []
     kinds = {cure.kind for cure in config.cures} | ({"bf16"} if config.bf16_layers else set())
+    words += ["--runner", request.runner] if request.runner != EMULATE else []
     words += ["--cures", ",".join(kind for kind in CURES if kind in kinds | {"pins"})] if kinds else []
     return shlex.join([*words, "-o", file])
 
@@ -315,51 +336,52 @@ def _changes(graph: Graph, config: Config, plan: Plan) -> Iterator[Finding]:
         said = f"the model has changed since the plan was made (sha256 {new}, was {old}); judged as it is now"
         yield Finding("model", "note", "", said)
     pins = plan.fp32 | plan.bf16
-    gone = [name for name in _recorded_pins(config) if graph.aliases.get(name, name) not in pins]
+    gone = [name for name in recorded_pins(config) if graph.aliases.get(name, name) not in pins]
     said = "the plan was found with a pin that is no longer in it"
     yield from some([Finding("removed", "note", name, f"{said}: {named(name)}") for name in gone])
 
 
-def _recorded_pins(config: Config) -> tuple[LayerName, ...]:
-    """The pins that `locate` found, as the evidence has them."""
-    layers = config.evidence.get("layers")
-    return tuple(map(str, layers)) if isinstance(layers, dict) else ()
-
-
 def _unneeded_pins(
-    run: Replay, metric: Metric | None, about: Mapping[str, Any], config: Config, request: Request, fix: str
+    run: AnyReplay, metric: Metric | None, about: Mapping[str, Any], config: Config, request: Request, fix: str
 ) -> Iterator[Finding]:
     """A warning for each pin without which the plan passes, too."""
     if not run.pins or not (_are_unproven(run, config, request) if request.check_pins is None else request.check_pins):
         return
-    key = {**about, "plan": _plan_key(run), "tolerance": asdict(run.tolerance), "metric": metric and metric.name}
-    found = None if metric else cache.remembered(key)  # what a metric says can change with its file
-    if not (isinstance(found, list) and set(found) <= set(run.pins)):
-        with ThreadPoolExecutor(min(len(run.pins), os.cpu_count() or 1)) as pool:
-            passed = list(pool.map(lambda name: run.passes_without(name, metric), run.pins))
-        found = [name for name, passes in zip(run.pins, passed, strict=True) if passes]
-        if not metric:
-            cache.remember(key, found)
     added = added_of(config.evidence)  # so that TensorRT keeps their neighbours; no figure needs them
-    found = [name for name in found if name not in added]
+    found = [name for name in _passing_without(run, metric, about) if name not in added]
     lines = pin_lines(request.config) if found else {}
     said = "is no longer needed: the plan is accurate without it"
     yield from some([Finding("pin", "warning", n, f"pin {named(n)} {said}", fix, lines.get(n, 0)) for n in found])
 
 
-def _plan_key(run: Replay) -> list[list[str]]:
-    """All that makes up the plan, as JSON."""
+def _passing_without(run: AnyReplay, metric: Metric | None, about: Mapping[str, Any]) -> list[LayerName]:
+    """The pins without which the plan passes. What the emulator said once is remembered, by all that it depends on."""
+    if not isinstance(run, Replay):
+        return [name for name in run.pins if run.passes_without(name, metric)]  # an engine each, on the one GPU
     cures = [[cure.kind, cure.name, cure.op] for cure in run.graph.cures]
-    return [sorted(run.plan.fp32), sorted(run.plan.bf16), *cures]
+    plan = [sorted(run.plan.fp32), sorted(run.plan.bf16), *cures]
+    key = {**about, "plan": plan, "tolerance": asdict(run.tolerance), "metric": metric and metric.name}
+    known = None if metric else cache.remembered(key)  # what a metric says can change with its file
+    if isinstance(known, list) and set(known) <= set(run.pins):
+        return known
+    with ThreadPoolExecutor(min(len(run.pins), os.cpu_count() or 1)) as pool:
+        passed = list(pool.map(lambda name: run.passes_without(name, metric), run.pins))
+    found = [name for name, passes in zip(run.pins, passed, strict=True) if passes]
+    if not metric:
+        cache.remember(key, found)
+    return found
 
 
-def _are_unproven(run: Replay, config: Config, request: Request) -> bool:
-    """Whether `locate` has shown that each pin is needed, for this model, plan, tolerance and these inputs."""
+def _are_unproven(run: AnyReplay, config: Config, request: Request) -> bool:
+    """Whether no `locate` has shown that each pin is needed, for this model, plan, tolerance and these inputs.
+
+    For engines that is not asked: to find out would take one for each pin.
+    """
     evidence = config.evidence
-    return not (
+    return isinstance(run, Replay) and not (
         evidence.get("minimal") is True
         and evidence.get("tolerance") == tolerance_yaml(config.tolerance)
         and config.sha256 == run.graph.source.sha256
-        and {run.graph.aliases.get(name, name) for name in _recorded_pins(config)} == set(run.pins)
+        and {run.graph.aliases.get(name, name) for name in recorded_pins(config)} == set(run.pins)
         and not (request.inputs or request.script)
     )

@@ -52,13 +52,8 @@ class EmulatedOracle:
 
     def weigh(self, plan: Plan, found: Sequence[Values]) -> Trial:
         """Judge outputs that `run` gave."""
-        pairs = zip(found, self.references, strict=True)
-        errors = self.per_sample[plan] = tuple(compare_all(*pair, self.tolerance) for pair in pairs)
-        trial = judge(plan, errors, self.tolerance)
-        if self.metric is None:
-            return trial
-        excess = self.metric.excess(self.references, found)
-        return replace(trial, verdict=Verdict.PASS if excess <= 1 else Verdict.FAIL, excess=excess)
+        trial, self.per_sample[plan] = weigh(plan, found, self.references, self.tolerance, self.metric)
+        return trial
 
     def on(self, indices: Sequence[int]) -> EmulatedOracle:
         """The same oracle on some of the samples."""
@@ -70,6 +65,18 @@ class EmulatedOracle:
 def emulated(graph: Graph, **how: Any) -> EmulatedOracle:
     """An oracle on an emulator of its own; `how` are the other fields."""
     return EmulatedOracle(Emulator(graph), **how)
+
+
+def weigh(
+    plan: Plan, found: Sequence[Values], references: Sequence[Values], tolerance: Tolerance, metric: Metric | None
+) -> tuple[Trial, PerSample]:
+    """Judge the outputs of all samples: the metric decides where there is one. And the errors of each sample."""
+    errors = tuple(compare_all(*pair, tolerance) for pair in zip(found, references, strict=True))
+    trial = judge(plan, errors, tolerance)
+    if metric is None:
+        return trial, errors
+    excess = metric.excess(references, found)
+    return replace(trial, verdict=Verdict.PASS if excess <= 1 else Verdict.FAIL, excess=excess), errors
 
 
 def judge(plan: Plan, per_sample: Sequence[Sequence[TensorError]], tolerance: Tolerance) -> Trial:

@@ -1,32 +1,33 @@
-"""A plan and samples go in; errors, FP16 overflows and what each pin is worth come out, in the emulator."""
+"""A plan and samples go in; errors, FP16 overflows and what each pin is worth come out, emulated or of an engine."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from trt_helper.compare import compare_all
 from trt_helper.emulate import Emulator, Values, Watch
+from trt_helper.errors import BuildError, DisagreementError, RunError
 from trt_helper.graph import Graph
 from trt_helper.kernels import Array, EmulationError
 from trt_helper.metric import Metric
 from trt_helper.oracle import EmulatedOracle, PerSample
+from trt_helper.runners import RunnerOracle
 from trt_helper.samples import Sample
 from trt_helper.values import LayerName, Plan, Tolerance, Trial, Verdict
 
 
 class Replay:
-    """One plan on its samples; owns the emulator."""
+    """One plan on its samples in the emulator, which it owns."""
 
     def __init__(
         self, graph: Graph, plan: Plan, samples: Sequence[Sample], expected: Sequence[Values], tolerance: Tolerance
     ) -> None:
         self.graph, self.plan, self.samples, self.expected = graph, plan, samples, expected
         self.tolerance = tolerance
-        pinned = plan.fp32 | plan.bf16
-        self.pins = tuple(name for name in graph.candidates if name in pinned)  # in topological order
+        self.pins = pins_of(graph, plan)
         self.overflow: dict[LayerName, int] = {}  # finite values that FP16 made infinite, in topological order
         self.found: list[Values] = []
         self.errors: PerSample = ()
@@ -55,7 +56,7 @@ class Replay:
 
     def passes_without(self, name: LayerName, metric: Metric | None) -> bool:
         """Whether the plan is accurate with this pin taken out, too; the worst sample is asked first."""
-        plan = Plan(self.plan.fp32 - {name}, self.plan.bf16 - {name})
+        plan = without(self.plan, name)
         first = self.trial.sample
         order = [first, *(index for index in range(len(self.samples)) if index != first)]
         try:
@@ -69,3 +70,40 @@ class Replay:
     def _sample_passes(self, plan: Plan, index: int) -> bool:
         found = self._oracle.emulator.run(plan, self.samples[index].feed)
         return all(e.passes(self.tolerance) for e in compare_all(found, self.expected[index], self.tolerance))
+
+
+class EngineReplay:
+    """One plan on its samples, as an engine or as a typed model on a GPU. Nobody sees where FP16 overflows in there.
+
+    Raises BuildError and RunError where there is no verdict, DisagreementError where repeats disagree about it.
+    """
+
+    overflow: Mapping[LayerName, int] | None = None
+
+    def __init__(self, oracle: RunnerOracle, plan: Plan) -> None:
+        self.plan, self._oracle = plan, oracle
+        self.pins = pins_of(oracle.graph, plan)
+        self.trial, self.found = oracle.run(plan)
+        self.errors = oracle.per_sample[plan]
+        if self.trial.verdict is Verdict.UNRESOLVED:
+            raise DisagreementError(self.trial.why, fix="raise --repeats to see how far, or loosen the tolerance")
+
+    def passes_without(self, name: LayerName, metric: Metric | None) -> bool:
+        """Whether the plan is accurate with this pin taken out, too; that takes an engine of its own."""
+        try:
+            trial, found = self._oracle.run(without(self.plan, name))
+        except (BuildError, RunError):
+            return False
+        if metric:
+            return metric.figure(self._oracle.references, found) >= metric.threshold
+        return trial.verdict is Verdict.PASS
+
+
+def pins_of(graph: Graph, plan: Plan) -> tuple[LayerName, ...]:
+    """The layers that a plan pins or leaves in BF16, in topological order."""
+    return tuple(name for name in graph.candidates if name in plan.fp32 | plan.bf16)
+
+
+def without(plan: Plan, name: LayerName) -> Plan:
+    """The plan with one pin less."""
+    return Plan(plan.fp32 - {name}, plan.bf16 - {name})

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from trt_helper.gate import RUNNER, Gated
+from trt_helper.gate import Gated
 from trt_helper.record import SCHEMA, outputs_json, tolerance_json
 from trt_helper.reference import versions
 
 
-def gated_json(results: Sequence[Gated]) -> dict[str, Any]:
+def gated_json(results: Sequence[Gated], runner: str) -> dict[str, Any]:
     """The results of all configs, in the order in which they were given."""
     return {
         "schema": SCHEMA,
         "command": "gate",
         "verdict": max(results, key=lambda gated: gated.status).verdict,
-        "runner": RUNNER,
+        "runner": runner,
         "versions": versions(),
         "configs": [_config_json(gated) for gated in results],
     }
@@ -36,7 +36,7 @@ def _config_json(gated: Gated) -> dict[str, Any]:
         "fp32_layers": sorted(now.plan.fp32) if now else [],
         "bf16_layers": sorted(now.plan.bf16) if now else [],
         "outputs": outputs_json(now.outputs) if now else {},
-        "overflow": dict(now.overflow) if now else {},
+        "overflow": dict(now.overflow or {}) if now else {},
         "baseline": dict(gated.before) if gated.before else None,
         "findings": [
             {

@@ -53,8 +53,8 @@ def run(
     from trt_helper.bench.ways import Engines, Module
     from trt_helper.cli import common
     from trt_helper.cli.console import progress, show, show_json, warn
-    from trt_helper.convert import added_of, guards_of
     from trt_helper.export.specs import parse_arguments
+    from trt_helper.recorded import added_of, guards_of
     from trt_helper.shapes import parse_shapes, samples_in
 
     plan_file, path = common.open_config(config, model)

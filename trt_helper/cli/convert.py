@@ -94,11 +94,10 @@ def run(
     from trt_helper.builder import BuildSettings
     from trt_helper.cli import common
     from trt_helper.cli.console import progress
-    from trt_helper.convert import convert, guards_of
+    from trt_helper.convert import convert
+    from trt_helper.recorded import guards_of
 
     plan_file, path = common.open_config(config, model)
-    if no_engine and not (typed_onnx or emit):
-        raise typer.BadParameter("--no-engine needs --typed-onnx FILE or --emit: else nothing would be written")
     settings = BuildSettings(
         compute_capabilities=tuple(compute_capability or ()),
         workspace=workspace << 20 if workspace else None,
@@ -182,6 +181,8 @@ def _check_targets(
     from trt_helper.files import require_writable
 
     targets = [path for path in (engine, engine and sidecar(engine), typed_onnx, *emitted) if path]
+    if not targets:
+        raise typer.BadParameter("--no-engine needs --typed-onnx FILE or --emit: else nothing would be written")
     for target in targets:
         require_writable(target, keep=keep)
     absolute = [target.absolute() for target in targets]

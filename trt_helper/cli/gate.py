@@ -46,7 +46,7 @@ def run(
     ] = None,
     baseline: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.json", help="[default: CONFIG.baseline.json, if it is there]", show_default=False),
+        typer.Option(metavar="FILE.json", help="What was reached. [default: beside the config]", show_default=False),
     ] = None,
     max_regression: Annotated[
         str, typer.Option(metavar="N[x]", help="How many times the baseline's error is allowed.")
@@ -69,6 +69,8 @@ def run(
     sarif: Annotated[
         Path | None, typer.Option(metavar="FILE.sarif", help="Write SARIF 2.1.0.", show_default=False)
     ] = None,
+    runner: options.Runner = "auto",
+    repeats: options.Repeats = 2,
     as_json: options.AsJson = False,
 ) -> None:
     """Judge plans against the models as they are now: for CI.
@@ -79,7 +81,7 @@ def run(
     from trt_helper.ci.table import headline, of
     from trt_helper.cli.console import progress, show, show_json
     from trt_helper.files import require_writable
-    from trt_helper.gate import Request, gate_all
+    from trt_helper.gate import EMULATE, Request, gate_all
 
     configs = [*(config or ()), *(file for file in files or () if file.suffix.lower() in YAML)]
     models = [file for file in files or () if file.suffix.lower() not in YAML]
@@ -96,6 +98,8 @@ def run(
         factor=_factor(max_regression),
         check_pins=check_pins,
         update=update_baseline,
+        runner=EMULATE if runner == "auto" else runner,
+        repeats=repeats,
     )
     targets = [path for path in (junit, summary, sarif, baseline if update_baseline else None) if path]
     if len({path.absolute() for path in targets}) < len(targets):
@@ -112,7 +116,7 @@ def run(
     if as_json:
         from trt_helper.ci.record import gated_json
 
-        show_json(gated_json(results))
+        show_json(gated_json(results, base.runner))
     else:
         show(of(results), "", headline(results))
     raise typer.Exit(max(gated.status for gated in results))

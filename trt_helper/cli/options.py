@@ -58,11 +58,7 @@ Stat = Annotated[
 ]
 Reference = Annotated[
     Path | None,
-    typer.Option(
-        metavar="MODEL.onnx",
-        help="FP32 outputs come from here: for a model that another tool has typed. [default: the model]",
-        show_default=False,
-    ),
+    typer.Option(metavar="MODEL.onnx", help="The FP32 model that this one was made from.", show_default=False),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Builder = Annotated[

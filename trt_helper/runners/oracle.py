@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from trt_helper.builder import BuildSettings, EngineBuild, EngineLayer
-from trt_helper.compare import compare_all
 from trt_helper.convert import convert
 from trt_helper.emulate import Emulator, Values
 from trt_helper.errors import BuildError, RunError, TrtHelperError
 from trt_helper.graph import Graph
 from trt_helper.kernels import Array
 from trt_helper.metric import Metric
-from trt_helper.oracle import PerSample, judge
+from trt_helper.oracle import PerSample, weigh
 from trt_helper.runners.inside import complaint, computed, inside, to_hear
 from trt_helper.runners.run import Runner, execute, listen, runner_here
 from trt_helper.samples import Sample
 from trt_helper.shapes import Range
-from trt_helper.values import DISAGREE, Inside, Plan, TensorName, Tolerance, Trial, Verdict
+from trt_helper.values import DISAGREE, Inside, LayerName, Plan, TensorName, Tolerance, Trial, Verdict
 
 MARKED_ENGINES = 4  # neighbours of what is made an output in one of them can still be fused with others
 
@@ -43,31 +42,26 @@ class RunnerOracle:
     settings: BuildSettings
     metric: Metric | None = None  # decides instead of the tolerance
     repeats: int = 2
+    guards: Sequence[LayerName] = ()  # what an earlier conversion had to guard, so that one build is enough
     inferences: int = field(default=0, init=False)
     per_sample: dict[Plan, PerSample] = field(default_factory=dict, init=False)  # the errors of every plan judged
 
     def judge(self, plan: Plan) -> Trial:
         """Build, run `repeats` times, and judge; raises only what no plan can change (MachineError and the like)."""
+        try:
+            return self.run(plan)[0]
+        except (BuildError, RunError) as error:
+            return Trial(plan, Verdict.UNRESOLVED, why=error.message)
+
+    def run(self, plan: Plan) -> tuple[Trial, list[Values]]:
+        """The verdict, and the outputs of the worst repeat on every sample. Raises also BuildError and RunError."""
         with tempfile.TemporaryDirectory(prefix="trt-helper-") as folder:
-            try:
-                runs = self._run(plan, Path(folder))
-            except (BuildError, RunError) as error:
-                return Trial(plan, Verdict.UNRESOLVED, why=error.message)
+            runs = self._run(plan, Path(folder))
         self.inferences += self.repeats * len(self.samples)
-        trials: list[Trial] = []
-        for found in runs:
-            errors = [
-                compare_all(outputs, reference, self.tolerance)
-                for outputs, reference in zip(found, self.references, strict=True)
-            ]
-            trial = judge(plan, errors, self.tolerance)
-            if self.metric is not None:
-                excess = self.metric.excess(self.references, found)
-                trial = replace(trial, verdict=Verdict.PASS if excess <= 1 else Verdict.FAIL, excess=excess)
-            if not trials or trial.excess > max(other.excess for other in trials):
-                self.per_sample[plan] = tuple(errors)
-            trials.append(trial)
-        return agreed(trials)
+        weighed = [weigh(plan, found, self.references, self.tolerance, self.metric) for found in runs]
+        worst = max(range(len(runs)), key=lambda index: weighed[index][0].excess)
+        self.per_sample[plan] = weighed[worst][1]
+        return agreed([trial for trial, _ in weighed]), runs[worst]
 
     def on(self, indices: Sequence[int]) -> RunnerOracle:
         """The same oracle on some of the samples."""
@@ -128,6 +122,7 @@ class RunnerOracle:
             typed_onnx=None if self.runner.builds else typed,
             profile=self.profile,
             settings=self.settings,
+            guards=self.guards,
         )
         file = engine if self.runner.builds else typed
         return execute(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,12 @@ class Runner:
     def builds(self) -> bool:
         """Whether a plan has to become an engine first."""
         return not self.provider
+
+    @property
+    def version(self) -> str:
+        """The installed version of the package, without importing it. Raises PackageNotFoundError."""
+        named = packages_distributions().get(self.package, [self.package])
+        return version(named[0])
 
     @property
     def environment(self) -> dict[str, str]:

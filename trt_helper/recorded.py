@@ -1,0 +1,49 @@
+"""A config goes in; what its evidence says of the search and of conversions comes out, as far as it makes sense.
+
+A user may have edited it: what is not what it should be is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trt_helper.config import Config
+from trt_helper.files import tidy
+from trt_helper.graph import Graph
+from trt_helper.values import LayerName
+
+
+def given_shapes(config: Config) -> tuple[str, ...]:
+    """The --shapes that `locate` was given."""
+    shapes = config.evidence.get("given-shapes")
+    return tuple(map(str, shapes)) if isinstance(shapes, list) else ()
+
+
+def recorded_inputs(config: Config) -> tuple[Path, ...]:
+    """The paths that `locate` was given, relative to the config's folder as everything in it."""
+    inputs = config.evidence.get("inputs")
+    folder = config.path.parent if config.path else Path()
+    return tuple(tidy(folder / str(path)) for path in inputs) if isinstance(inputs, list) else ()
+
+
+def recorded_pins(config: Config) -> tuple[LayerName, ...]:
+    """The pins that `locate` found, as the evidence has them."""
+    layers = config.evidence.get("layers")
+    return tuple(map(str, layers)) if isinstance(layers, dict) else ()
+
+
+def guards_of(evidence: Mapping[str, Any], graph: Graph) -> tuple[LayerName, ...]:
+    """The layers that an earlier conversion guarded, by a config's evidence; names that are gone are left out."""
+    recorded = evidence.get("engine")
+    named = recorded.get("guards") if isinstance(recorded, dict) else ()
+    known = frozenset(graph.candidates)
+    return tuple(name for name in named if name in known) if isinstance(named, list) else ()
+
+
+def added_of(evidence: Mapping[str, Any]) -> frozenset[LayerName]:
+    """The pins that an earlier conversion added, by a config's evidence."""
+    recorded = evidence.get("engine")
+    named = recorded.get("added") if isinstance(recorded, dict) else None
+    return frozenset(map(str, named)) if isinstance(named, dict) else frozenset()
