@@ -205,6 +205,20 @@ def test_a_pin_is_guarded_then_given_a_light_neighbour_and_then_left_as_it_was()
     assert ladder.hold().plan(graph.plan(["dense_1"])) == graph.plan(["dense_1"])
 
 
+def test_a_light_neighbour_is_found_through_layers_that_only_move():
+    nodes = [
+        node("Relu", ["x"], ["a"], "relu"),
+        node("Transpose", ["a"], ["b"], "turn", perm=[1, 0]),
+        node("Transpose", ["b"], ["c"], "back", perm=[1, 0]),
+        node("MatMul", ["c", "w"], ["y"], "dense"),
+    ]
+    graph = graph_of(model(nodes, [value("x", [16, 64])], [value("y", [16, 64])], [weights("w", (64, 64))]))
+    ladder = Ladder(graph, graph.plan(["dense"]))
+    assert ladder.climb([proof("dense", "demoted")])
+    assert ladder.climb([proof("dense", "demoted")])
+    assert dict(ladder.hold().added) == {"relu": "dense"}
+
+
 def test_a_pin_that_is_kept_keeps_what_holds_it_while_another_climbs():
     graph = graph_of(products(("dense_0", "relu_0", "dense_1", "relu_1", "dense_2", "relu_2")))
     ladder = Ladder(graph, graph.plan(["dense_0", "dense_2"]))

@@ -24,7 +24,7 @@ from trt_helper.record import located_json
 from trt_helper.reference import references
 from trt_helper.runners import RUNNERS, Runner, RunnerOracle, runner_here
 from trt_helper.runners import oracle as oracle_module
-from trt_helper.runners.inside import attributed, complaint, inside
+from trt_helper.runners.inside import attributed, complaint, inside, to_hear
 from trt_helper.samples import Sample
 from trt_helper.values import Inside, Plan, TensorError, Tolerance
 
@@ -82,6 +82,20 @@ def test_the_tensor_that_alone_leads_out_of_a_kernel_is_its_output(graph):
 )
 def test_what_may_be_another_tensor_is_left_out(graph, layers):
     assert attributed(layers, graph) == {}
+
+
+def test_what_is_to_be_heard_is_what_layers_compute_for_others(tmp_path):
+    nodes = [
+        node("Relu", ["x"], ["a"], "relu"),
+        node("Transpose", ["a"], ["b"], "turn"),
+        node("Tanh", ["b"], ["c"], "tanh"),
+        node("Relu", ["c"], ["y"], "last"),
+    ]
+    path = tmp_path / "moved.onnx"
+    path.write_bytes(model(nodes, [value("x", [2, 2])], [value("y", [2, 2])], []).SerializeToString())
+    moved = read_graph(load(path))
+    assert to_hear(moved, Plan()) == ("a", "c")
+    assert to_hear(moved, Plan(bf16=frozenset({"tanh"}))) == ("a",)
 
 
 # ------------------------------------------------------------------------------------------ how far off

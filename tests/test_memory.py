@@ -76,6 +76,19 @@ def test_the_file_is_little_larger_than_what_it_holds_and_open_a_few_times(sizes
     assert of_all <= max(opened(tmp_path)) < 1.2 * of_all + 2 * memory.BLOCK
 
 
+def test_what_has_no_bytes_of_its_own_stays_where_it_is(tmp_path):
+    store = Store(0, tmp_path)
+    for array in (np.array(["text", "longer"], dtype=object), np.empty((0, 3), np.float32)):
+        assert store.hold(array) is array
+    assert opened(tmp_path) == []
+
+
+def test_what_is_in_the_file_cannot_be_written_over(tmp_path):
+    kept = Store(0, tmp_path).hold(np.ones(3))
+    with pytest.raises(ValueError, match="read-only"):
+        kept[0] = 2.0
+
+
 def test_a_part_leaves_the_room_as_it_was_and_tells_nothing_twice(tmp_path):
     told = []
     store = Store(MIB, tmp_path, told.append)

@@ -64,6 +64,12 @@ def test_nothing_is_changed_where_the_chosen_tactic_is_not_excluded(exclusion):
     assert replacements(read_tables([LOG]), [exclusion]) == ()
 
 
+def test_what_is_excluded_for_one_layer_is_free_for_another():
+    tables = read_tables([LOG, LOG.replace("matMul1", "matMul2")])
+    (found,) = replacements(tables, [{"layer": "matMul2", "tactic": hex(FIRST)}])
+    assert found.operation.name == "matMul2"
+
+
 def test_a_hash_of_zero_is_a_tactic_like_any_other():
     log = LOG.replace("0x665ded9abbf88", "0x0")
     (found,) = replacements(read_tables([log]), [{"layer": "matMul1", "tactic": 0}])
