@@ -174,6 +174,39 @@ def test_a_small_product_that_casts_what_it_reads_is_not_judged_by_its_border():
         assert proof.state == state
 
 
+@pytest.mark.parametrize(("held", "state"), [("FP32", "honoured"), ("FP16", "fused")])
+def test_a_product_whose_inside_decides_nothing_is_as_its_weights_are(held, state):
+    """Two products in one kernel, of which one may be FP16; weights in FP32 are multiplied in FP32."""
+    weight = EngineTensor("w", held, (16, 16))
+    tensors = (EngineTensor("x", "FP32", (1, 16)),), (weight,), (EngineTensor("y", "FP16", (1, 16)),)
+    one = EngineLayer("__myl_MulSum_myl0_5", "kgen", ("product", "mystery"), *tensors)
+    program = Program((), (Kernel("__myl_MulSum", one.onnx_layers, ({("mul", "FP32"): 1, ("mul", "FP16"): 1},)),))
+    known = {"product": Asked("MatMul"), "mystery": Asked("Mystery", half=True)}
+    assert prove(["product"], [one], known, program=program)[0].state == state
+
+
+def test_a_pin_that_may_be_rounded_does_not_stand_for_one_that_may_not():
+    """One of the two kept calls is of the full layer; of the other one a rounded call would do, and there is none."""
+    asked_for = {"pin": Asked("Mul", alone=True), "full": Asked("Mul", full=True), "half": Asked("Mul", half=True)}
+    assert judged({("mul", "FP32"): 1, ("mul", "ROUNDED"): 1, ("mul", "FP16"): 1}, asked_for) == "FP32"
+    assert judged({("mul", "FP32"): 1, ("mul", "FP16"): 1}, asked_for) == ""
+    assert judged({("mul", "ROUNDED"): 2, ("mul", "FP16"): 1}, asked_for) == ""
+
+
+def test_a_quotient_beside_the_pin_may_be_made_as_a_product_with_a_reciprocal():
+    both = {"pin": Asked("Reciprocal"), "beside": Asked("Div", half=True)}
+    assert judged({("rcp", "FP32"): 1, ("rcp", "FP16"): 1, ("div", "FP16"): 1}, both) == "FP32"
+    beside = {"pin": Asked("Reciprocal"), "beside": Asked("Mul", half=True)}
+    assert judged({("rcp", "FP32"): 1, ("rcp", "FP16"): 1, ("mul", "FP16"): 1}, beside) == ""
+
+
+@pytest.mark.parametrize(("name", "layers"), [("__myl_Other", ("pin",)), ("__myl_Some", ("pin", "strange"))])
+def test_the_source_of_another_kernel_says_nothing_of_this_one(name, layers):
+    one = EngineLayer("__myl_Some_myl0_1", "kgen", ("pin",))
+    program = Program((), (Kernel(name, layers, ({("mul", "FP32"): 1},)),))
+    assert inside("pin", one, Claim([one], program, frozenset({"pin"}), {"pin": Asked("Mul")})) is None
+
+
 def test_a_pin_alone_may_be_rounded_on_both_sides_as_its_casts_do():
     both = {"pin": Asked("Mul", alone=True), "beside": Asked("Mul", half=True)}
     assert judged({("mul", "ROUNDED"): 1, ("mul", "FP16"): 1}, both) == "FP32"

@@ -184,6 +184,16 @@ def test_a_kernel_that_pads_the_input_does_not_speak_for_a_matmul():
     assert prove(["mm"], layers, of_op(mm="MatMul"))[0].state == "honoured"
 
 
+def test_a_kernel_that_only_moves_does_not_speak_for_a_sum():
+    """Where the engine shows no text: a kernel that clears or copies names the layer that it does so for."""
+    move = kernel("__myl_Move_myl0_1", "kgen", ["sum", "other"], "FP16")
+    assert (
+        prove(["sum"], [move, kernel("__myl_Sum_myl0_2", "kgen", ["sum"], "FP32", "FP32")], {})[0].state == "honoured"
+    )
+    assert prove(["sum"], [move, kernel("__myl_Sum_myl0_2", "kgen", ["sum"], "FP16")], {})[0].state == "demoted"
+    assert prove(["sum"], [move], {})[0].state == "demoted"  # nothing else does
+
+
 def test_a_pin_in_two_kernels_is_as_good_as_the_worse_one():
     layers = [
         kernel("__myl_Sub_myl0_0", "kgen", ["norm"], "FP32", "FP32"),
