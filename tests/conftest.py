@@ -1,10 +1,14 @@
-"""Small models, read once per session and judged by many tests."""
+"""Small models, read or located once per session and judged by many tests."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from cli_helpers import own_folder
+from gate_models import write_project
 from subjects import MODELS, Subject, put
 
 
@@ -19,3 +23,23 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Subject
         return made[name]
 
     return of
+
+
+@pytest.fixture(scope="session")
+def located_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project of `gate_models` as `locate` leaves it, made once."""
+    folder = tmp_path_factory.mktemp("project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_project()
+    return folder
+
+
+@pytest.fixture
+def gate_project(located_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in a copy of that project, with a cache of its own and on no CI machine."""
+    own_folder(tmp_path, monkeypatch)
+    shutil.copytree(located_project, ".", dirs_exist_ok=True)
+    monkeypatch.setenv("TRT_HELPER_CACHE", str(tmp_path / "cache"))
+    for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
+        monkeypatch.delenv(name, raising=False)

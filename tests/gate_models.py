@@ -1,14 +1,17 @@
-"""A small network with one norm that FP16 cannot hold, and the plan that `locate` finds for it."""
+"""A small network with one norm that FP16 cannot hold, the plan that `locate` finds for it, and `gate` on both."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+import yaml
 from cli_helpers import constant, model, node, ok, save_input, value
 
 NORM = ("/norm/Pow", "/norm/ReduceMean", "/norm/Add", "/norm/Sqrt")  # what has to stay in FP32
 SQUARE = NORM[0]
+CONFIG, BASELINE = Path("configs/net.yaml"), Path("configs/net.baseline.json")
 
 
 def network(*, square=SQUARE, gain=300.0, head=1.0, retrained=0.0):
@@ -58,3 +61,32 @@ def write_project(**changes):
 
 def write_model(name="net", **changes):
     Path(f"models/{name}.onnx").write_bytes(network(**changes).SerializeToString())
+
+
+def gate(*words, status=0):
+    """The one config's part of `gate --json`, which must end with `status`."""
+    result = ok("gate", CONFIG, "--json", *words, status=status).json
+    assert (result["schema"], result["command"]) == (1, "gate")
+    (found,) = result["configs"]
+    assert found["status"] == status
+    assert result["verdict"] == found["verdict"] == {0: "pass", 1: "fail", 3: "error"}[status]
+    return found
+
+
+def rules(found, level):
+    return [finding["rule"] for finding in found["findings"] if finding["level"] == level]
+
+
+def subjects(found, rule):
+    return [finding["subject"] for finding in found["findings"] if finding["rule"] == rule]
+
+
+def edit(path, change):
+    data = yaml.safe_load(path.read_text()) if path.suffix == ".yaml" else json.loads(path.read_text())
+    change(data)
+    path.write_text(yaml.safe_dump(data, sort_keys=False) if path.suffix == ".yaml" else json.dumps(data))
+
+
+def entry():
+    (only,) = json.loads(BASELINE.read_text())["baselines"].values()
+    return only

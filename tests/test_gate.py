@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -14,58 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from cli_helpers import misused, nothing_written, ok, own_folder, run, save_input, two_lines
-from gate_models import NORM, SQUARE, write_model, write_project
+from cli_helpers import misused, nothing_written, ok, run, save_input
+from gate_models import CONFIG, NORM, SQUARE, edit, entry, gate, rules, subjects, write_model
 
-CONFIG, BASELINE = Path("configs/net.yaml"), Path("configs/net.baseline.json")
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """The project as `locate` leaves it, made once."""
-    folder = tmp_path_factory.mktemp("project")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        write_project()
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _own_copy(project, tmp_path, monkeypatch):
-    own_folder(tmp_path, monkeypatch)
-    shutil.copytree(project, ".", dirs_exist_ok=True)
-    monkeypatch.setenv("TRT_HELPER_CACHE", str(tmp_path / "cache"))
-    for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
-        monkeypatch.delenv(name, raising=False)
-
-
-def gate(*words, status=0):
-    """The one config's part of `gate --json`, which must end with `status`."""
-    result = ok("gate", CONFIG, "--json", *words, status=status).json
-    assert (result["schema"], result["command"]) == (1, "gate")
-    (found,) = result["configs"]
-    assert found["status"] == status
-    assert result["verdict"] == found["verdict"] == {0: "pass", 1: "fail", 3: "error"}[status]
-    return found
-
-
-def rules(found, level):
-    return [finding["rule"] for finding in found["findings"] if finding["level"] == level]
-
-
-def subjects(found, rule):
-    return [finding["subject"] for finding in found["findings"] if finding["rule"] == rule]
-
-
-def edit(path, change):
-    data = yaml.safe_load(path.read_text()) if path.suffix == ".yaml" else json.loads(path.read_text())
-    change(data)
-    path.write_text(yaml.safe_dump(data, sort_keys=False) if path.suffix == ".yaml" else json.dumps(data))
-
-
-def entry():
-    (only,) = json.loads(BASELINE.read_text())["baselines"].values()
-    return only
+pytestmark = pytest.mark.usefixtures("gate_project")
 
 
 # ------------------------------------------------------------------------------------ accurate or not
@@ -200,117 +151,6 @@ def test_pins_that_locate_proved_are_tried_only_when_asked_for(monkeypatch):
     assert tried == []
     gate("--check-pins")
     assert sorted(tried) == sorted(NORM)
-
-
-# ------------------------------------------------------------------------------------------ the baseline
-
-
-def test_a_baseline_has_the_same_bytes_each_time_and_reads_well(tmp_path):
-    gate("--update-baseline")
-    first = BASELINE.read_bytes()
-    shutil.rmtree(tmp_path / "cache")
-    gate("--update-baseline")
-    assert BASELINE.read_bytes() == first
-    data = json.loads(first)
-    assert first.decode() == json.dumps(data, indent=2, sort_keys=True) + "\n"
-    (key,) = data["baselines"]
-    assert key.startswith("emulate, onnxruntime ")
-    assert all(float(f"{figure:.3g}") == figure for figure in entry()["outputs"]["y"].values())
-    assert b"/work" not in first
-    assert str(tmp_path).encode() not in first
-
-
-def test_worse_than_the_baseline_by_more_than_the_factor_fails():
-    gate("--update-baseline")
-
-    def better(data):
-        for figures in data["baselines"].values():
-            figures["outputs"]["y"] |= {name: figures["outputs"]["y"][name] / 3 for name in ("max", "max_rel")}
-
-    edit(BASELINE, better)
-    found = gate(status=1)
-    assert rules(found, "error") == ["regression"]
-    assert "is 3 times as far off" in found["findings"][0]["message"]
-    gate("--max-regression", "3.1x")
-    gate("--max-regression", "2.9", status=1)
-    gate("--update-baseline")
-    gate("--max-regression", "1x")
-
-
-def test_errors_far_below_the_tolerance_are_no_regression():
-    edit(CONFIG, lambda data: data.update(atol=10.0))  # 0.00136 is 0.01 % of it
-    gate("--update-baseline")
-    edit(BASELINE, lambda data: [e["outputs"]["y"].update(max=1e-9, max_rel=1e-9) for e in data["baselines"].values()])
-    gate()
-
-
-def test_overflow_where_there_was_none_fails_although_the_output_is_right():
-    """The squares of `/norm/Pow` are finite FP32 values that its FP16 readers see as infinite."""
-    edit(CONFIG, lambda data: data.update(atol=100))
-    edit(CONFIG, lambda data: data["FP32_LAYERS_FOR_FP16"].clear())
-    gate("--update-baseline")
-    assert entry()["overflow"].keys() == {SQUARE}
-    gate()
-    edit(BASELINE, lambda data: [e.update(overflow={}) for e in data["baselines"].values()])
-    found = gate(status=1)
-    assert rules(found, "error") == ["overflow"]
-    assert subjects(found, "overflow") == [SQUARE]
-
-
-def test_a_plan_that_fails_becomes_no_baseline():
-    edit(CONFIG, lambda data: data["FP32_LAYERS_FOR_FP16"].remove(SQUARE))
-    gate("--update-baseline", status=1)
-    assert not BASELINE.exists()
-
-
-def test_another_version_is_compared_with_and_kept_beside_the_new_one():
-    gate("--update-baseline")
-
-    def older(data):
-        data["baselines"] = {
-            "emulate, onnxruntime 1.0": {**entry(), "versions": {"onnxruntime": "1.0"}, "overflow": {"x": 1}}
-        }
-
-    edit(BASELINE, older)
-    found = gate()
-    assert found["baseline"]["versions"] == {"onnxruntime": "1.0"}
-    (note,) = [f["message"] for f in found["findings"] if f["rule"] == "baseline"]
-    assert "the baseline is of emulate, onnxruntime 1.0" in note
-    gate("--update-baseline")
-    assert len(json.loads(BASELINE.read_text())["baselines"]) == 2
-    assert subjects(gate(), "baseline") == []
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "[]", "{", '{"schema": 2, "baselines": {}}', '{"schema": 1, "baselines": {"a": {"runner": "emulate"}}}'],
-)
-def test_a_baseline_that_is_none_is_an_error(text):
-    BASELINE.write_text(text)
-    result = run("gate", CONFIG)
-    assert result.status == 3
-    error, fix = two_lines(result.err)
-    assert str(BASELINE) in error
-    assert "--update-baseline" in fix
-    gate("--update-baseline")
-    gate()
-
-
-def test_a_baseline_that_was_named_must_be_there():
-    assert "other.json does not exist" in gate("--baseline", "other.json", status=3)["findings"][0]["message"]
-    gate("--baseline", "other.json", "--update-baseline")
-    assert Path("other.json").is_file()
-    gate("--baseline", "other.json")
-
-
-def test_the_run_record_of_locate_is_a_baseline():
-    record = Path("configs/net.run.json")
-    found = gate("--baseline", record)
-    assert found["baseline"]["outputs"]["y"]["max"] == pytest.approx(found["outputs"]["y"]["max"])
-    edit(record, lambda data: data["after"]["y"].update(max=1e-4, max_rel=1e-4))
-    assert rules(gate("--baseline", record, status=1), "error") == ["regression"]
-    edit(record, lambda data: data.update(after=[]))
-    assert "is no baseline" in gate("--baseline", record, status=3)["findings"][0]["message"]
 
 
 # --------------------------------------------------------------- nothing runs that nobody named
@@ -454,51 +294,3 @@ def test_a_config_is_not_overwritten():
     result = run("gate", CONFIG, "--summary", CONFIG)
     assert result.status == 3
     assert "is what the result is made from" in result.err
-
-
-# ------------------------------------------------------------------------------------------------- cache
-
-
-def test_references_come_from_the_cache(tmp_path):
-    gate()
-    (file,) = (tmp_path / "cache").glob("*.npz")
-    with np.load(file) as archive:
-        wrong = {name: array + 1 for name, array in archive.items()}
-    np.savez(file, **wrong)
-    assert gate(status=1)["outputs"]["y"]["max"] == pytest.approx(1, abs=0.01)
-
-
-def test_other_inputs_and_other_models_have_other_references(tmp_path):
-    gate()
-    gate("--inputs", "samples/0.npz")
-    write_model(retrained=0.01)
-    gate("--no-check-pins")
-    assert len(list((tmp_path / "cache").glob("*.npz"))) == 3
-
-
-@pytest.mark.parametrize(
-    "damage", [lambda _data: b"", lambda data: data[: len(data) // 2], lambda data: b"x" * len(data)]
-)
-def test_a_damaged_cache_is_made_again(tmp_path, damage):
-    write_model(gain=3.0)
-    first = gate()
-    files = list((tmp_path / "cache").iterdir())
-    assert {file.suffix for file in files} == {".npz", ".json"}
-    for file in files:
-        file.write_bytes(damage(file.read_bytes()))
-    assert gate() == first
-
-
-def test_a_cache_that_cannot_be_written_costs_nothing_but_time(tmp_path):
-    (tmp_path / "cache").write_text("a file in its place")
-    gate()
-
-
-def test_the_cache_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr("trt_helper.cache.LARGEST_CACHE", 600)
-    for name in range(3):
-        save_input("other.npz", x=np.full((1, 16), 1 + name, np.float32))
-        gate("--inputs", "other.npz", "--no-check-pins")
-    files = list((tmp_path / "cache").iterdir())
-    assert 1 <= len(files) < 3
-    assert sum(file.stat().st_size for file in files) <= 600

@@ -10,10 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
 from builder_models import needs_rtx
-from cli_helpers import ok, own_folder, run, two_lines
-from gate_models import NORM, write_project
+from cli_helpers import ok, run, two_lines
+from gate_models import BASELINE, CONFIG, NORM, edit
 
 from trt_helper import gate as gate_module
 from trt_helper.builder import BuildSettings
@@ -21,17 +20,9 @@ from trt_helper.errors import MachineError
 from trt_helper.machine import find_gpu
 from trt_helper.runners import RUNNERS, Runner, runner_here
 
-CONFIG, BASELINE = Path("configs/net.yaml"), Path("configs/net.baseline.json")
+pytestmark = pytest.mark.usefixtures("gate_project")
 CPU = replace(RUNNERS["cuda"], provider="CPUExecutionProvider")
 BUILT = Runner("tensorrt-rtx", "tensorrt_rtx", "trt-helper[rtx]", module="listening_child")
-
-
-@pytest.fixture(autouse=True)
-def _project(tmp_path, monkeypatch):
-    own_folder(tmp_path, monkeypatch)
-    monkeypatch.setenv("TRT_HELPER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
-    write_project()
 
 
 @pytest.fixture
@@ -40,12 +31,12 @@ def runner(monkeypatch):
     return lambda other: monkeypatch.setattr(gate_module, "runner_here", lambda _name: other)
 
 
-def edit(**changes):
-    CONFIG.write_text(yaml.safe_dump({**yaml.safe_load(CONFIG.read_text()), **changes}))
+def changed(**keys):
+    edit(CONFIG, lambda data: data.update(keys))
 
 
 def pinned(*names):
-    edit(FP32_LAYERS_FOR_FP16=list(names))
+    changed(FP32_LAYERS_FOR_FP16=list(names))
 
 
 def found(*words, status=0):
@@ -63,7 +54,7 @@ def test_the_runner_judges_and_not_the_emulator(runner):
     pinned()
     assert ok("gate", CONFIG, "--json", status=1).json["verdict"] == "fail"
     assert found()["verdict"] == "pass"
-    edit(atol=1e-7)
+    changed(atol=1e-7)
     one = found(status=1)
     assert [finding["rule"] for finding in one["findings"] if finding["level"] == "error"] == ["tolerance"]
     assert 1e-5 < one["outputs"]["y"]["max"] < 1e-2
@@ -109,7 +100,7 @@ def test_a_metric_judges_what_the_runner_gave(runner):
 
 def test_repeats_that_disagree_are_no_verdict(runner):
     runner(replace(CPU, module="disagreeing_child"))
-    edit(atol=5.0)  # y is between -2 and 2, and what runs says 1, 2, ... 8
+    changed(atol=5.0)  # y is between -2 and 2, and what runs says 1, 2, ... 8
     result = run("gate", CONFIG, "--runner", "cuda", "--repeats", "8")
     assert result.status == 5
     assert "repeats disagree" in two_lines(result.err)[0]
@@ -128,7 +119,7 @@ def test_a_plan_that_cannot_be_built_has_the_status_of_a_build(runner, monkeypat
 @needs_rtx
 def test_a_tactic_that_cannot_be_excluded_is_an_error(runner):
     runner(BUILT)
-    edit(TRT_EXCLUDE_TACTIC=[{"layer": "head", "tactic": 1}])
+    changed(TRT_EXCLUDE_TACTIC=[{"layer": "head", "tactic": 1}])
     result = run("gate", CONFIG, "--runner", "tensorrt-rtx")
     assert result.status == 3
     assert "TRT_EXCLUDE_TACTIC cannot be applied by TensorRT-RTX" in two_lines(result.err)[0]
