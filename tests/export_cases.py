@@ -7,7 +7,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import torch
-from cli_helpers import run
+from cli_helpers import run, two_lines
 
 NETWORK = """
     import torch
@@ -54,3 +54,18 @@ def export(checkpoint, *words, model="net.py:Net", inputs=INPUT):
     """Run `trt-helper export CHECKPOINT --model MODEL --input ... WORDS -o out.onnx`."""
     named = ("--model", model) if model else ()
     return run("export", checkpoint, *named, *inputs, *words, "-o", "out.onnx")
+
+
+def refused(result, says, fix="", status=3):
+    assert result.status == status, result
+    assert result.out == ""
+    error, remedy = two_lines(result.err)
+    assert says in error
+    assert fix in remedy
+    assert not Path("out.onnx").exists()
+    assert not [path for path in Path().iterdir() if path.name.startswith(".trt-helper-")]
+
+
+def saved(content, name="c.pt", **options):
+    torch.save(content, name, **options)
+    return name

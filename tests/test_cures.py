@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +9,23 @@ import onnx
 import onnxruntime as ort
 import pytest
 import zoo_cases  # noqa: F401 - registers the cases
-from cli_helpers import ok, run, two_lines
 from independent import BRAIN, casts, element_types, run_with_pairs
+from norms import (
+    SPELLINGS,
+    WIDTH,
+    Build,
+    over_another_axis,
+    rms,
+    torch_layer_norm,
+    variance_of_something_else,
+    without_a_root,
+)
 from onnx import TensorProto, helper, numpy_helper
 from zoo import CASES, Net
 from zoo_judge import Judged
 
 from trt_helper import builder
 from trt_helper.builder import BuildSettings
-from trt_helper.config import Config, read_config, write_config
 from trt_helper.cures import find
 from trt_helper.emulate import Emulator
 from trt_helper.errors import ConfigError
@@ -30,72 +37,6 @@ from trt_helper.remedy import locate_with_cures
 from trt_helper.samples import Sample, load_samples
 from trt_helper.typed import render, write
 from trt_helper.values import CURES, Cure, Plan, Tolerance, Trial, Verdict
-
-WIDTH = 24
-EPSILON = 1e-5
-Build = Callable[[Net, str], str]
-
-
-def centred(net: Net, x: str) -> str:
-    return net("Sub", x, net("ReduceMean", x, axes=[-1]))
-
-
-def torch_layer_norm(net: Net, x: str) -> str:
-    c = centred(net, x)
-    return net(
-        "Div", c, net("Sqrt", net("Add", net("ReduceMean", net("Pow", c, 2.0), axes=[-1]), EPSILON)), name="norm"
-    )
-
-
-def by_reciprocal(net: Net, x: str) -> str:
-    c = centred(net, x)
-    deviation = net("Sqrt", net("Add", EPSILON, net("ReduceMean", net("Mul", c, c), axes=[-1])))
-    return net("Mul", net("Reciprocal", deviation), c, name="norm")
-
-
-def by_power(net: Net, x: str) -> str:
-    c = centred(net, x)
-    return net(
-        "Mul", c, net("Pow", net("Add", net("ReduceMean", net("Mul", c, c), axes=[-1]), EPSILON), -0.5), name="norm"
-    )
-
-
-def by_moments(net: Net, x: str) -> str:
-    """Sums, E[x^2] - E[x]^2, weights multiplied into the reciprocal: as TensorFlow's converter writes it."""
-    m = net("Mul", net("ReduceSum", x, [-1]), 1 / WIDTH)
-    q = net("Div", net("ReduceSum", net("Mul", x, x), [-1]), float(WIDTH))
-    v = net("Max", net("Sub", q, net("Mul", m, m)), 0.0)
-    inverse = net("Div", 1.0, net("Sqrt", net("Add", v, EPSILON)))
-    scaled = net("Mul", inverse, net.normal(WIDTH))
-    return net("Mul", net("Sub", x, m), scaled, name="norm")
-
-
-def rms(net: Net, x: str) -> str:
-    return net("Div", x, net("Sqrt", net("Add", net("ReduceMean", net("Mul", x, x), axes=[-1]), EPSILON)), name="norm")
-
-
-SPELLINGS: dict[Build, str] = {
-    torch_layer_norm: "LayerNormalization",
-    by_reciprocal: "LayerNormalization",
-    by_power: "LayerNormalization",
-    by_moments: "LayerNormalization",
-    rms: "RMSNormalization",
-}
-
-
-def over_another_axis(net: Net, x: str) -> str:
-    c = net("Sub", x, net("ReduceMean", x, axes=[1]))
-    return net("Div", c, net("Sqrt", net("Add", net("ReduceMean", net("Mul", c, c), axes=[1]), EPSILON)))
-
-
-def variance_of_something_else(net: Net, x: str) -> str:
-    c, other = centred(net, x), net("Tanh", x)
-    return net("Div", c, net("Sqrt", net("Add", net("ReduceMean", net("Mul", other, other), axes=[-1]), EPSILON)))
-
-
-def without_a_root(net: Net, x: str) -> str:
-    c = centred(net, x)
-    return net("Div", c, net("Add", net("ReduceMean", net("Mul", c, c), axes=[-1]), EPSILON))
 
 
 def graph_of(build: Build, folder: Path) -> Graph:
@@ -346,77 +287,3 @@ def test_one_norm_cures_a_real_classifier_without_a_pin():
     assert located.after.verdict is Verdict.PASS
     assert located.plan == Plan()
     assert [cure.op for cure in located.graph.cures] == ["LayerNormalization"]
-
-
-# ---------------------------------------------------------------------------------------------- config
-
-
-def test_cures_survive_the_config(tmp_path):
-    path = tmp_path / "plan.yaml"
-    cures = (Cure("constants", "mask"), Cure("norms", "/norm/Div", "LayerNormalization"))
-    write_config(Config(cures=cures, bf16_layers=("/up",)), path)
-    again = read_config(path)
-    assert again.cures == cures
-    assert again.bf16_layers == ("/up",)
-
-
-@pytest.mark.parametrize(
-    "entry", ["norms: x", "{pins: x}", "{constants: 3}", "{bf16: a, constants: b}", "x", "{norms: x, as: 3}", "{}"]
-)
-def test_a_cure_that_is_none_is_refused(entry, tmp_path):
-    path = tmp_path / "plan.yaml"
-    path.write_text(f"cures:\n- {entry}\n")
-    with pytest.raises(ConfigError, match="cures"):
-        read_config(path)
-
-
-# ------------------------------------------------------------------------------------------ command line
-
-
-@pytest.fixture
-def norm_model(tmp_path, monkeypatch) -> str:
-    """A root mean square of values near 300, whose squares pass 65504."""
-    monkeypatch.chdir(tmp_path)
-    net = Net(9)
-    y = rms(net, net("Mul", net.input("x", [4, WIDTH]), 300.0, name="up"))
-    onnx.save(net.model("norm", [net("Add", y, net.normal(WIDTH), name="shift")], [4, WIDTH]), "model.onnx")
-    np.savez("x.npz", x=np.random.default_rng(2).normal(size=(4, WIDTH)).astype(np.float32))
-    return "model.onnx"
-
-
-LOCATE = ("-i", "x.npz", "--atol", "0.02", "--rtol", "0")
-
-
-def test_every_command_applies_the_cures_of_the_config(norm_model):
-    assert ok("locate", norm_model, *LOCATE, "--json").json["fp32_layers"] != []
-    found = ok("locate", norm_model, *LOCATE, "--cures", "pins,norms", "--json").json
-    assert found["fp32_layers"] == []
-    assert [(cure["norms"], cure["as"]) for cure in found["cures"]] == [("norm", "RMSNormalization")]
-    assert next(iter(found["cures"][0]["without"].values()))["max"] > 0.02
-    again = ok("compare", "-c", "fp32_layers.yaml", "-i", "x.npz", "--json").json
-    assert again["verdict"] == "pass"
-    assert "RMSNormalization" in [layer["op"] for layer in again["layers"]]
-    ok("convert", "-c", "fp32_layers.yaml", "--typed-onnx", "typed.onnx", "--no-engine")
-    assert "RMSNormalization" in [node.op_type for node in onnx.load("typed.onnx").graph.node]
-    assert ok("gate", "fp32_layers.yaml", "--json").json["verdict"] == "pass"
-
-
-def test_without_pins_the_best_that_cures_reach_is_the_answer(norm_model):
-    found = run("locate", norm_model, *LOCATE, "--cures", "constants", "--json")
-    assert found.status == 1
-    assert found.json["fp32_layers"] == []
-    assert found.json["verdict"] == "fail"
-
-
-@pytest.mark.parametrize("kinds", ["", "norm", "pins,,norms", "all"])
-def test_a_kind_of_cure_that_is_none_is_refused(norm_model, kinds):
-    result = run("locate", norm_model, *LOCATE, "--cures", kinds)
-    assert result.status == 2
-    assert "pins, constants, norms, bf16" in " ".join(result.err.split())
-
-
-def test_a_cure_that_the_model_lacks_is_refused_in_two_lines(norm_model):
-    Path("plan.yaml").write_text("cures:\n- {norms: nrm, as: RMSNormalization}\n")
-    result = run("compare", norm_model, "-c", "plan.yaml", "-i", "x.npz")
-    assert result.status == 3
-    assert two_lines(result.err) == ("the model offers no cure of 'nrm' by norms", "did you mean 'norm'?")

@@ -93,6 +93,13 @@ def test_a_module_can_be_read_in_one_sitting(path):
             assert (node.end_lineno or 0) - node.body[0].lineno < LONGEST_FUNCTION, f"{node.name} is too long"
 
 
+def test_a_test_file_can_be_read_in_one_sitting():
+    long = {
+        path.name for path in Path(__file__).parent.glob("*.py") if len(path.read_text().splitlines()) > LONGEST_MODULE
+    }
+    assert long == set()
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_no_module_imports_a_higher_row(path):
     here = name_of(path)
