@@ -18,6 +18,8 @@ from trt_helper.builder import (
     EngineBuild,
     build,
 )
+from trt_helper.graph import Graph, read_graph
+from trt_helper.model import load
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 ROOT = Path(__file__).parent.parent
@@ -105,3 +107,18 @@ def children():
     """Process ids of this thread's living children."""
     listed = Path(f"/proc/{os.getpid()}/task/{threading.get_native_id()}/children").read_text()
     return [int(pid) for pid in listed.split()]
+
+
+def reshaped(folder: Path) -> Graph:
+    """conv -> reshape -> softmax -> mul, the shape arithmetic of the reshape beside it."""
+    nodes = [
+        node("Conv", ["x", "k"], ["a"], "conv", pads=[1, 1, 1, 1]),
+        node("Reshape", ["a", "to"], ["b"], "reshape"),
+        node("Softmax", ["b"], ["c"], "softmax", axis=-1),
+        node("Mul", ["c", "c"], ["y"], "mul"),
+    ]
+    to = numpy_helper.from_array(np.array([1, -1], np.int64), "to")
+    made = model(nodes, [value("x", [1, 3, 4, 4])], [value("y", [1, 48])], [weights("k", [3, 3, 3, 3]), to])
+    path = folder / "m.onnx"
+    path.write_bytes(made.SerializeToString())
+    return read_graph(load(path))

@@ -83,6 +83,34 @@ def test_an_operation_counts_in_the_type_that_its_call_spells():
     assert Flow(f"{text} ((__myln_float*)__v9)[0] = __v4;").count() == {("mul", "FP16"): 1, ("exp", "FP32"): 1}
 
 
+def test_a_choice_and_a_comparison_count_in_the_type_of_their_values_and_not_of_the_condition():
+    """As TensorRT-RTX 1.4.0 and 1.7.1 spell `Where` and `Greater`: result, then what is read."""
+    text = source(
+        LOAD_HALF.format("0"),
+        LOAD_FULL.format("0"),
+        "__myln_gtr___myln_bool___myln_half(__v1 , __v1)",
+        "__myln_gtr___myln_bool___myln_float(__v2 , __v2)",
+        "__myln_select___myln_half___myln_bool(__v3 , __v1 , __v1)",
+        "__myln_select___myln_float___myln_bool(__v4 , __v2 , __v2)",
+        kept="return __v6;",
+    )
+    assert Flow(text).count() == {
+        ("gtr", "FP16"): 1,
+        ("gtr", "FP32"): 1,
+        ("select", "FP16"): 1,
+        ("select", "FP32"): 1,
+    }
+
+
+def test_fp32_that_is_copied_on_its_way_is_followed():
+    steps = [LOAD_FULL.format("0"), "__v1", "__v2", full("exp", "__v3"), "__v4", "__v5", DOWN.format("__v6")]
+    assert Flow(source(*steps)).count() == {("exp", "FP32"): 1}
+    steps[0] = LOAD_HALF.format("0")
+    steps[1] = UP.format("__v1")
+    assert Flow(source(*steps)).count() == {("exp", "ROUNDED"): 1}
+    assert Flow(source(*steps[:6], full("log", "__v6"), DOWN.format("__v7"))).count()["exp", "FP32"] == 1
+
+
 def test_fp32_between_two_roundings_is_told_from_fp32_that_is_kept():
     lines = [LOAD_HALF.format("0"), UP.format("__v1"), full("exp", "__v2"), DOWN.format("__v3")]
     assert Flow(source(*lines)).count() == {("exp", "ROUNDED"): 1}

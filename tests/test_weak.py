@@ -6,24 +6,19 @@ No TensorRT that is weakly typed runs here. The networks are real ones, of Tenso
 
 from __future__ import annotations
 
-import json
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
-from builder_models import FLOAT, model, needs_rtx, node, value, weights
+from builder_models import model, needs_rtx, node, reshaped, value, weights
 from onnx import TensorProto, numpy_helper
 
 from trt_helper.asked import asked_of
 from trt_helper.builder import BuildSettings, Told
 from trt_helper.builder.process import Limits, run
 from trt_helper.builder.rtx import PACKAGE_VARIABLE
-from trt_helper.cli import common
-from trt_helper.convert import convert
-from trt_helper.errors import BuildError, ConfigError, MachineError
-from trt_helper.graph import read_graph
-from trt_helper.model import load
+from trt_helper.errors import BuildError, ConfigError
 from trt_helper.told import untyped
 from trt_helper.values import Plan
 
@@ -67,18 +62,7 @@ def several_layers():
 
 @pytest.fixture
 def graph(tmp_path):
-    """conv -> reshape -> softmax -> mul, the shape arithmetic of the reshape beside it."""
-    nodes = [
-        node("Conv", ["x", "k"], ["a"], "conv", pads=[1, 1, 1, 1]),
-        node("Reshape", ["a", "to"], ["b"], "reshape"),
-        node("Softmax", ["b"], ["c"], "softmax", axis=-1),
-        node("Mul", ["c", "c"], ["y"], "mul"),
-    ]
-    to = numpy_helper.from_array(np.array([1, -1], np.int64), "to")
-    made = model(nodes, [value("x", [1, 3, 4, 4])], [value("y", [1, 48])], [weights("k", [3, 3, 3, 3]), to])
-    path = tmp_path / "m.onnx"
-    path.write_bytes(made.SerializeToString())
-    return read_graph(load(path))
+    return reshaped(tmp_path)
 
 
 def test_the_model_is_fp32_and_only_what_is_not_half_is_told(graph):
@@ -135,7 +119,7 @@ class Layer:
     @precision.setter
     def precision(self, wanted):
         if "precision" not in self._refuses:
-            self._precision, self.precision_is_set = wanted, True
+            self._precision, self.precision_is_set = wanted, "remembering" not in self._refuses
 
     def set_output_type(self, index, wanted):
         assert 0 <= index < self._real.num_outputs
@@ -247,12 +231,66 @@ def test_what_need_not_be_found_is_no_error(real):
     assert given.told() == []
 
 
-@pytest.mark.parametrize("refuses", ["precision", "output"])
+@pytest.mark.parametrize("refuses", ["precision", "output", "remembering"])
 def test_a_layer_that_does_not_take_its_precision_is_an_error(real, refuses):
     """TensorRT logs the refusal; the bindings raise nothing (seen on TensorRT-RTX 1.4)."""
     weak, _, network = real
     with pytest.raises(BuildError, match="does not take FLOAT as the precision of its layer 'gelu'"):
         weak.tell(Network(network, refuses=[refuses]), Told({"gelu": "FP32"}, frozenset({"gelu"})))
+
+
+class Config:
+    """A builder's config that remembers its flags."""
+
+    def __init__(self):
+        self.flags = []
+
+    def set_flag(self, flag):
+        self.flags.append(flag)
+
+
+def flags(*names):
+    return type("BuilderFlag", (), {name: name.lower() for name in names})
+
+
+@pytest.mark.parametrize(("precision", "more"), [("FP32", []), ("BF16", ["bf16"])])
+def test_fp16_is_allowed_and_what_is_told_is_an_order(real, monkeypatch, precision, more):
+    weak, trt, _ = real
+    monkeypatch.setattr(trt, "BuilderFlag", flags("FP16", "OBEY_PRECISION_CONSTRAINTS", "BF16"))
+    config = Config()
+    weak.set_flags(config, Told({"gelu": precision}, frozenset({"gelu"})))
+    assert config.flags == ["fp16", "obey_precision_constraints", *more]
+
+
+def test_a_version_without_bf16_says_so(real, monkeypatch):
+    weak, trt, _ = real
+    monkeypatch.setattr(trt, "BuilderFlag", flags("FP16", "OBEY_PRECISION_CONSTRAINTS"))
+    with pytest.raises(ConfigError, match="has no BF16"):
+        weak.set_flags(Config(), Told({"gelu": "BF16"}))
+    weak.set_flags(Config(), Told({"gelu": "FP32"}))
+
+
+@pytest.mark.parametrize("lacks", ["FP16", "OBEY_PRECISION_CONSTRAINTS", "precision"])
+def test_weak_typing_takes_the_flags_and_precisions_of_layers(real, monkeypatch, lacks):
+    """TensorRT 11 has neither; each of them alone would not do."""
+    weak, trt, _ = real
+    names = {"FP16", "OBEY_PRECISION_CONSTRAINTS"} - {lacks}
+    monkeypatch.setattr(trt, "BuilderFlag", flags(*names))
+    monkeypatch.setattr(trt, "ILayer", type("ILayer", (), {} if lacks == "precision" else {"precision": None}))
+    with pytest.raises(ConfigError, match="has no weak typing"):
+        weak.new_network(None)
+
+
+@pytest.mark.parametrize(("explicit", "expected"), [(0, 1), (3, 8), (None, 0)])
+def test_the_network_is_of_an_explicit_batch_where_that_has_to_be_said(real, monkeypatch, explicit, expected):
+    """8.6 needs the flag, whose number says which bit it is; a version without it has no other kind."""
+    weak, trt, _ = real
+    kinds = {} if explicit is None else {"EXPLICIT_BATCH": explicit}
+    monkeypatch.setattr(trt, "BuilderFlag", flags("FP16", "OBEY_PRECISION_CONSTRAINTS"))
+    monkeypatch.setattr(trt, "ILayer", type("ILayer", (), {"precision": None}))
+    monkeypatch.setattr(trt, "NetworkDefinitionCreationFlag", type("Flag", (), kinds))
+    builder = type("Builder", (), {"create_network": staticmethod(lambda made: made)})
+    assert weak.new_network(builder) == expected
 
 
 # ------------------------------------------------------------------------------------------ where there is none
@@ -291,93 +329,3 @@ def test_bindings_without_weak_typing_are_refused_in_the_building_process(tmp_pa
     assert "has no weak typing" in caught.value.message or "does not take FLOAT" in caught.value.message
     assert "--typing strong" in caught.value.fix
     assert not Path(request["partial"]).exists()
-
-
-# ------------------------------------------------------------------------------------------ the whole way
-
-# A package `tensorrt` of TensorRT-RTX's parser and builder. ILayer takes precisions and writes them down; the flags of
-# weak typing stand for one that changes nothing here, so that all of the engine is FP32.
-STAND_IN = """
-import tensorrt_rtx
-from pathlib import Path
-globals().update({name: value for name, value in vars(tensorrt_rtx).items() if not name.startswith("__")})
-__version__ = "stand-in"
-for name in ("FP16", "OBEY_PRECISION_CONSTRAINTS"):
-    setattr(BuilderFlag, name, BuilderFlag.STRICT_NANS)
-taken = {}
-def take(layer, precision):
-    taken[layer.name] = precision
-    with Path(__file__).with_name("told.txt").open("a") as file:
-        print(layer.metadata, precision.name, file=file)
-ILayer.precision = property(lambda layer: taken.get(layer.name), take)
-ILayer.precision_is_set = property(lambda layer: layer.name in taken)
-ILayer.set_output_type = lambda layer, index, precision: None
-ILayer.output_type_is_set = lambda layer, index: layer.name in taken
-"""
-
-
-@pytest.fixture
-def stand_in(tmp_path, monkeypatch):
-    package = tmp_path / "packages" / "tensorrt"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text(STAND_IN)
-    monkeypatch.syspath_prepend(str(package.parent))
-    return package / "told.txt"
-
-
-def weakly(graph, pins, engine):
-    settings = BuildSettings(tensorrt=True, weakly_typed=True)
-    return convert(graph, graph.plan(pins), engine=engine, typed_onnx=None, profile={}, settings=settings)
-
-
-@needs_rtx
-def test_convert_tells_the_plan_and_looks_into_the_engine(graph, tmp_path, stand_in):
-    found = weakly(graph, ["conv", "softmax", "mul"], tmp_path / "m.trt")
-    told = {line.partition("] ")[::2] for line in stand_in.read_text().splitlines() if line[0] == "["}
-    assert told == {(f"[ONNX Layer: {name}", "FLOAT") for name in ("conv", "reshape", "softmax", "mul")}
-    assert [proof.state for proof in found.proofs] == ["honoured"] * 3
-    record = json.loads((tmp_path / "m.trt.json").read_text())["engine"]
-    assert record["settings"] == {"tensorrt": True, "weakly_typed": True}
-    assert record["builder"] == "TensorRT stand-in (weakly typed)"
-
-
-@needs_rtx
-def test_an_engine_in_which_tensorrt_chose_no_fp16_is_an_error(graph, tmp_path, stand_in):
-    with pytest.raises(
-        BuildError, match=r"2 layers were to be FP16, and TensorRT stand-in .weakly typed. made all .* FP32"
-    ):
-        weakly(graph, ["softmax"], tmp_path / "m.trt")
-    assert "softmax" in stand_in.read_text()
-    assert not list(tmp_path.glob("*.trt*"))
-
-
-# ------------------------------------------------------------------------------------------ on a GPU
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("weakly", [False, True], ids=["strong", "weak"])
-def test_tensorrt_builds_and_the_pins_are_proven(tmp_path, weakly):
-    try:
-        common.is_tensorrt("tensorrt")
-    except MachineError as error:
-        pytest.skip(error.message)
-    size = 256
-    nodes = [node("MatMul", ["x", "w0"], ["a"], "m0"), node("Relu", ["a"], ["b"], "r0")]
-    nodes += [node("MatMul", ["b", "w1"], ["c"], "m1"), node("Relu", ["c"], ["d"], "r1")]
-    nodes += [node("MatMul", ["d", "w2"], ["y"], "m2")]
-    held = [weights(f"w{index}", [size, size]) for index in range(3)]
-    path = tmp_path / "m.onnx"
-    made = model(nodes, [value("x", [size, size], FLOAT)], [value("y", [size, size], FLOAT)], held)
-    path.write_bytes(made.SerializeToString())
-    graph = read_graph(load(path))
-    settings = BuildSettings(tensorrt=True, weakly_typed=weakly)
-    try:
-        found = convert(
-            graph, graph.plan(["m1", "r1"]), engine=tmp_path / "m.trt", typed_onnx=None, profile={}, settings=settings
-        )
-    except ConfigError as error:
-        pytest.skip(error.message)  # TensorRT 11 has no weak typing, 8.6 no strong
-    states = {proof.layer: proof.state for proof in found.proofs}
-    assert states["m1"] == "honoured"
-    assert found.engine.has_narrow
-    assert ("(weakly typed)" in found.engine.builder) is weakly
