@@ -327,3 +327,18 @@ def test_the_model_that_is_given_goes_before_the_one_in_the_config():
 def test_a_tolerance_on_the_command_line_may_name_an_output_with_a_colon():
     assert per_output(["1e-2", "logits:0:0.5"], "--atol", 1e-3) == {"": 0.01, "logits:0": 0.5}
     assert per_output([], "--atol", 1e-3) == {"": 1e-3}
+
+
+def test_the_model_of_a_config_in_another_folder_is_named_as_short_as_it_can_be(tmp_path, monkeypatch):
+    """Not where a symbolic link makes `configs/..` another folder."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("configs", "models", "elsewhere/configs", "elsewhere/models"):
+        Path(folder).mkdir(parents=True)
+    for file in ("models/m.onnx", "elsewhere/models/m.onnx"):
+        Path(file).touch()
+    assert model_path(Config(path=Path("configs/c.yaml"), model=Path("configs/../models/m.onnx")), None) == Path(
+        "models/m.onnx"
+    )
+    Path("linked").symlink_to("elsewhere/configs")
+    through = Path("linked/../models/m.onnx")
+    assert model_path(Config(path=Path("linked/c.yaml"), model=through), None) == through

@@ -13,7 +13,7 @@ import yaml
 from yaml.composer import ComposerError
 
 from trt_helper.errors import ConfigError, UsageError, nearest
-from trt_helper.files import write_atomically
+from trt_helper.files import tidy, write_atomically
 from trt_helper.values import CURES, Cure, LayerName, Statistic, Tolerance
 
 KEYS = ("model", "FP32_LAYERS_FOR_FP16", "TRT_EXCLUDE_TACTIC", "cures", "atol", "rtol", "check-error-stat", "evidence")
@@ -313,7 +313,7 @@ def model_path(config: Config, given: Path | None) -> Path:
     chosen = given or config.model
     if chosen is None:
         raise ConfigError(f"{config.path} names no model", fix="give it: trt-helper ... MODEL.onnx --config FILE.yaml")
-    return chosen
+    return tidy(chosen)
 
 
 def per_output(texts: Sequence[str], option: str, default: float) -> dict[str, float]:

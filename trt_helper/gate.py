@@ -130,7 +130,7 @@ def gate(request: Request) -> Gated:
 def _attempt(request: Request) -> Gated:
     try:
         config = read_config(request.config)
-        graph = read_graph(load(tidy(model_path(config, request.model))), config.cures)
+        graph = read_graph(load(model_path(config, request.model)), config.cures)
         missing = tuple(some(list(_missing_layers(graph, config, request))))
         if missing:
             return Gated(request.config, ConfigError.exit_status, missing, graph.source.path, graph.source.sha256)

@@ -91,7 +91,8 @@ class RunnerOracle:
         """From one engine where TensorRT has debug tensors, else from several with some tensors as outputs each."""
         tensors = to_hear(self.graph, plan)
         found: dict[TensorName, tuple[Array, EngineLayer]] = {}
-        for which in range(min(MARKED_ENGINES, len(tensors))):
+        engines = min(MARKED_ENGINES, len(tensors))
+        for which in range(engines):
             marks = tensors[which::MARKED_ENGINES]
             engine, heard = self._listened(plan, marks, sample)
             found |= computed(engine, self.graph, heard)
@@ -99,7 +100,7 @@ class RunnerOracle:
                 break
             if not which:
                 warn(
-                    f"{engine.builder} has no debug tensors: the inside is that of {MARKED_ENGINES} engines, each with "
+                    f"{engine.builder} has no debug tensors: the inside is that of {engines} engines, each with "
                     f"some {len(marks)} tensors as outputs, which changes what is fused"
                 )
         return inside(emulator, plan, sample.feed, found, self.tolerance)
@@ -108,7 +109,15 @@ class RunnerOracle:
         with tempfile.TemporaryDirectory(prefix="trt-helper-") as folder:
             path = Path(folder) / "model.trt"
             settings = replace(self.settings, debug_tensors=tuple(marks))
-            made = convert(self.graph, plan, engine=path, typed_onnx=None, profile=self.profile, settings=settings)
+            made = convert(
+                self.graph,
+                plan,
+                engine=path,
+                typed_onnx=None,
+                profile=self.profile,
+                settings=settings,
+                guards=self.guards,
+            )
             if made.engine is None:
                 raise ValueError("a conversion to an engine has one")
             return made.engine, listen(self.runner, path, sample, self.graph.outputs, seconds=self.settings.time_limit)

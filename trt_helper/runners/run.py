@@ -42,9 +42,9 @@ class Runner:
 
     @property
     def version(self) -> str:
-        """The installed version of the package, without importing it. Raises PackageNotFoundError."""
-        named = packages_distributions().get(self.package, [self.package])
-        return version(named[0])
+        """The installed version of the package, as its metadata has it; it is not imported."""
+        named = packages_distributions().get(self.package)
+        return version(named[0]) if named else "unknown"
 
     @property
     def environment(self) -> dict[str, str]:
