@@ -246,6 +246,25 @@ def test_a_layer_that_is_not_known_may_be_the_one_that_is_computed():
     assert judged({("mul", "FP32"): 2, ("exp", "FP16"): 1}, both) == "FP32"
 
 
+@pytest.mark.parametrize(
+    ("read", "operations", "state"),
+    [
+        ("FP32", {("tanh", "FP32"): 1, ("mul", "FP32"): 3}, "honoured"),
+        ("FP32", {("tanh", "FP16"): 1, ("mul", "FP32"): 3}, "fused"),
+        ("FP32", {("tanh", "ROUNDED"): 1, ("mul", "FP32"): 3}, "fused"),
+        ("FP16", {("tanh", "FP32"): 1}, "fused"),
+    ],
+)
+def test_a_recurrent_layer_is_fp32_where_everything_in_its_kernels_is(read, operations, state):
+    """Its product alone says nothing: what is behind it, in a kernel of its own, may have become FP16."""
+    x, h, y = EngineTensor("x", "FP32", (1, 16)), EngineTensor("h", read, (1, 64)), EngineTensor("y", "FP16", (1, 16))
+    product = EngineLayer("lstm_myl0_1", "gemm", ("lstm",), (x,), (EngineTensor("w", "FP32", (16, 64)),), (h,))
+    rest = EngineLayer("__myl_TanhMul_myl0_2", "kgen", ("lstm", "beside"), (h,), (), (y,))
+    program = Program((), (Kernel("__myl_TanhMul", rest.onnx_layers, (operations,)),))
+    known = {"lstm": Asked("LSTM", full=True), "beside": Asked("Relu", half=True)}
+    assert prove(["lstm"], [product, rest], known, program=program)[0].state == state
+
+
 def test_a_normalisation_beside_the_pin_brings_its_own_fp32():
     norm = Asked("LayerNormalization", half=True)
     own = {("AddOp", "FP32"): 2, ("sub", "FP32"): 1, ("add", "FP32"): 1, ("sqrt", "FP32"): 1, ("rcp", "FP32"): 1}

@@ -144,9 +144,19 @@ def _in_kernel(pin: str, one: EngineLayer, claim: Claim) -> Inside | None:
     kernels = [kernel for kernel in claim.program.kernels if _is(kernel, one)]
     if not kernels or not all(kernel.variants for kernel in kernels):
         return None
+    if pin not in claim.asked or claim.asked[pin].op not in CALLS:
+        return _uncounted(kernels, one)
     expected = _expected(pin, one, claim)
     found = [_counted(ops, expected) for kernel in kernels for ops in kernel.variants]
     return min(found, key=lambda inside: ("FP16", "", "FP32", ABSENT).index(inside.precision))
+
+
+def _uncounted(kernels: Sequence[Kernel], one: EngineLayer) -> Inside:
+    """Judge a pin whose calls are not known, an LSTM: any operation may be its own, so all have to be FP32."""
+    types = {dtype for kernel in kernels for ops in kernel.variants for _, dtype in ops} | one.operand_types
+    if types == {"FP32"}:
+        return Inside("FP32", "all that it reads and computes is FP32")
+    return Inside("", f"it works in {' and '.join(sorted(types))}, and what this layer computes there is not known")
 
 
 def _is(kernel: Kernel, one: EngineLayer) -> bool:
