@@ -43,3 +43,13 @@ def gate_project(located_project: Path, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("TRT_HELPER_CACHE", str(tmp_path / "cache"))
     for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def export_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in a folder with the network of `export_cases`, which needs PyTorch, and leave no bytecode in it."""
+    from export_cases import source  # noqa: PLC0415 - optional
+
+    own_folder(tmp_path, monkeypatch)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    source()

@@ -119,6 +119,18 @@ def test_a_reference_that_computes_in_half_is_named():
     given = ("gate", "typed.onnx", CONFIG, "--inputs", "x.npz", "--reference")
     assert says in run(*given, "half.onnx").err
     assert says not in run(*given, "model.onnx").err
+    stored = model(
+        [
+            node("Cast", ["x"], ["a"], "widen", to=1),
+            node("Cast", ["w"], ["v"], "weight", to=1),
+            node("Mul", ["a", "v"], ["y"], "scale"),
+        ],
+        [value("x", ["b", 4], onnx.TensorProto.FLOAT16)],
+        [value("y", ["b", 4])],
+        [constant("w", np.float16(2))],
+    )
+    saved(stored, "stored.onnx")  # its input and its weight are halves, and it computes in FP32
+    assert says not in run(*given, "stored.onnx").err
 
 
 @pytest.mark.parametrize(

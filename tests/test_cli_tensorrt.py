@@ -13,13 +13,13 @@ from builder_models import needs_rtx
 from cli_helpers import PINS, misused, nothing_written, ok, own_folder, refused, run, save_input, save_overflowing
 
 from trt_helper.cli import common
-from trt_helper.cli.locate import _status
+from trt_helper.cli.locate import _Keeper, _status
 from trt_helper.errors import MachineError
 from trt_helper.graph import read_graph
 from trt_helper.machine import find_gpu
 from trt_helper.model import load
 from trt_helper.samples import load_samples
-from trt_helper.values import DISAGREE, Plan, Trial, Verdict
+from trt_helper.values import DISAGREE, Plan, Tolerance, Trial, Verdict
 
 no_gpu = pytest.mark.skipif(find_gpu().missing == "", reason="this machine has a GPU")
 CONFIG = Path("plan.yaml")
@@ -116,7 +116,7 @@ def test_tactics_are_refused_where_tensorrt_rtx_would_build():
 
 
 def test_what_a_config_excludes_stays_excluded_in_the_new_plan():
-    """And the engines that `--runner tensorrt` judges are built without it; those of TensorRT-RTX cannot be."""
+    """And the engines that `--runner` judges are built without it, or refused by TensorRT-RTX."""
     excluded = [{"layer": "/norm/Pow", "tactic": "0x12", "gpu": "NVIDIA A100"}]
     plan(TRT_EXCLUDE_TACTIC=excluded, atol=2e-3, rtol=0.0)
     save_input("x.npz", x=[[300.0] * 8])
@@ -127,7 +127,21 @@ def test_what_a_config_excludes_stays_excluded_in_the_new_plan():
     given = (graph, load_samples(graph, [Path("x.npz")]), tuple(excluded))
     made = {name: common._runner(name, 2, *given, check=False)["oracle"] for name in ("tensorrt", "tensorrt-rtx")}
     left_out = {name: one.keywords["settings"].exclude_tactics for name, one in made.items()}
-    assert left_out == {"tensorrt": tuple(excluded), "tensorrt-rtx": ()}
+    assert left_out == dict.fromkeys(("tensorrt", "tensorrt-rtx"), tuple(excluded))
+
+
+def test_a_search_on_engines_begins_anew_where_other_tactics_are_excluded():
+    """What a trial said of an engine holds for the engines without the same tactics alone; emulated, for any."""
+    save_input("x.npz", x=[[300.0] * 8])
+    graph = read_graph(load(Path("model.onnx")))
+    samples = load_samples(graph, [Path("x.npz")])
+
+    def headers(**asked):
+        made = (_Keeper(graph, samples, Tolerance(), CONFIG, None, asked, one) for one in ((), ({"layer": "a"},)))
+        return {keeper.journal._header for keeper in made}
+
+    assert len(headers(runner="tensorrt")) == 2
+    assert len(headers()) == 1
 
 
 def test_the_trtexec_commands_need_no_engine_and_name_files_that_are_there():

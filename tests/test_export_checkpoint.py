@@ -15,8 +15,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'trt-helper[export]'")
 pytest.importorskip("safetensors", reason="safetensors is not installed: pip install 'trt-helper[export]'")
 
-from cli_helpers import own_folder  # noqa: E402
-from export_cases import export, network, source, weights  # noqa: E402
+from export_cases import export, network, weights  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from torch import serialization  # noqa: E402
 
@@ -25,14 +24,7 @@ from trt_helper.export.archive import Kind, kind_of  # noqa: E402
 from trt_helper.export.checkpoint import read_checkpoint  # noqa: E402
 from trt_helper.export.weights import load_weights  # noqa: E402
 
-pytestmark = pytest.mark.export
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    own_folder(tmp_path, monkeypatch)
-    monkeypatch.setattr("sys.dont_write_bytecode", True)
-    source()
+pytestmark = [pytest.mark.export, pytest.mark.usefixtures("export_folder")]
 
 
 def under(prefix, state):

@@ -11,17 +11,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'trt-helper[export]'")
 pytest.importorskip("safetensors", reason="safetensors is not installed: pip install 'trt-helper[export]'")
 
-from cli_helpers import MAIN, in_process, own_folder, run  # noqa: E402
+from cli_helpers import MAIN, in_process, run  # noqa: E402
 from export_cases import INPUT, export, refused, saved, source, weights  # noqa: E402
 
-pytestmark = pytest.mark.export
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    own_folder(tmp_path, monkeypatch)
-    monkeypatch.setattr("sys.dont_write_bytecode", True)
-    source()
+pytestmark = [pytest.mark.export, pytest.mark.usefixtures("export_folder")]
 
 
 FACTORIES = {

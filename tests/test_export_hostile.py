@@ -14,18 +14,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'trt-helper[export]'")
 pytest.importorskip("safetensors", reason="safetensors is not installed: pip install 'trt-helper[export]'")
 
-from cli_helpers import own_folder, two_lines  # noqa: E402
-from export_cases import INPUT, export, network, refused, saved, source, weights  # noqa: E402
+from cli_helpers import two_lines  # noqa: E402
+from export_cases import INPUT, export, network, refused, saved, weights  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
-pytestmark = pytest.mark.export
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    own_folder(tmp_path, monkeypatch)
-    monkeypatch.setattr("sys.dont_write_bytecode", True)
-    source()
+pytestmark = [pytest.mark.export, pytest.mark.usefixtures("export_folder")]
 
 
 class Canary:

@@ -6,9 +6,11 @@ ONNX Runtime's CPU provider runs the typed model in FP32: its halves are the wei
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from builder_models import needs_rtx
 from cli_helpers import ok, run, two_lines
@@ -16,9 +18,11 @@ from gate_models import BASELINE, CONFIG, NORM, edit
 
 from trt_helper import gate as gate_module
 from trt_helper.builder import BuildSettings
+from trt_helper.convert import convert
 from trt_helper.errors import MachineError
 from trt_helper.machine import find_gpu
 from trt_helper.runners import RUNNERS, Runner, runner_here
+from trt_helper.runners import oracle as oracle_module
 
 pytestmark = pytest.mark.usefixtures("gate_project")
 CPU = replace(RUNNERS["cuda"], provider="CPUExecutionProvider")
@@ -72,12 +76,37 @@ def test_a_runner_has_a_baseline_of_its_own_which_knows_nothing_of_overflow(runn
     assert (ours["cuda"]["overflow"], ours["emulate"]["overflow"]) == (None, {})
     assert ours["cuda"]["gpu"] == (find_gpu().name or None)
     assert found()["baseline"] == ours["cuda"]
+    assert found()["overflow"] is None
     ours["cuda"]["outputs"]["y"].update(max=1e-9, max_rel=1e-9)
     BASELINE.write_text(json.dumps({"schema": 1, "baselines": {"cuda": ours["cuda"]}}))
     rules = {finding["rule"] for finding in found("--junit", "j.xml", status=1)["findings"]}
     assert "regression" in rules
     assert "overflow" not in rules
     assert "no new FP16 overflow" not in Path("j.xml").read_text()
+
+
+def test_what_the_plan_had_to_be_guarded_with_is_guarded_again_and_the_runners_package_is_named(runner, monkeypatch):
+    """The package stands in the baseline with its version; here that of NumPy, which is surely another."""
+    runner(replace(CPU, package="numpy"))
+    seen = []
+
+    def spied(*args, **how):
+        seen.append(how["guards"])
+        return convert(*args, **how)
+
+    monkeypatch.setattr(oracle_module, "convert", spied)
+    edit(CONFIG, lambda data: data["evidence"].update(engine={"guards": ["head", "gone"]}))
+    found("--update-baseline")
+    assert seen == [("head",)]
+    (entry,) = json.loads(BASELINE.read_text())["baselines"].values()
+    assert entry["versions"]["numpy"] == np.__version__
+
+
+def test_configs_are_judged_one_after_the_other_on_the_one_gpu(runner):
+    """In this process: another one would not know of the stand-in."""
+    runner(CPU)
+    shutil.copy(CONFIG, "configs/again.yaml")
+    assert ok("gate", CONFIG, "configs/again.yaml", "--runner", "cuda", "--json").json["verdict"] == "pass"
 
 
 def test_pins_are_taken_out_only_where_that_is_asked_for(runner):

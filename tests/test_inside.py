@@ -265,9 +265,10 @@ def test_a_runner_without_engines_has_no_inside(graph):
 # ------------------------------------------------------------------------------------ without debug tensors
 
 
-@pytest.fixture
-def engines(monkeypatch):
-    """Every engine that is built, by TensorRT-RTX whose networks have no debug tensors."""
+@pytest.fixture(params=["lacks them", "has none to emit"])
+def engines(monkeypatch, request):
+    """Every engine that is built, with its guards, by TensorRT-RTX whose networks have no debug tensors."""
+    monkeypatch.setenv("MARKING_CHILD", request.param)
 
     def older(module, *args, **how):
         return process.run(module.replace("trt_helper.builder.rtx_child", "marking_child"), *args, **how)
@@ -278,7 +279,7 @@ def engines(monkeypatch):
 
     def spied(*args, **how):
         made = made_by(*args, **how)
-        built.append(made.engine)
+        built.append((made.engine, how["guards"]))
         return made
 
     monkeypatch.setattr(oracle_module, "convert", spied)
@@ -290,10 +291,11 @@ def test_without_debug_tensors_each_is_an_output_of_one_of_a_few_engines(graph, 
     emulated = {name: array for name, (_, array) in steps(graph, Plan()).items()}
     computing(tmp_path, monkeypatch, emulated | {"c1_out": emulated["c1_out"] * 2})
     said = []
-    found = oracle(graph).inside(Plan(), Emulator(graph), said.append)
+    found = replace(oracle(graph), guards=("c1",)).inside(Plan(), Emulator(graph), said.append)
     between = ["c0_out", "r0_out", "c1_out", "r1_out", "up_out"]
-    assert [engine.marked for engine in engines] == [("c0_out", "up_out"), ("r0_out",), ("c1_out",), ("r1_out",)]
-    for engine in engines:
+    assert {guards for _, guards in engines} == {("c1",)}
+    assert [engine.marked for engine, _ in engines] == [("c0_out", "up_out"), ("r0_out",), ("c1_out",), ("r1_out",)]
+    for engine, _ in engines:
         shown = {tensor.name: one.name for one in engine.layers for tensor in one.outputs}
         assert {"y", *engine.marked} <= shown.keys()  # TensorRT's own list of the engine has them
         assert {one.kernel for one in found if one.tensor in engine.marked} == {shown[name] for name in engine.marked}

@@ -19,7 +19,7 @@ from trt_helper.model import load
 from trt_helper.oracle import control_error
 from trt_helper.record import evidence_yaml, located_json
 from trt_helper.reference import references
-from trt_helper.runners import RUNNERS, RunnerOracle, execute, runner_here
+from trt_helper.runners import RUNNERS, RunnerOracle, execute, ort_child, runner_here
 from trt_helper.runners.oracle import agreed
 from trt_helper.samples import Sample
 from trt_helper.typed import render, write
@@ -72,6 +72,46 @@ def test_outputs_come_back_by_repeat_and_sample(graph, tmp_path):
         for sample, outputs in zip(given, repeat, strict=True):
             assert list(outputs) == ["[red]c"]
             np.testing.assert_allclose(outputs["[red]c"], sample.feed["x/1"], rtol=1e-6)
+
+
+def test_an_input_in_half_is_fed_in_half(tmp_path):
+    """ONNX Runtime refuses FP32 where the model reads FP16; outputs come back as FP32."""
+    half = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT16, [4])  # noqa: E731
+    nodes = [helper.make_node("Relu", ["x"], ["y"], "act")]
+    path = tmp_path / "half.onnx"
+    onnx.save(
+        helper.make_model(
+            helper.make_graph(nodes, "g", [half("x")], [half("y")]),
+            opset_imports=[helper.make_opsetid("", 17)],
+            ir_version=9,
+        ),
+        path,
+    )
+    ((outputs,),) = execute(CPU, path, [Sample("s", {"x": np.float32([1, -2, 0.1, 4])})], ["y"])
+    assert outputs["y"].dtype == np.float32
+    np.testing.assert_array_equal(outputs["y"], np.float32([1, 0, np.float16(0.1), 4]))
+
+
+def test_on_cuda_fp32_is_fp32_and_each_run_takes_the_same_way(monkeypatch):
+    """TF32 is on by default there and rounds to 10 bits. What the session is asked for; nothing runs."""
+    asked = {}
+
+    class Session:
+        def __init__(self, _file, _options, providers):
+            asked.update(dict(one for one in providers if isinstance(one, tuple)))
+
+        def get_providers(self):
+            return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+        def get_inputs(self):
+            return []
+
+    monkeypatch.setattr(ort_child.ort, "InferenceSession", Session)
+    monkeypatch.setattr(ort_child.ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    ort_child.open_session("m.onnx", None, "CUDAExecutionProvider")
+    assert asked["CUDAExecutionProvider"] == {"use_tf32": "0"}
+    ort_child.open_session("m.onnx", None, "CUDAExecutionProvider", ort_child.SAME_EACH_TIME)
+    assert asked["CUDAExecutionProvider"] == {"use_tf32": "0", "cudnn_conv_algo_search": "DEFAULT"}
 
 
 def test_a_sample_that_does_not_fit_is_an_error_and_no_traceback(graph, tmp_path):

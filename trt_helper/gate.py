@@ -40,10 +40,10 @@ from trt_helper.graph import Graph, read_graph
 from trt_helper.machine import find_gpu
 from trt_helper.metric import Metric, load_metric
 from trt_helper.model import load
-from trt_helper.recorded import added_of, given_shapes, guards_of, recorded_inputs, recorded_pins
+from trt_helper.recorded import given_shapes, recorded_additions, recorded_guards, recorded_inputs, recorded_pins
 from trt_helper.reference import half_warning, require_alike, versions
 from trt_helper.replay import EngineReplay, Replay
-from trt_helper.runners import RunnerOracle, runner_here
+from trt_helper.runners import Runner, RunnerOracle, runner_here
 from trt_helper.samples import RANDOM_WARNING, Sample, load_samples
 from trt_helper.shapes import parse_shapes, profile, ranges_of, samples_in
 from trt_helper.values import CURES, LayerName, Plan, Tolerance
@@ -145,13 +145,14 @@ def _judged(graph: Graph, config: Config, request: Request) -> Gated:
     """Run the plan, hold it against tolerance or metric, then against the baseline."""
     tolerance, path = config.tolerance, request.baseline or base.default_path(request.config)
     original = _original(graph, request)
-    setup = _setup(request, None if original is graph else original.source.sha256)
+    runner = None if request.runner == EMULATE else runner_here(request.runner)
+    setup = _setup(runner, None if original is graph else original.source.sha256)
     before = _baseline(path, setup, request)
     samples, findings = _samples(graph, config, request)
     metric = _metric(config, request)
     about = cache.subject(graph, samples)
     expected = cache.cached_references(original, samples, {**about, "model": original.source.sha256})
-    run = _replayed(graph, config, samples, expected, request)
+    run = _replayed(graph, config, samples, expected, runner, request.repeats)
     again = f"find the plan again: {_locate_command(config, graph, request)}"
     accept = "if that is meant to be, run the same command with --update-baseline"
     figure = metric.figure(expected, run.found) if metric and run.found else None
@@ -186,32 +187,36 @@ def _judged(graph: Graph, config: Config, request: Request) -> Gated:
     )
 
 
-def _setup(request: Request, reference: str | None) -> base.Setup:
-    if request.runner == EMULATE:
+def _setup(runner: Runner | None, reference: str | None) -> base.Setup:
+    if runner is None:
         return base.Setup(EMULATE, None, versions(), reference)
-    runner = runner_here(request.runner)
     known = {**versions(), runner.package: runner.version}
     return base.Setup(runner.name, find_gpu().name or None, known, reference)
 
 
 def _replayed(
-    graph: Graph, config: Config, samples: Sequence[Sample], expected: Sequence[Values], request: Request
+    graph: Graph,
+    config: Config,
+    samples: Sequence[Sample],
+    expected: Sequence[Values],
+    runner: Runner | None,
+    repeats: int,
 ) -> AnyReplay:
-    """Run the plan on every sample: emulated, or as the engine that `convert` makes of it."""
+    """Run the plan on every sample: emulated without a `runner`, else as what `convert` makes of it there."""
     plan, tolerance = graph.plan(config.fp32_layers, config.bf16_layers), config.tolerance
-    if request.runner == EMULATE:
+    if runner is None:
         return Replay(graph, plan, samples, expected, tolerance)
-    settings = BuildSettings(tensorrt=request.runner == "tensorrt", exclude_tactics=config.exclude_tactics)
+    settings = BuildSettings(tensorrt=runner.name == "tensorrt", exclude_tactics=config.exclude_tactics)
     oracle = RunnerOracle(
         graph,
-        runner_here(request.runner),
+        runner,
         samples,
         expected,
         tolerance,
         profile(graph, ranges_of(samples))[0],
         settings,
-        repeats=request.repeats,
-        guards=guards_of(config.evidence, graph),
+        repeats=repeats,
+        guards=recorded_guards(config, graph),
     )
     return EngineReplay(oracle, plan)
 
@@ -347,7 +352,7 @@ def _unneeded_pins(
     """A warning for each pin without which the plan passes, too."""
     if not run.pins or not (_are_unproven(run, config, request) if request.check_pins is None else request.check_pins):
         return
-    added = added_of(config.evidence)  # so that TensorRT keeps their neighbours; no figure needs them
+    added = recorded_additions(config)  # so that TensorRT keeps their neighbours; no figure needs them
     found = [name for name in _passing_without(run, metric, about) if name not in added]
     lines = pin_lines(request.config) if found else {}
     said = "is no longer needed: the plan is accurate without it"

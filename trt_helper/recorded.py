@@ -34,16 +34,19 @@ def recorded_pins(config: Config) -> tuple[LayerName, ...]:
     return tuple(map(str, layers)) if isinstance(layers, dict) else ()
 
 
-def guards_of(evidence: Mapping[str, Any], graph: Graph) -> tuple[LayerName, ...]:
-    """The layers that an earlier conversion guarded, by a config's evidence; names that are gone are left out."""
-    recorded = evidence.get("engine")
-    named = recorded.get("guards") if isinstance(recorded, dict) else ()
+def recorded_guards(config: Config, graph: Graph) -> tuple[LayerName, ...]:
+    """The layers that an earlier conversion guarded, as far as the model still has them."""
+    named = _engine(config).get("guards")
     known = frozenset(graph.candidates)
-    return tuple(name for name in named if name in known) if isinstance(named, list) else ()
+    return tuple(name for name in map(str, named) if name in known) if isinstance(named, list) else ()
 
 
-def added_of(evidence: Mapping[str, Any]) -> frozenset[LayerName]:
-    """The pins that an earlier conversion added, by a config's evidence."""
-    recorded = evidence.get("engine")
-    named = recorded.get("added") if isinstance(recorded, dict) else None
+def recorded_additions(config: Config) -> frozenset[LayerName]:
+    """The pins that an earlier conversion added."""
+    named = _engine(config).get("added")
     return frozenset(map(str, named)) if isinstance(named, dict) else frozenset()
+
+
+def _engine(config: Config) -> Mapping[str, Any]:
+    engine = config.evidence.get("engine")
+    return engine if isinstance(engine, dict) else {}

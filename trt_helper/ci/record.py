@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from trt_helper.baseline import Baseline
 from trt_helper.gate import Gated
 from trt_helper.record import SCHEMA, outputs_json, tolerance_json
 from trt_helper.reference import versions
@@ -36,7 +37,7 @@ def _config_json(gated: Gated) -> dict[str, Any]:
         "fp32_layers": sorted(now.plan.fp32) if now else [],
         "bf16_layers": sorted(now.plan.bf16) if now else [],
         "outputs": outputs_json(now.outputs) if now else {},
-        "overflow": dict(now.overflow or {}) if now else {},
+        "overflow": _overflow(now) if now else {},
         "baseline": dict(gated.before) if gated.before else None,
         "findings": [
             {
@@ -50,3 +51,8 @@ def _config_json(gated: Gated) -> dict[str, Any]:
             for finding in gated.findings
         ],
     }
+
+
+def _overflow(now: Baseline) -> dict[str, int] | None:
+    """Elements by layer; None where nobody saw them: in an engine."""
+    return None if now.overflow is None else dict(now.overflow)

@@ -54,7 +54,7 @@ def run(
     from trt_helper.cli import common
     from trt_helper.cli.console import progress, show, show_json, warn
     from trt_helper.export.specs import parse_arguments
-    from trt_helper.recorded import added_of, guards_of
+    from trt_helper.recorded import recorded_additions, recorded_guards
     from trt_helper.shapes import parse_shapes, samples_in
 
     plan_file, path = common.open_config(config, model)
@@ -71,14 +71,14 @@ def run(
             samples,
             Timing(repeats, warm_up, streams),
             module=Module(checkpoint, module, model_arg or (), trust_checkpoint) if checkpoint else None,
-            engines=Engines(guards_of(plan_file.evidence, graph), plan_file.exclude_tactics),
+            engines=Engines(recorded_guards(plan_file, graph), plan_file.exclude_tactics),
             on_progress=report,
         )
         estimated = estimate(graph, plan, samples, gpus)
     for message in found.warnings:
         warn(message)
     if as_json:
-        added = plan.fp32 & added_of(plan_file.evidence)
+        added = plan.fp32 & recorded_additions(plan_file)
         show_json(_json(graph, plan, sorted(added), next(iter(samples.values())).source, found, estimated))
     else:
         show(text.measured(found.measured), "", text.not_run(found.not_run), "", text.estimated(estimated))

@@ -137,7 +137,7 @@ def judging(
 ) -> Iterator[dict[str, Any]]:
     """What `locate` needs to judge by `--runner`, here or on the cluster of `--ray`: nothing for the emulator here.
 
-    Engines are built without the excluded `tactics` where that can be: by TensorRT.
+    Engines are built without the excluded `tactics`; TensorRT-RTX refuses them.
 
     Raises MachineError where that cannot be.
     """
@@ -171,8 +171,7 @@ def _runner(
 
     if check:
         runner_here(runner)
-    tensorrt = runner == "tensorrt"
-    settings = BuildSettings(tensorrt=tensorrt, exclude_tactics=tactics if tensorrt else ())
+    settings = BuildSettings(tensorrt=runner == "tensorrt", exclude_tactics=tactics)
     ranges, _ = profile(graph, ranges_of(samples))
     return {"oracle": partial(runner_oracle, runner=runner, profile=ranges, settings=settings, repeats=repeats)}
 

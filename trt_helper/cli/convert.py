@@ -95,7 +95,7 @@ def run(
     from trt_helper.cli import common
     from trt_helper.cli.console import progress
     from trt_helper.convert import convert
-    from trt_helper.recorded import guards_of
+    from trt_helper.recorded import recorded_guards
 
     plan_file, path = common.open_config(config, model)
     settings = BuildSettings(
@@ -132,7 +132,7 @@ def run(
             typed_onnx=typed_onnx,
             profile=ranges,
             settings=settings,
-            guards=guards_of(plan_file.evidence, graph),
+            guards=recorded_guards(plan_file, graph),
             on_progress=lambda phase, fraction: report(f"TensorRT: {phase}", round(100 * fraction), 100),
         )
     if config:
