@@ -123,13 +123,14 @@ def test_a_reference_that_computes_in_half_is_named():
         [
             node("Cast", ["x"], ["a"], "widen", to=1),
             node("Cast", ["w"], ["v"], "weight", to=1),
-            node("Mul", ["a", "v"], ["y"], "scale"),
+            node("Mul", ["a", "v"], ["z"], "scale"),
+            node("Cast", ["z"], ["y"], "narrow", to=10),
         ],
         [value("x", ["b", 4], onnx.TensorProto.FLOAT16)],
-        [value("y", ["b", 4])],
+        [value("y", ["b", 4], onnx.TensorProto.FLOAT16)],
         [constant("w", np.float16(2))],
     )
-    saved(stored, "stored.onnx")  # its input and its weight are halves, and it computes in FP32
+    saved(stored, "stored.onnx")  # input, output and weight are halves, and it computes in FP32
     assert says not in run(*given, "stored.onnx").err
 
 
