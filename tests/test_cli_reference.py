@@ -114,8 +114,8 @@ def test_a_reference_that_computes_in_half_is_named():
         [value("y", ["b", 4])],
     )
     saved(half, "half.onnx")
-    says = "half.onnx computes in half precision itself"
-    assert says in run("compare", "typed.onnx", *EXACT, "--reference", "half.onnx").err
+    says = "computes in half precision itself"
+    assert f"half.onnx {says}" in run("compare", "typed.onnx", *EXACT, "--reference", "half.onnx").err
     given = ("gate", "typed.onnx", CONFIG, "--inputs", "x.npz", "--reference")
     assert says in run(*given, "half.onnx").err
     assert says not in run(*given, "model.onnx").err
@@ -131,7 +131,9 @@ def test_a_reference_that_computes_in_half_is_named():
         [constant("w", np.float16(2))],
     )
     saved(stored, "stored.onnx")  # input, output and weight are halves, and it computes in FP32
-    assert says not in run(*given, "stored.onnx").err
+    done = run(*given, "stored.onnx")
+    assert done.status in (0, 1), done.err  # judged
+    assert says not in done.err
 
 
 @pytest.mark.parametrize(
