@@ -29,7 +29,6 @@ from trt_helper import errors
 from trt_helper.builder import (
     BuildSettings,
     build,
-    precision_of,
 )
 
 # ------------------------------------------------------------------------------------- what comes out
@@ -63,9 +62,9 @@ def test_two_profiles_of_a_dynamic_model_build_every_layer_twice(tmp_path):
     small = {"x": ((1, 32), (2, 32), (4, 32))}
     large = {"x": ((8, 32), (8, 32), (16, 32))}
     result = built(tmp_path, dynamic(), profiles=[small, large])
-    found = precision_of(result.layers, "act")
-    assert len(found.engine_layers) == 2
-    assert found.engine_layers[0].inputs[0].shape == (-1, 32)
+    found = [one for one in result.layers if "act" in one.onnx_layers]
+    assert len(found) == 2
+    assert found[0].inputs[0].shape == (-1, 32)
 
 
 @needs_rtx
@@ -89,7 +88,7 @@ def test_external_weights_are_found_beside_the_model_and_missed_by_name(tmp_path
     onnx.save_model(made, path, save_as_external_data=True, location="w.bin", size_threshold=0)
     out = tmp_path / "model.trt"
     result = build(path, out, profiles=[], settings=BuildSettings())
-    assert precision_of(result.layers, "mm").constants == ("FP32",)
+    assert [tensor.dtype for one in result.layers for tensor in one.weights] == ["FP32"]
     (tmp_path / "w.bin").unlink()
     with pytest.raises(errors.ModelError, match=r"weights that cannot be read: 'w'"):
         build(path, out, profiles=[], settings=BuildSettings())
@@ -113,7 +112,8 @@ def test_every_setting_stands_in_the_builder_config():
     code = (
         "import tensorrt_rtx as trt; from trt_helper.builder import BuildSettings, rtx_child as child\n"
         "log = child._Log(); builder = trt.Builder(log); kind = trt.MemoryPoolType.WORKSPACE\n"
-        "chosen = BuildSettings(optimization_level=1, workspace=1 << 20, compute_capabilities=('8.6', '86'))\n"
+        "level = {'builder_optimization_level': '1'}\n"
+        "chosen = BuildSettings(extra=level, workspace=1 << 20, compute_capabilities=('8.6', '86'))\n"
         "config = child._config(builder, chosen, log)\n"
         "print(config.builder_optimization_level, config.get_memory_pool_limit(kind), end=' ')\n"
         "print(config.num_compute_capabilities, config.get_compute_capability(0).name)"
@@ -129,10 +129,8 @@ def test_settings_reach_tensorrt(tmp_path):
         tmp_path,
         relu(),
         compute_capabilities=("8.6", "sm89"),
-        optimization_level=1,
-        tf32=True,
         workspace=1 << 30,
-        extra={"STRICT_NANS": "on", "avg_timing_iterations": "4", "tiling_optimization_level": "fast"},
+        extra={"STRICT_NANS": "on", "TF32": "on", "avg_timing_iterations": "4", "tiling_optimization_level": "fast"},
     )
     assert chosen.sha256 != plain.sha256
     assert chosen.warnings == ()
@@ -142,7 +140,8 @@ def test_settings_reach_tensorrt(tmp_path):
 def test_tf32_is_off_unless_asked_for(tmp_path):
     """TensorRT has it on by default. The flag cannot be read back from an engine: compare whole engines."""
     made = convs("c0", "r0", "mid", "r1", "c2")
-    off, on = (built(tmp_path, made, tf32=tf32).sha256 for tf32 in (False, True))
+    off, on = (built(tmp_path, made, extra={"TF32": word}).sha256 for word in ("off", "on"))
+    assert built(tmp_path, made).sha256 == off
     code = (
         "import hashlib, sys, tensorrt_rtx as trt\n"
         "builder = trt.Builder(trt.Logger(trt.Logger.ERROR)); config = builder.create_builder_config()\n"
@@ -305,8 +304,7 @@ def test_a_profile_that_does_not_fit_is_refused_before_the_build(tmp_path, profi
         ({"time_limit": -1.0}, "the time limit is -1.0", "above 0"),
         ({"time_limit": float("nan")}, "the time limit is nan", "above 0"),
         ({"memory_limit": 0}, "the memory limit is 0", "above 0"),
-        ({"optimization_level": 9}, "the optimization level is 9", "0 to 5"),
-        ({"extra": {"TF32": "on"}}, "builder argument 'TF32' is not free", "use the setting tf32"),
+        ({"extra": {"flags": "1"}}, "builder argument 'flags' is not free", "name each BuilderFlag"),
     ],
 )
 def test_a_setting_that_no_build_can_use_is_refused_at_once(settings, message, fix):

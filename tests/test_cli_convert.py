@@ -200,7 +200,7 @@ def test_notes_for_netron_are_not_written_over_the_model():
         (("--shapes", "z:1x4"), "the model has no input 'z'", "its inputs: x"),
         (("--compute-capability", "9.9"), "has no compute capability '9.9'", "known are 7.5, 8.0"),
         (("--builder-arg", "STRICT_NANS"), "--builder-arg 'STRICT_NANS' is not NAME=VALUE", "STRICT_NANS=on"),
-        (("--builder-arg", "TF32=on"), "the builder argument 'TF32' is not free", "use the setting tf32"),
+        (("--builder-arg", "flags=1"), "the builder argument 'flags' is not free", "name each BuilderFlag"),
     ],
 )
 def test_an_option_that_no_build_can_use_is_refused_with_its_value(words, says, fix):

@@ -50,34 +50,19 @@ def test_a_builder_that_cannot_build_here_is_refused():
         refused("convert", "--config", CONFIG, "--builder", "tensorrt", says="--builder tensorrt needs")
 
 
-@pytest.mark.parametrize("builder", ["auto", "tensorrt-rtx"])
-def test_tensorrt_rtx_refuses_weak_typing(builder):
-    if builder == "auto" and find_gpu().missing == "":
-        pytest.skip("this machine has a GPU: auto may be TensorRT 10")
-    plan()
-    refused(
-        *("convert", "--config", CONFIG, "--builder", builder, "--typing", "weak"),
-        says="TensorRT-RTX has no weak typing",
-        fix="use --typing strong, or --builder tensorrt with TensorRT 8.6 to 10",
-    )
-
-
 @pytest.mark.gpu
-@pytest.mark.parametrize("typing", ["strong", "weak"])
-def test_an_engine_of_tensorrt_has_its_proof_beside_it(typing):
+def test_an_engine_of_tensorrt_has_its_proof_beside_it():
     try:
         common.is_tensorrt("tensorrt")
     except MachineError as error:
         pytest.skip(error.message)
     plan()
-    words = ("convert", "--config", CONFIG, "--builder", "tensorrt", "--typing", typing, "--shapes", "x:1x8")
-    result = run(*words)
+    result = run("convert", "--config", CONFIG, "--builder", "tensorrt", "--shapes", "x:1x8")
     if result.status == 3 and "typing" in result.err:
-        pytest.skip(result.err)  # 8.6 has no strong typing, 11 no weak
+        pytest.skip(result.err)  # 8.6 has no strong typing
     proof = json.loads(Path("model.trt.json").read_text())
     assert {pin["layer"] for pin in proof["pins"]} == set(PINS)
     assert not [pin for pin in proof["pins"] if pin["state"] == "demoted"]
-    assert proof["engine"]["settings"].get("weakly_typed", False) is (typing == "weak")
 
 
 @pytest.mark.parametrize(
@@ -97,7 +82,6 @@ def test_unknown_runners_builders_and_formats_are_misuse():
     plan()
     misused("locate", "model.onnx", "--runner", "gpu", says="Invalid value for '--runner'")
     misused("convert", "--config", CONFIG, "--builder", "trt", says="Invalid value for '--builder'")
-    misused("convert", "--config", CONFIG, "--typing", "loose", says="Invalid value for '--typing'")
     misused("convert", "--config", CONFIG, "--emit", "dot", says="Invalid value for '--emit'")
 
 

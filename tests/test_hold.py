@@ -128,17 +128,16 @@ def test_an_engine_is_not_touched_before_its_pins_are_proved():
 @needs_rtx
 def test_the_settings_that_are_set_stand_in_the_sidecar():
     saved(products())
-    ok("convert", "model.onnx", "--optimization-level", "0", "--weight-streaming", "--time-limit", "90")
+    ok("convert", "model.onnx", "--builder-arg", "WEIGHT_STREAMING=on", "--time-limit", "90")
     settings = json.loads(Path("model.trt.json").read_text())["engine"]["settings"]
-    assert settings == {"optimization_level": 0, "weight_streaming": True, "time_limit": 90.0}
+    assert settings == {"extra": {"WEIGHT_STREAMING": "on"}, "time_limit": 90.0}
 
 
 @needs_rtx
 @pytest.mark.parametrize(
     ("words", "status", "says"),
     [
-        (["--hardware-compatible"], 3, "has no hardware compatibility mode"),
-        (["--version-compatible"], 4, "libnvinfer_lean"),
+        (["--builder-arg", "VERSION_COMPATIBLE=on"], 4, "libnvinfer_lean"),
         (["--plugin", "bad.so"], 3, "cannot load the plugin library bad.so: Unable to load library"),
         (["--plugin", "none.so"], 3, "there is no plugin library none.so"),
     ],

@@ -35,7 +35,7 @@ def words(command):
 
 
 def test_the_typed_model_needs_no_layer_to_be_named(tmp_path):
-    settings = BuildSettings(workspace=512 << 20, optimization_level=4)
+    settings = BuildSettings(workspace=512 << 20, extra={"builder_optimization_level": "4"})
     command = trtexec_typed(tmp_path / "a b.onnx", tmp_path / "m.trt", RANGES, settings)
     said = words(command)
     assert said["onnx"] == str(tmp_path / "a b.onnx")  # a space is quoted
@@ -47,7 +47,9 @@ def test_the_typed_model_needs_no_layer_to_be_named(tmp_path):
 
 def test_weak_typing_names_every_pin_in_topological_order(graph, tmp_path):
     plan = graph.plan(["c2", "mid"])
-    said = words(trtexec_weak(graph.source.path, tmp_path / "m.trt", graph, plan, {}, BuildSettings(tf32=True)))
+    said = words(
+        trtexec_weak(graph.source.path, tmp_path / "m.trt", graph, plan, {}, BuildSettings(extra={"TF32": "on"}))
+    )
     assert (said["fp16"], said["precisionConstraints"]) == ("", "obey")
     assert said["layerPrecisions"] == said["layerOutputTypes"] == "mid:fp32,c2:fp32"
     assert "noTF32" not in said

@@ -1,7 +1,7 @@
 """What is asked of TensorRT 10 and 11 alone, with stand-ins for their objects: no machine without a GPU can make them.
 
-The calls are those of NVIDIA's documentation: `IAlgorithmSelector` (TensorRT 10.7, Python API) and the editable timing
-cache (`samples/sampleEditableTimingCache`, TensorRT 10.8). `test_tensorrt_names` holds the names against the bindings.
+The calls are those of NVIDIA's documentation of the editable timing cache (`samples/sampleEditableTimingCache`,
+TensorRT 10.8). `test_tensorrt_names` holds the names against the bindings.
 """
 
 from __future__ import annotations
@@ -16,55 +16,6 @@ pytest.importorskip("tensorrt_rtx", reason="pip install 'trt-helper[rtx]': any b
 from trt_helper.builder import trt_only
 from trt_helper.builder.settings import BuildSettings
 from trt_helper.errors import BuildError, ConfigError
-
-
-class StandInSelector:
-    """As `trt.IAlgorithmSelector`: TensorRT calls both methods of what is derived from it."""
-
-
-def algorithm(implementation, tactic):
-    return SimpleNamespace(algorithm_variant=SimpleNamespace(implementation=implementation, tactic=tactic))
-
-
-CONV, GEMM = SimpleNamespace(name="conv1 + relu1"), SimpleNamespace(name="matMul1")
-FAST, SLOW = algorithm(0x80, 5), algorithm(0x80, 6)
-
-
-@pytest.fixture
-def selector(monkeypatch):
-    monkeypatch.setattr(trt_only, "trt", SimpleNamespace(IAlgorithmSelector=StandInSelector), raising=True)
-    return lambda *entries: trt_only.selector(entries)
-
-
-def test_the_selector_offers_all_but_the_excluded_tactic_of_that_layer(selector):
-    made = selector({"layer": "relu1", "tactic": 5})
-    assert made.select_algorithms(CONV, [FAST, SLOW]) == [1]
-    assert made.select_algorithms(GEMM, [FAST, SLOW]) == [0, 1]
-
-
-def test_the_implementation_stands_where_later_versions_have_a_kernel(selector):
-    assert selector({"layer": "conv1", "kernel": "128"}).select_algorithms(CONV, [FAST, SLOW]) == []
-    assert selector({"layer": "conv1", "tactic": 5, "kernel": "7"}).select_algorithms(CONV, [FAST, SLOW]) == [0, 1]
-
-
-@pytest.mark.parametrize(
-    ("chosen", "error", "says"),
-    [
-        ([(CONV, SLOW), (GEMM, FAST)], None, ""),
-        ([(CONV, FAST), (GEMM, FAST)], BuildError, r"took an excluded tactic for conv1 \+ relu1"),
-        ([(GEMM, FAST)], ConfigError, "names 'conv1', for which TensorRT timed no tactics"),
-    ],
-)
-def test_what_the_selector_is_told_at_the_end_is_the_proof(selector, chosen, error, says):
-    entry = {"layer": "conv1", "tactic": 5}
-    cache = SimpleNamespace(selector=selector(entry))
-    cache.selector.report_algorithms([context for context, _ in chosen], [choice for _, choice in chosen])
-    settings = BuildSettings(tensorrt=True, exclude_tactics=(entry,))
-    if error is None:
-        assert trt_only.without_excluded(b"engine", cache, settings, [], pytest.fail) == (b"engine", [])
-    else:
-        with pytest.raises(error, match=says):
-            trt_only.without_excluded(b"engine", cache, settings, [], pytest.fail)
 
 
 class Cache:
@@ -111,7 +62,7 @@ def editable(monkeypatch, kernel_of):
 
 def timing_cache(known):
     made = object.__new__(trt_only.TimingCache)
-    made.cache, made.selector, made.path = Cache(known), None, None
+    made.cache, made.path = Cache(known), None
     return made
 
 
@@ -146,3 +97,11 @@ def test_nothing_is_built_again_where_the_first_engine_is_right_already(monkeypa
 def test_an_engine_that_the_second_build_did_not_make_is_none(monkeypatch):
     editable(monkeypatch, {})
     assert trt_only.without_excluded(b"first", timing_cache({KEY}), SETTINGS, [LOG], lambda: None) == (None, [])
+
+
+def test_tensorrt_before_10_8_cannot_exclude_tactics(monkeypatch):
+    monkeypatch.setattr(trt_only, "trt", SimpleNamespace(BuilderFlag=SimpleNamespace()))
+    monkeypatch.setattr(trt_only, "TimingCache", lambda _config, _settings: None)
+    with pytest.raises(ConfigError, match="cannot exclude tactics") as caught:
+        trt_only.prepare(None, SETTINGS)
+    assert caught.value.fix == "build with TensorRT 10.8 or later"

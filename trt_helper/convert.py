@@ -18,14 +18,13 @@ from typing import Any
 
 from trt_helper import __version__, builder
 from trt_helper.asked import asked_of
-from trt_helper.builder import BuildSettings, EngineBuild, PinProof, Told
+from trt_helper.builder import BuildSettings, EngineBuild, PinProof
 from trt_helper.errors import BuildError, OutputError
 from trt_helper.files import PREFIX, cannot_write, make_folder_of, sha256_of, write_atomically
 from trt_helper.graph import Graph
 from trt_helper.hold import Hold, Ladder, guard
 from trt_helper.loops import state_conditions
 from trt_helper.shapes import Range
-from trt_helper.told import untyped
 from trt_helper.typed import TypedModel, render, write
 from trt_helper.values import LayerName, Narrow, Plan
 
@@ -35,7 +34,7 @@ class Build:
     """One engine that was built and looked into."""
 
     hold: Hold
-    typed_sha256: str  # of the model that TensorRT was given: FP32 where the network is weakly typed
+    typed_sha256: str  # of the model that TensorRT was given
     engine: EngineBuild
     proofs: tuple[PinProof, ...]
 
@@ -143,16 +142,12 @@ def _builds(
             guard(typed, hold.guards)
             state_conditions(typed.model)
             source = Path(folder) / "typed.onnx"
-            given, told = typed, Told()
-            if settings.weakly_typed:
-                given, told = untyped(graph, hold.plan(plan), hold.guards)
-            write(given, source)
+            write(typed, source)
             built = builder.build(
                 source,
                 engine,
                 profiles=[profile] if profile else [],
                 settings=settings,
-                told=told,
                 on_progress=on_progress,
             )
             proofs = _prove(graph, hold.plan(plan), typed, built)

@@ -45,7 +45,6 @@ class Ladder:
 
     def __init__(self, graph: Graph, plan: Plan, given: Iterable[LayerName] = ()) -> None:
         """`given` are layers whose guards an earlier conversion found necessary."""
-        self._graph = graph
         self._plan = plan
         self._layers = {layer.name: layer for layer in graph.layers}
         self._rungs = {name: RUNGS.index("guard") for name in given if name in plan.fp32}

@@ -72,8 +72,8 @@ def _common(ranges: Mapping[str, Range], settings: BuildSettings) -> list[str]:
     words = [] if settings.tf32 else ["--noTF32"]
     if settings.workspace is not None:
         words.append(f"--memPoolSize=workspace:{settings.workspace / MIB:g}")
-    if settings.optimization_level is not None:
-        words.append(f"--builderOptimizationLevel={settings.optimization_level}")
+    if (level := settings.extra.get("builder_optimization_level")) is not None:
+        words.append(f"--builderOptimizationLevel={level}")
     if settings.timing_cache is not None:
         words.append(f"--timingCacheFile={settings.timing_cache}")
     for index, which in enumerate(("min", "opt", "max")):

@@ -5,11 +5,11 @@ Nothing heavy is imported here: TensorRT-RTX is imported by the child process th
 
 from trt_helper.builder.engine import EngineBuild
 from trt_helper.builder.inside import Asked
-from trt_helper.builder.layer_info import EngineLayer, EngineTensor, half_share, parse_layers, precision_of
+from trt_helper.builder.layer_info import EngineLayer, EngineTensor, half_share, parse_layers
 from trt_helper.builder.program import Program, read_program
 from trt_helper.builder.proof import HEAVY, PinProof, PinState, prove
 from trt_helper.builder.rtx import build
-from trt_helper.builder.settings import BuildSettings, Profile, Shape, Told
+from trt_helper.builder.settings import BuildSettings, Profile, Shape
 
 __all__ = [
     "HEAVY",
@@ -23,11 +23,9 @@ __all__ = [
     "Profile",
     "Program",
     "Shape",
-    "Told",
     "build",
     "half_share",
     "parse_layers",
-    "precision_of",
     "prove",
     "read_program",
 ]

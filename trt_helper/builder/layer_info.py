@@ -79,17 +79,6 @@ class EngineLayer:
         return float_types(self.inputs) | float_types(self.weights)
 
 
-@dataclass(frozen=True, slots=True)
-class LayerPrecision:
-    """Where one ONNX layer ended and which float types are seen there, each once and sorted."""
-
-    onnx_layer: str
-    engine_layers: tuple[EngineLayer, ...]
-    inputs: tuple[str, ...]
-    constants: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-
 def parse_layers(text: str) -> tuple[EngineLayer, ...]:
     """Read a `Layers:` dump or EngineInspector's JSON; the layers come in the engine's order.
 
@@ -102,18 +91,6 @@ def parse_layers(text: str) -> tuple[EngineLayer, ...]:
         raise ValueError(f"neither a layer dump nor JSON: {text[:40]!r}")
     records = _RECORD.split(_END.split(rest)[0])
     return tuple(_from_record(record.rstrip("\n")) for record in records if record.strip())
-
-
-def precision_of(layers: Iterable[EngineLayer], onnx_layer: str) -> LayerPrecision:
-    """Find the engine layers that name `onnx_layer`, and their float types without scale factors."""
-    holders = tuple(one for one in layers if onnx_layer in one.onnx_layers)
-    return LayerPrecision(
-        onnx_layer,
-        holders,
-        _sorted_types(tensor for one in holders for tensor in one.inputs),
-        _sorted_types(tensor for one in holders for tensor in one.weights),
-        _sorted_types(tensor for one in holders for tensor in one.outputs),
-    )
 
 
 def half_share(layers: Iterable[EngineLayer]) -> float:
@@ -153,10 +130,6 @@ def _main_graph_name(name: str) -> str:
     """Return if0 for "relu | then (then_branch) | if0 (If)", which is node relu in a branch of if0."""
     found = _IN_SUBGRAPH.search(name)
     return found.group("outermost").rpartition(" | ")[2] if found else name
-
-
-def _sorted_types(tensors: Iterable[EngineTensor]) -> tuple[str, ...]:
-    return tuple(sorted(float_types(tensors)))
 
 
 def _from_record(record: str) -> EngineLayer:

@@ -16,7 +16,7 @@ from trt_helper.builder.failures import INSTALL, MIB, useful_warnings
 from trt_helper.builder.layer_info import EngineLayer, parse_layers
 from trt_helper.builder.process import ChildDiedError, Event, Limits, NotImportableError, run, signal_name
 from trt_helper.builder.program import read_program
-from trt_helper.builder.settings import BuildSettings, Profile, Told
+from trt_helper.builder.settings import BuildSettings, Profile
 from trt_helper.errors import BuildError, MachineError, ModelError, OutputError
 from trt_helper.files import partial_file
 
@@ -25,7 +25,6 @@ PRODUCT = {False: "TensorRT-RTX", True: "TensorRT"}  # by BuildSettings.tensorrt
 PACKAGE = {False: "tensorrt_rtx", True: "tensorrt"}
 GET = {False: INSTALL, True: "pip install 'trt-helper[tensorrt]', on a machine with an NVIDIA GPU and its driver"}
 
-NOTHING = Told()
 OnProgress = Callable[[str, float], None]
 
 
@@ -35,12 +34,10 @@ def build(
     *,
     profiles: Sequence[Profile],
     settings: BuildSettings,
-    told: Told = NOTHING,
     on_progress: OnProgress | None = None,
 ) -> EngineBuild:
-    """Build the strongly typed ONNX model `typed` into the engine `out`; with `settings.weakly_typed` an FP32 model.
+    """Build the strongly typed ONNX model `typed` into the engine `out`.
 
-    A weakly typed network computes as it is `told`, and as TensorRT likes where it is told nothing.
     The same model, settings and version give the same bytes (RTX 1.7.1). `on_progress` gets TensorRT's
     name of the phase and a fraction in [0, 1] that never falls. `out` appears whole at the end or not at
     all, also on Ctrl-C and when the builder crashes.
@@ -54,7 +51,7 @@ def build(
     product = PRODUCT[settings.tensorrt]
     phases = _Phases(on_progress)
     with partial_file(out) as partial:
-        request = _request(typed, out, partial, profiles, settings, told)
+        request = _request(typed, out, partial, profiles, settings)
         try:
             result = run(
                 f"{__package__}.rtx_child",
@@ -84,7 +81,7 @@ def _check(typed: Path, out: Path, settings: BuildSettings) -> None:
 
 
 def _request(
-    typed: Path, out: Path, partial: Path, profiles: Sequence[Profile], settings: BuildSettings, told: Told
+    typed: Path, out: Path, partial: Path, profiles: Sequence[Profile], settings: BuildSettings
 ) -> dict[str, Any]:
     """Collect everything the child needs, as JSON can carry it."""
     return {
@@ -93,8 +90,6 @@ def _request(
         "partial": str(partial.absolute()),
         "profiles": [dict(profile) for profile in profiles],
         "settings": settings.stated(),
-        "told": dict(told.precisions),
-        "pins": sorted(told.pins),
     }
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trt_helper.builder import trt_only, weak
+from trt_helper.builder import trt_only
 from trt_helper.builder.bindings import PRODUCT, trt
 from trt_helper.builder.failures import (
     ParserComplaint,
@@ -24,23 +24,13 @@ from trt_helper.builder.failures import (
     reason,
 )
 from trt_helper.builder.progress import Progress
-from trt_helper.builder.settings import OWNED, BuildSettings, NetworkInput, Told, capability_member, check_profiles
+from trt_helper.builder.settings import OWNED, YES_NO, BuildSettings, NetworkInput, capability_member, check_profiles
 from trt_helper.errors import BuildError, ConfigError, InputError, nearest
 from trt_helper.files import cannot_write
 
 Send = Callable[[dict[str, Any]], None]
 
 BUILDER = f"{PRODUCT} {trt.__version__}"
-_YES_NO = {
-    "1": True,
-    "on": True,
-    "true": True,
-    "yes": True,
-    "0": False,
-    "off": False,
-    "false": False,
-    "no": False,
-}
 _PARTS = 200  # progress is sent for a new phase and when it has moved by 1/200
 
 
@@ -102,18 +92,13 @@ def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
     builder = trt.Builder(log)
     for plugin in settings.plugins:
         _load(builder, plugin, log)
-    told = Told(request["told"], frozenset(request["pins"]))
-    network = _network(builder, request["typed"], settings, log)
-    if settings.weakly_typed:
-        weak.tell(network, told)
+    network = _network(builder, request["typed"], log)
     marked = _mark(network, settings.debug_tensors) if settings.debug_tensors else []
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     profiles = [_tuples(profile) for profile in request["profiles"]]
     known = [NetworkInput(tensor.name, tuple(tensor.shape), tensor.is_shape_tensor) for tensor in inputs]
     check_profiles(profiles, known)
     config = _config(builder, settings, log)
-    if settings.weakly_typed:
-        weak.set_flags(config, told)
     for profile in profiles:
         config.add_optimization_profile(_profile(builder, known, profile))
     monitor = _Monitor(send)  # TensorRT keeps no reference to it
@@ -123,7 +108,7 @@ def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
     if plan is None:
         raise not_built(Path(request["typed"]).name, BUILDER, log.errors, settings)
     return _written(plan, request) | {
-        "builder": f"{BUILDER} (weakly typed)" if settings.weakly_typed else BUILDER,
+        "builder": BUILDER,
         "layers": log.layers,
         "warnings": log.warnings,
         "errors": log.errors,
@@ -177,14 +162,11 @@ def _tuples(listed: Mapping[str, Any]) -> dict[str, Any]:
     return {name: one(value) for name, value in listed.items()}
 
 
-def _network(builder: Any, typed: str, settings: BuildSettings, log: _Log) -> Any:
+def _network(builder: Any, typed: str, log: _Log) -> Any:
     """Parse the file. `parse_from_file` finds external data beside the model, also beyond 2 GB."""
-    if settings.weakly_typed:
-        network = weak.new_network(builder)
-    elif not hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):  # 8.6
-        raise ConfigError(f"{BUILDER} has no strong typing", fix="use --typing weak, or TensorRT 10 or later")
-    else:
-        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    if not hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):  # 8.6
+        raise ConfigError(f"{BUILDER} has no strong typing", fix="use TensorRT 10 or later")
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     name = Path(typed).name
     if not parser.parse_from_file(typed):
@@ -220,24 +202,11 @@ def _mark(network: Any, wanted: Sequence[str]) -> list[str]:
 def _config(builder: Any, settings: BuildSettings, log: _Log) -> Any:
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # otherwise no layer dump is logged
-    if settings.tf32:
-        config.set_flag(trt.BuilderFlag.TF32)
-    else:
-        config.clear_flag(trt.BuilderFlag.TF32)  # on by default: FP32 would round to 10 bits
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default: FP32 would round to 10 bits
     if settings.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace)
-    if settings.optimization_level is not None:
-        config.builder_optimization_level = settings.optimization_level
-    if settings.hardware_compatible and not settings.tensorrt:
-        raise ConfigError(
-            f"{BUILDER} has no hardware compatibility mode",
-            fix="leave it out: its engines run on every GPU of the compute capabilities that are named, by default all",
-        )
     if not settings.tensorrt:
         _set_capabilities(config, settings.compute_capabilities)
-    for name in ("version_compatible", "refit", "weight_streaming"):
-        if getattr(settings, name):
-            _set_extra(config, name.upper(), "on", log)
     for name, value in settings.extra.items():
         _set_extra(config, name, value, log)
     return config
@@ -294,8 +263,8 @@ def _read(name: str, value: str, present: Any) -> Any:
             return members[value.upper()]
         raise ConfigError(f"{name} cannot be {value!r}", fix=f"known are {', '.join(members)}")
     if isinstance(present, bool):
-        if value.lower() in _YES_NO:
-            return _YES_NO[value.lower()]
+        if value.lower() in YES_NO:
+            return YES_NO[value.lower()]
         raise ConfigError(f"{name} cannot be {value!r}", fix="write on or off")
     if not isinstance(present, int):
         raise ConfigError(f"{name} cannot be set by a word", fix="leave it out")

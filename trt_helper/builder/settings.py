@@ -17,19 +17,19 @@ Profile = Mapping[str, tuple[Shape, Shape, Shape]]
 # tensorrt_rtx.ComputeCapability of TensorRT-RTX 1.7.1; there is no 9.0 and no 10.0.
 COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 CURRENT = "current"
-HIGHEST_OPTIMIZATION_LEVEL = 5  # trtexec's documented range is 0-5; TensorRT-RTX 1.7.1 takes 9 in silence
 
 # IBuilderConfig names that belong to a setting of their own, or to trt-helper.
 OWNED = {
-    "TF32": "use the setting tf32",
-    "hardware_compatibility_level": "use the setting hardware_compatible",
-    "builder_optimization_level": "use the setting optimization_level",
     "num_compute_capabilities": "use the setting compute_capabilities",
     "flags": "name each BuilderFlag, for example STRICT_NANS=on",
     "profiling_verbosity": "leave it out: the proof of the pins needs DETAILED",
     "progress_monitor": "leave it out: trt-helper reports the progress",
-    "OBEY_PRECISION_CONSTRAINTS": "use --typing weak, which sets it",
-    "PREFER_PRECISION_CONSTRAINTS": "leave it out: what --typing weak asks for has to be obeyed",
+}
+
+
+YES_NO = {
+    **dict.fromkeys(("1", "on", "true", "yes"), True),
+    **dict.fromkeys(("0", "off", "false", "no"), False),
 }
 
 
@@ -46,21 +46,19 @@ class BuildSettings:
 
     compute_capabilities: tuple[str, ...] = ()
     workspace: int | None = None
-    optimization_level: int | None = None
-    tf32: bool = False
     timing_cache: Path | None = None
-    version_compatible: bool = False
-    hardware_compatible: bool = False
-    refit: bool = False
-    weight_streaming: bool = False
     tensorrt: bool = False  # TensorRT 10 or 11, for the GPU of this machine, instead of TensorRT-RTX
     debug_tensors: tuple[str, ...] = ()  # ONNX tensors that are to be heard at least: see `EngineBuild.marked`
-    weakly_typed: bool = False  # TensorRT 8.6 to 10: it chooses the precision of what it is not told
     exclude_tactics: tuple[Mapping[str, str], ...] = ()  # entries of TRT_EXCLUDE_TACTIC
     plugins: tuple[Path, ...] = ()
     time_limit: float | None = None
     memory_limit: int | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def tf32(self) -> bool:
+        """Whether FP32 products may be rounded to TF32: `extra` says so, else not."""
+        return YES_NO.get(self.extra.get("TF32", "off").lower(), False)
 
     def stated(self) -> dict[str, Any]:
         """What is set, as JSON can carry it."""
@@ -70,11 +68,6 @@ class BuildSettings:
     def __post_init__(self) -> None:
         for text in self.compute_capabilities:
             capability_member(text)
-        if self.weakly_typed and not self.tensorrt:
-            raise ConfigError(
-                "TensorRT-RTX has no weak typing: its networks are strongly typed",
-                fix="use --typing strong, or --builder tensorrt with TensorRT 8.6 to 10",
-            )
         for what, value in (
             ("workspace", self.workspace),
             ("time limit", self.time_limit),
@@ -85,20 +78,9 @@ class BuildSettings:
         for plugin in self.plugins:
             if not plugin.is_file():
                 raise ConfigError(f"there is no plugin library {plugin}", fix="check the path")
-        level = self.optimization_level
-        if level is not None and level not in range(HIGHEST_OPTIMIZATION_LEVEL + 1):
-            raise ConfigError(f"the optimization level is {level}", fix=f"give 0 to {HIGHEST_OPTIMIZATION_LEVEL}")
         for name in self.extra:
             if name in OWNED:
                 raise ConfigError(f"the builder argument {name!r} is not free", fix=OWNED[name])
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What a weakly typed network is told: ONNX node -> "FP32" or "BF16". `pins` are the nodes it has to have."""
-
-    precisions: Mapping[str, str] = field(default_factory=dict)
-    pins: frozenset[str] = frozenset()
 
 
 def _plain(value: object) -> object:

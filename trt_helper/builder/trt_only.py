@@ -13,14 +13,10 @@ from trt_helper.builder.bindings import PRODUCT, trt
 from trt_helper.builder.layer_info import parse_layers
 from trt_helper.builder.settings import BuildSettings
 from trt_helper.builder.tactics import (
-    Exclusion,
     Replacement,
-    in_operation,
-    means,
     prove_gone,
     read_tables,
     replacements,
-    require_known,
     without_effect,
 )
 from trt_helper.errors import BuildError, ConfigError
@@ -36,7 +32,6 @@ class TimingCache:
 
     def __init__(self, config: Any, settings: BuildSettings) -> None:
         self.path = settings.timing_cache
-        self.selector: Any = None  # excludes tactics up to 10.7; TensorRT keeps no reference to it
         known = self.path.read_bytes() if self.path and self.path.is_file() else b""
         self.cache = config.create_timing_cache(known)
         if not config.set_timing_cache(self.cache, ignore_mismatch=False):
@@ -64,8 +59,6 @@ class TimingCache:
 
 def prepare(config: Any, settings: BuildSettings) -> TimingCache:
     """Set what a builder's config of TensorRT 10 or 11 has and that of TensorRT-RTX has not."""
-    if settings.hardware_compatible:
-        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if settings.compute_capabilities:
         raise ConfigError(
             f"{HERE} builds for the GPU of this machine, not for {', '.join(settings.compute_capabilities)}",
@@ -74,44 +67,10 @@ def prepare(config: Any, settings: BuildSettings) -> TimingCache:
     cache = TimingCache(config, settings)
     if not settings.exclude_tactics:
         return cache
-    if hasattr(trt.BuilderFlag, _EDITABLE):
-        config.set_flag(getattr(trt.BuilderFlag, _EDITABLE))
-    elif hasattr(trt, "IAlgorithmSelector"):
-        config.set_flag(trt.BuilderFlag.DISABLE_TIMING_CACHE)
-        config.set_flag(trt.BuilderFlag.REJECT_EMPTY_ALGORITHMS)
-        cache.selector = config.algorithm_selector = selector(settings.exclude_tactics)
-    else:
-        raise ConfigError(f"{HERE} cannot exclude tactics", fix="build with TensorRT 10 or 11")
+    if not hasattr(trt.BuilderFlag, _EDITABLE):
+        raise ConfigError(f"{HERE} cannot exclude tactics", fix="build with TensorRT 10.8 or later")
+    config.set_flag(getattr(trt.BuilderFlag, _EDITABLE))
     return cache
-
-
-def selector(exclusions: Sequence[Exclusion]) -> Any:
-    """An IAlgorithmSelector that leaves tactics out: up to 10.7. `kernel` is the implementation's number there.
-
-    Where none is left the build fails: REJECT_EMPTY_ALGORITHMS. An exception may not leave these calls.
-    """
-
-    class Excluder(trt.IAlgorithmSelector):  # type: ignore[misc]  # the bindings have no types
-        def __init__(self) -> None:
-            trt.IAlgorithmSelector.__init__(self)
-            self.operations: list[str] = []  # all that something was chosen for
-            self.left: list[str] = []  # those that have an excluded tactic all the same
-
-        def select_algorithms(self, context: Any, choices: Sequence[Any]) -> list[int]:
-            return [index for index, choice in enumerate(choices) if not is_excluded(context, choice)]
-
-        def report_algorithms(self, contexts: Sequence[Any], choices: Sequence[Any]) -> None:
-            for context, choice in zip(contexts, choices, strict=False):
-                self.operations.append(context.name)
-                if is_excluded(context, choice):
-                    self.left.append(context.name)
-
-    def is_excluded(context: Any, choice: Any) -> bool:
-        variant = choice.algorithm_variant
-        ours = [one for one in exclusions if in_operation(one["layer"], context.name)]
-        return any(means(one, variant.tactic, str(variant.implementation)) for one in ours)
-
-    return Excluder()
 
 
 def without_excluded(
@@ -122,14 +81,6 @@ def without_excluded(
     Returns the engine, None where the second build made none, and what is to be told.
     """
     if not settings.exclude_tactics:
-        return plan, []
-    if cache.selector is not None:
-        require_known(settings.exclude_tactics, cache.selector.operations)
-        if cache.selector.left:
-            raise BuildError(
-                f"{HERE} took an excluded tactic for {', '.join(cache.selector.left)}",
-                fix="pin the layer instead",
-            )
         return plan, []
     operations = read_tables(log)
     wanted = replacements(operations, settings.exclude_tactics)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -46,23 +46,9 @@ def run(
     workspace: Annotated[
         int | None, typer.Option(metavar="MIB", min=1, help="Workspace limit, MiB.", show_default=False)
     ] = None,
-    optimization_level: Annotated[
-        int | None, typer.Option(metavar="0-5", help="How long to look for fast kernels.", show_default=False)
-    ] = None,
-    tf32: Annotated[bool, typer.Option("--tf32", help="Let FP32 products round to TF32.")] = False,
     timing_cache: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Kernel timings, read and kept.", show_default=False)
     ] = None,
-    version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="For later versions of TensorRT, too.")
-    ] = False,
-    hardware_compatible: Annotated[
-        bool, typer.Option("--hardware-compatible", help="For other GPUs of Ampere and later, too.")
-    ] = False,
-    refit: Annotated[bool, typer.Option("--refit", help="Weights can be changed in the engine.")] = False,
-    weight_streaming: Annotated[
-        bool, typer.Option("--weight-streaming", help="Weights need not fit the GPU's memory.")
-    ] = False,
     plugin: Annotated[
         list[Path] | None,
         typer.Option(metavar="LIBRARY", help="Plugins to load: code that is run; repeat.", show_default=False),
@@ -78,10 +64,6 @@ def run(
         typer.Option(metavar="NAME=VALUE", help="Any builder flag or setting.", show_default=False),
     ] = None,
     builder: options.Builder = "auto",
-    typing: Annotated[
-        Literal["strong", "weak"],
-        typer.Option(help="weak: TensorRT 8.6 to 10 chooses the types, but for the plan's layers."),
-    ] = "strong",
     emit: Annotated[
         list[options.Emit] | None,
         typer.Option(
@@ -101,19 +83,12 @@ def run(
     settings = BuildSettings(
         compute_capabilities=tuple(compute_capability or ()),
         workspace=workspace << 20 if workspace else None,
-        optimization_level=optimization_level,
-        tf32=tf32,
         timing_cache=timing_cache,
-        version_compatible=version_compatible,
-        hardware_compatible=hardware_compatible,
-        refit=refit,
-        weight_streaming=weight_streaming,
         plugins=tuple(plugin or ()),
         time_limit=time_limit,
         memory_limit=memory_limit << 20 if memory_limit else None,
         extra=common.named_values(builder_arg or (), "--builder-arg"),
         tensorrt=common.is_tensorrt(builder),
-        weakly_typed=typing == "weak",
         exclude_tactics=plan_file.exclude_tactics,
     )
     engine = None if no_engine else output or path.with_suffix(".trt")
