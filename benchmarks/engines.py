@@ -21,13 +21,13 @@ sys.path.insert(0, str(ROOT / "tests"))
 import zoo_cases  # noqa: F401, E402 - registers the cases
 from zoo import CASES  # noqa: E402
 
-from trt_helper.builder import BuildSettings  # noqa: E402
-from trt_helper.convert import Converted, convert  # noqa: E402
+from trt_helper.builder.convert import Converted, convert  # noqa: E402
+from trt_helper.builder.settings import BuildSettings  # noqa: E402
 from trt_helper.errors import TrtHelperError  # noqa: E402
-from trt_helper.graph import Graph, read_graph  # noqa: E402
-from trt_helper.model import load  # noqa: E402
-from trt_helper.samples import Sample, load_samples  # noqa: E402
-from trt_helper.shapes import profile, ranges_of  # noqa: E402
+from trt_helper.inputs.samples import Sample, load_samples  # noqa: E402
+from trt_helper.inputs.shapes import profile, ranges_of  # noqa: E402
+from trt_helper.onnx_model.graph import Graph, read_graph  # noqa: E402
+from trt_helper.onnx_model.load import load  # noqa: E402
 
 REAL = ROOT.parent / "shared" / "models"
 LAYER_NORM = ("LayerNorm_1/Square", "LayerNorm_1/Sum_1", "LayerNorm_1/truediv_1")  # magika's smallest plan

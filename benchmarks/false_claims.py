@@ -21,9 +21,9 @@ from false_claims import Claims  # noqa: E402
 from zoo import CASES  # noqa: E402
 
 from trt_helper.errors import BuildError  # noqa: E402
-from trt_helper.graph import read_graph  # noqa: E402
-from trt_helper.model import load  # noqa: E402
-from trt_helper.samples import Sample, load_samples  # noqa: E402
+from trt_helper.inputs.samples import Sample, load_samples  # noqa: E402
+from trt_helper.onnx_model.graph import read_graph  # noqa: E402
+from trt_helper.onnx_model.load import load  # noqa: E402
 
 REAL = ROOT.parent / "shared" / "models"
 RUN = 6  # layers

@@ -17,10 +17,10 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
 
-from trt_helper.graph import Graph, read_graph
-from trt_helper.locate import locate
-from trt_helper.model import load
-from trt_helper.samples import Sample
+from trt_helper.inputs.samples import Sample
+from trt_helper.onnx_model.graph import Graph, read_graph
+from trt_helper.onnx_model.load import load
+from trt_helper.search.locate import locate
 from trt_helper.values import Tolerance, Verdict
 
 WIDTH, ROWS, BRANCHES = 16, 4, 4

@@ -20,13 +20,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from trt_helper.emulate import Emulator
-from trt_helper.graph import Graph, read_graph
-from trt_helper.locate import locate
-from trt_helper.model import load
-from trt_helper.oracle import EmulatedOracle
-from trt_helper.reference import references
-from trt_helper.samples import Sample, load_samples
+from trt_helper.emulator.emulator import Emulator
+from trt_helper.inputs.references import references
+from trt_helper.inputs.samples import Sample, load_samples
+from trt_helper.onnx_model.graph import Graph, read_graph
+from trt_helper.onnx_model.load import load
+from trt_helper.search.locate import locate
+from trt_helper.search.oracle import EmulatedOracle
 from trt_helper.values import Plan, Tolerance, Verdict
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "models"

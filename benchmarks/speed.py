@@ -21,12 +21,12 @@ from made import residual_cnn, transformer
 from rich.console import Console
 from rich.table import Table
 
-from trt_helper.emulate import Emulator
-from trt_helper.evidence import survey
-from trt_helper.graph import read_graph
-from trt_helper.kernels import session_options
-from trt_helper.model import load
-from trt_helper.samples import load_samples
+from trt_helper.emulator.emulator import Emulator
+from trt_helper.emulator.layer_errors import survey
+from trt_helper.inputs.samples import load_samples
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.load import load
+from trt_helper.onnx_model.ort_session import session_options
 from trt_helper.values import Plan, Tolerance
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "models"

@@ -10,10 +10,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from trt_helper.config import read_config
-from trt_helper.emulate import Emulator
-from trt_helper.graph import read_graph
-from trt_helper.model import load
+from trt_helper.config.plan_file import read_config
+from trt_helper.emulator.emulator import Emulator
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.load import load
 from trt_helper.values import Plan
 
 HERE = Path(__file__).resolve().parent

@@ -12,14 +12,12 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
-from trt_helper.asked import asked_of
-from trt_helper.builder import (
-    BuildSettings,
-    EngineBuild,
-    build,
-)
-from trt_helper.graph import Graph, read_graph
-from trt_helper.model import load
+from trt_helper.builder.build import build
+from trt_helper.builder.engine import EngineBuild
+from trt_helper.builder.requested_precision import asked_of
+from trt_helper.builder.settings import BuildSettings
+from trt_helper.onnx_model.graph import Graph, read_graph
+from trt_helper.onnx_model.load import load
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 ROOT = Path(__file__).parent.parent

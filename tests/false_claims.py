@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from trt_helper.asked import asked_of
-from trt_helper.builder import BuildSettings, PinState, build, prove
-from trt_helper.graph import Graph
-from trt_helper.samples import Sample
-from trt_helper.shapes import profile, ranges_of
-from trt_helper.typed import TypedModel, render, write
+from trt_helper.builder.build import build
+from trt_helper.builder.proof import PinState, prove
+from trt_helper.builder.requested_precision import asked_of
+from trt_helper.builder.settings import BuildSettings
+from trt_helper.inputs.samples import Sample
+from trt_helper.inputs.shapes import profile, ranges_of
+from trt_helper.onnx_model.graph import Graph
+from trt_helper.onnx_model.typed import TypedModel, render, write
 
 Pins = Sequence[str]
 

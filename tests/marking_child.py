@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from trt_helper.builder import rtx_child
+from trt_helper.builder import build_child as rtx_child
 
 _mark = rtx_child._mark
 run = rtx_child.run

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from cli_helpers import clean, overflowing
 
-from trt_helper.graph import read_graph
-from trt_helper.locate import locate
-from trt_helper.model import load
-from trt_helper.record import located_json, write_record
-from trt_helper.samples import load_samples
+from trt_helper.inputs.samples import load_samples
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.load import load
+from trt_helper.report.record import located_json, write_record
+from trt_helper.search.locate import locate
 from trt_helper.values import Tolerance
 
 ARGV = ["trt-helper", "locate", "model.onnx", "-i", "a b.npz"]

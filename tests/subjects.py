@@ -11,10 +11,10 @@ import onnx
 import special_models
 from models import MODELS, Case, Feed
 
-from trt_helper.emulate import Emulator
-from trt_helper.graph import Graph, read_graph
-from trt_helper.model import load
-from trt_helper.typed import render, write
+from trt_helper.emulator.emulator import Emulator
+from trt_helper.onnx_model.graph import Graph, read_graph
+from trt_helper.onnx_model.load import load
+from trt_helper.onnx_model.typed import render, write
 from trt_helper.values import Plan
 
 __all__ = ["MODELS", "Subject", "put", "special_models"]

@@ -28,9 +28,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from trt_helper.errors import InputError, ModelError
-from trt_helper.graph import read_graph
-from trt_helper.model import load
-from trt_helper.samples import load_samples
+from trt_helper.inputs.samples import load_samples
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.load import load
 
 SOUND = clean().SerializeToString()
 ONE = np.ones((2, 4), np.float32)

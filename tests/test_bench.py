@@ -28,15 +28,16 @@ from cli_helpers import (
     value,
 )
 
-from trt_helper.bench import emulate_child, measure, ways
+from trt_helper.bench import backends as ways
+from trt_helper.bench import emulate_child, measure
 from trt_helper.bench.measure import Timing, batches
 from trt_helper.bench.rows import Measured, NotRun
+from trt_helper.emulator.kernels import Kernel
 from trt_helper.errors import MachineError, RunError
-from trt_helper.graph import read_graph
-from trt_helper.kernels import Kernel
-from trt_helper.model import load
-from trt_helper.runners import RUNNERS, runner_here
-from trt_helper.samples import load_samples
+from trt_helper.inputs.samples import load_samples
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.load import load
+from trt_helper.runners.run import RUNNERS, runner_here
 from trt_helper.values import Plan
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "models"

@@ -27,10 +27,10 @@ from trt_helper.bench import clock, measure
 from trt_helper.bench.measure import Timing, batches
 from trt_helper.bench.rows import percentile, times
 from trt_helper.errors import InputError
-from trt_helper.graph import read_graph
-from trt_helper.model import load
-from trt_helper.samples import load_samples
-from trt_helper.text import rate
+from trt_helper.format.text import rate
+from trt_helper.inputs.samples import load_samples
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.load import load
 from trt_helper.values import Plan
 
 

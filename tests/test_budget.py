@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from test_journal import overflowing_norm
 
-from trt_helper.emulate import Emulator
+from trt_helper.emulator.emulator import Emulator
 from trt_helper.errors import ControlError
-from trt_helper.graph import read_graph
-from trt_helper.locate import Budget, locate
-from trt_helper.metric import Metric
-from trt_helper.model import load
-from trt_helper.oracle import EmulatedOracle
-from trt_helper.samples import Sample
+from trt_helper.inputs.metric import Metric
+from trt_helper.inputs.samples import Sample
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.load import load
+from trt_helper.search.locate import Budget, locate
+from trt_helper.search.oracle import EmulatedOracle
 from trt_helper.values import Plan, Tolerance, Trial, Verdict
 
 TOLERANCE = Tolerance(0.05, 0.0)
@@ -63,7 +63,7 @@ def test_a_budget_does_not_hide_that_precision_is_not_the_cause(task, monkeypatc
     """The reference of another model: even everything pinned is far off, and that is said first."""
     graph, samples = task
     wrong = [{name: np.full((64, 32), 7, np.float32) for name in graph.outputs}]
-    monkeypatch.setattr("trt_helper.locate.references", lambda *_: wrong)
+    monkeypatch.setattr("trt_helper.search.locate.references", lambda *_: wrong)
     with pytest.raises(ControlError, match="with every layer in FP32 the model already misses the tolerance"):
         locate(graph, samples, TOLERANCE, budget=Budget(seconds=0))
 

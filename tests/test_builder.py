@@ -26,10 +26,8 @@ from builder_models import (
 from onnx import TensorProto, numpy_helper
 
 from trt_helper import errors
-from trt_helper.builder import (
-    BuildSettings,
-    build,
-)
+from trt_helper.builder.build import build
+from trt_helper.builder.settings import BuildSettings
 
 # ------------------------------------------------------------------------------------- what comes out
 
@@ -110,7 +108,8 @@ def test_progress_names_phases_and_never_falls(tmp_path):
 def test_every_setting_stands_in_the_builder_config():
     """Asked of the config: on a machine without a GPU the optimization level changes no byte."""
     code = (
-        "import tensorrt_rtx as trt; from trt_helper.builder import BuildSettings, rtx_child as child\n"
+        "import tensorrt_rtx as trt; from trt_helper.builder import build_child as child\n"
+        "from trt_helper.builder.settings import BuildSettings\n"
         "log = child._Log(); builder = trt.Builder(log); kind = trt.MemoryPoolType.WORKSPACE\n"
         "level = {'builder_optimization_level': '1'}\n"
         "chosen = BuildSettings(extra=level, workspace=1 << 20, compute_capabilities=('8.6', '86'))\n"

@@ -9,15 +9,18 @@ from builder_models import ROOT, asked, built, convs, model, needs_rtx, node, va
 from false_claims import Claims
 from zoo import CASES
 
-from trt_helper.asked import asked_of
-from trt_helper.builder import BuildSettings, EngineLayer, EngineTensor, Program, build, prove, read_program
-from trt_helper.builder.flow import Flow
-from trt_helper.builder.inside import ABSENT, Asked, Claim, inside
-from trt_helper.builder.program import Kernel
-from trt_helper.graph import read_graph
-from trt_helper.model import load
-from trt_helper.samples import Sample
-from trt_helper.typed import render, write
+from trt_helper.builder.build import build
+from trt_helper.builder.engine_program import Kernel, Program, read_program
+from trt_helper.builder.kernel_precision import ABSENT, Claim, inside
+from trt_helper.builder.kernel_source import Flow
+from trt_helper.builder.layer_info import EngineLayer, EngineTensor
+from trt_helper.builder.proof import prove
+from trt_helper.builder.requested_precision import Asked, asked_of
+from trt_helper.builder.settings import BuildSettings
+from trt_helper.inputs.samples import Sample
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.load import load
+from trt_helper.onnx_model.typed import render, write
 
 # --------------------------------------------------------------------------------- pins that are not there
 

@@ -16,13 +16,10 @@ from builder_models import (
 from layer_lists import INSPECTOR_10, INSPECTOR_11, RTX_14, RTX_17
 
 from trt_helper import errors
-from trt_helper.builder import (
-    BuildSettings,
-    parse_layers,
-)
 from trt_helper.builder.failures import ParserComplaint, not_built, not_parsed, useful_warnings
-from trt_helper.builder.layer_info import onnx_names, type_name
+from trt_helper.builder.layer_info import onnx_names, parse_layers, type_name
 from trt_helper.builder.progress import Progress
+from trt_helper.builder.settings import BuildSettings
 
 # --------------------------------------------------------------------------- formats of the layer list
 

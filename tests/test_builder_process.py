@@ -23,12 +23,10 @@ from builder_models import (
 )
 
 from trt_helper import errors
-from trt_helper.builder import (
-    BuildSettings,
-    build,
-    rtx,
-)
-from trt_helper.builder.process import Limits, run
+from trt_helper.builder import build as rtx
+from trt_helper.builder.build import build
+from trt_helper.builder.settings import BuildSettings
+from trt_helper.system.child_process import Limits, run
 
 # ------------------------------------------------------------------------- what can happen to a build
 
@@ -96,8 +94,8 @@ def test_an_error_of_the_callers_own_comes_back_as_it_is(tmp_path):
 
 
 BUSY_BUILDER = """
-settings = builder.BuildSettings()
-builder.build(Path("model.onnx"), Path("model.trt"), profiles=[], settings=settings, on_progress=hang)
+settings = BuildSettings()
+build(Path("model.onnx"), Path("model.trt"), profiles=[], settings=settings, on_progress=hang)
 """
 SILENT_CHILD = """
 sys.path.append("modules")
@@ -114,8 +112,9 @@ def test_a_killed_parent_takes_the_child_and_its_file_with_it(tmp_path, waits):
     silent = "import time\ndef run(request, send):\n    send({'event': 'on'})\n    time.sleep(60)\n"
     (tmp_path / "modules" / "silent.py").write_text(silent)
     head = (
-        "import sys, time\nfrom pathlib import Path\nfrom trt_helper import builder\n"
-        "from trt_helper.builder import process\n"
+        "import sys, time\nfrom pathlib import Path\n"
+        "from trt_helper.builder.build import build\nfrom trt_helper.builder.settings import BuildSettings\n"
+        "from trt_helper.system import child_process as process\n"
         "def hang(phase, fraction):\n    print('waiting', flush=True)\n    time.sleep(60)\n"
     )
     parent = subprocess.Popen(

@@ -17,14 +17,9 @@ from builder_models import (
 )
 from layer_lists import INSPECTOR_10, INSPECTOR_11, RTX_17
 
-from trt_helper.builder import (
-    Asked,
-    EngineLayer,
-    EngineTensor,
-    half_share,
-    parse_layers,
-    prove,
-)
+from trt_helper.builder.layer_info import EngineLayer, EngineTensor, half_share, parse_layers
+from trt_helper.builder.proof import prove
+from trt_helper.builder.requested_precision import Asked
 
 
 def proofs_of(folder, made, pins):

@@ -46,7 +46,7 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(tmp_path):
 
 
 def test_the_cache_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr("trt_helper.cache.LARGEST_CACHE", 600)
+    monkeypatch.setattr("trt_helper.inputs.cache.LARGEST_CACHE", 600)
     for name in range(3):
         save_input("other.npz", x=np.full((1, 16), 1 + name, np.float32))
         gate("--inputs", "other.npz", "--no-check-pins")

@@ -34,8 +34,8 @@ from cli_helpers import (
 )
 from onnx import TensorProto
 
-from trt_helper.config import read_config
-from trt_helper.oracle import EmulatedOracle
+from trt_helper.config.plan_file import read_config
+from trt_helper.search.oracle import EmulatedOracle
 from trt_helper.values import Trial, Verdict
 
 

@@ -34,10 +34,11 @@ from cli_helpers import (
 from onnx import TensorProto
 
 import trt_helper
-from trt_helper import engine_file, machine
+from trt_helper.builder import engine_file
 from trt_helper.cli.main import app
-from trt_helper.config import read_config
-from trt_helper.text import LONGEST_NAME, plain
+from trt_helper.config.plan_file import read_config
+from trt_helper.format.text import LONGEST_NAME, plain
+from trt_helper.system import machine
 
 COMMANDS = sorted(typer.main.get_command(app).commands)
 HEAVY = ["onnxruntime", "onnx", "onnx_ir", "onnxscript", "torch", "tensorrt", "tensorrt_rtx", "polygraphy", "numpy"]

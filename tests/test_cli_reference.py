@@ -10,7 +10,7 @@ import onnx
 import pytest
 from cli_helpers import constant, model, node, ok, own_folder, refused, run, saved, value
 
-from trt_helper.files import sha256_of
+from trt_helper.system.files import sha256_of
 
 CONFIG = "fp32_layers.yaml"
 EXACT = ("--inputs", "x.npz", "--atol", "0.01", "--rtol", "0")

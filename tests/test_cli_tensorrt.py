@@ -15,10 +15,10 @@ from cli_helpers import PINS, misused, nothing_written, ok, own_folder, refused,
 from trt_helper.cli import common
 from trt_helper.cli.locate import _Keeper, _status
 from trt_helper.errors import MachineError
-from trt_helper.graph import read_graph
-from trt_helper.machine import find_gpu
-from trt_helper.model import load
-from trt_helper.samples import load_samples
+from trt_helper.inputs.samples import load_samples
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.load import load
+from trt_helper.system.machine import find_gpu
 from trt_helper.values import DISAGREE, Plan, Tolerance, Trial, Verdict
 
 no_gpu = pytest.mark.skipif(find_gpu().missing == "", reason="this machine has a GPU")

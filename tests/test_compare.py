@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from models import f32, i64
 
-from trt_helper.compare import compare, compare_all, median, worst
+from trt_helper.emulator.compare import compare, compare_all, median, worst
 from trt_helper.values import Statistic, TensorError, Tolerance
 
 LOOSE = Tolerance(atol=1e-3, rtol=1e-3)

@@ -14,7 +14,15 @@ from cli_helpers import own_folder, refused, run, saved, two_lines
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from trt_helper.config import KEYS, Config, model_path, per_output, read_config, require_same_model, write_config
+from trt_helper.config.plan_file import (
+    KEYS,
+    Config,
+    model_path,
+    per_output,
+    read_config,
+    require_same_model,
+    write_config,
+)
 from trt_helper.errors import ConfigError, OutputError
 from trt_helper.values import Statistic, Tolerance
 

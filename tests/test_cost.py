@@ -7,11 +7,11 @@ import onnx
 import pytest
 from zoo import Net
 
-from trt_helper.cost import Gpu, operations, prices, seconds
-from trt_helper.emulate import Emulator
-from trt_helper.graph import Graph, read_graph
-from trt_helper.model import load
-from trt_helper.search.foresight import Foresight, Rounding
+from trt_helper.emulator.emulator import Emulator
+from trt_helper.onnx_model.cost import Gpu, operations, prices, seconds
+from trt_helper.onnx_model.graph import Graph, read_graph
+from trt_helper.onnx_model.load import load
+from trt_helper.search.error_model import Foresight, Rounding
 from trt_helper.values import Plan
 
 GPU = Gpu("made up", half=1e12, single=1e11, bandwidth=1e9)

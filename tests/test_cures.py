@@ -24,18 +24,18 @@ from onnx import TensorProto, helper, numpy_helper
 from zoo import CASES, Net
 from zoo_judge import Judged
 
-from trt_helper import builder
-from trt_helper.builder import BuildSettings
-from trt_helper.cures import find
-from trt_helper.emulate import Emulator
+from trt_helper.builder.build import build
+from trt_helper.builder.settings import BuildSettings
+from trt_helper.emulator.emulator import Emulator
 from trt_helper.errors import ConfigError
-from trt_helper.graph import Graph, read_graph
-from trt_helper.journal import Journal
-from trt_helper.model import load
-from trt_helper.oracle import EmulatedOracle
-from trt_helper.remedy import locate_with_cures
-from trt_helper.samples import Sample, load_samples
-from trt_helper.typed import render, write
+from trt_helper.inputs.samples import Sample, load_samples
+from trt_helper.onnx_model.graph import Graph, read_graph
+from trt_helper.onnx_model.load import load
+from trt_helper.onnx_model.rewrites import find
+from trt_helper.onnx_model.typed import render, write
+from trt_helper.search.journal import Journal
+from trt_helper.search.oracle import EmulatedOracle
+from trt_helper.search.with_rewrites import locate_with_cures
 from trt_helper.values import CURES, Cure, Plan, Tolerance, Trial, Verdict
 
 
@@ -159,7 +159,7 @@ def test_an_engine_is_built_with_bf16(tmp_path):
     graph = range_model(tmp_path)
     path = tmp_path / "typed.onnx"
     write(render(graph, graph.plan([], ["up", "abs", "down"])), path)
-    built = builder.build(path, tmp_path / "range.trt", profiles=[], settings=BuildSettings())
+    built = build(path, tmp_path / "range.trt", profiles=[], settings=BuildSettings())
     assert built.bytes > 0
 
 

@@ -12,7 +12,7 @@ from cli_helpers import ok, run, two_lines
 from norms import WIDTH, rms
 from zoo import Net
 
-from trt_helper.config import Config, read_config, write_config
+from trt_helper.config.plan_file import Config, read_config, write_config
 from trt_helper.errors import ConfigError
 from trt_helper.values import Cure
 

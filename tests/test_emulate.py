@@ -14,8 +14,8 @@ from independent import as_half, run_in_half, run_on_ort, run_with_pairs
 from models import Case, f32, normal, parsed
 from subjects import MODELS, Subject, put
 
-from trt_helper.emulate import Emulator
-from trt_helper.kernels import EmulationError, Kernels, Rounding
+from trt_helper.emulator.emulator import Emulator
+from trt_helper.emulator.kernels import EmulationError, Kernels, Rounding
 from trt_helper.values import Plan
 
 every_model = pytest.mark.parametrize("name", MODELS)

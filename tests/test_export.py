@@ -16,8 +16,8 @@ import pytest
 from cli_helpers import ok, own_folder, run, two_lines
 
 from trt_helper.export.decomposed import decomposed
-from trt_helper.graph import NAME_SCOPES, read_graph
-from trt_helper.model import load
+from trt_helper.onnx_model.graph import NAME_SCOPES, read_graph
+from trt_helper.onnx_model.load import load
 
 try:
     import torch

@@ -11,8 +11,8 @@ import onnxruntime
 import pytest
 from cli_helpers import ok
 
-from trt_helper.graph import read_graph
-from trt_helper.model import load
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.load import load
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'trt-helper[export]'")
 safetensors = pytest.importorskip(

@@ -10,9 +10,9 @@ import onnx
 import pytest
 from cli_helpers import ok, run
 
-from trt_helper.files import sha256_of
-from trt_helper.graph import read_graph
-from trt_helper.model import load
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.load import load
+from trt_helper.system.files import sha256_of
 
 pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'trt-helper[export]'")
 pytestmark = pytest.mark.export

@@ -9,11 +9,11 @@ import onnx
 import pytest
 from zoo import Net
 
-from trt_helper.emulate import Emulator
-from trt_helper.graph import read_graph
-from trt_helper.model import load
-from trt_helper.search.foresight import Conflict, Foresight, Rounding
-from trt_helper.sensitivity import roundings
+from trt_helper.emulator.emulator import Emulator
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.load import load
+from trt_helper.search.error_model import Conflict, Foresight, Rounding
+from trt_helper.search.rounding_effects import roundings
 from trt_helper.values import Plan, Statistic, Tolerance
 
 

@@ -146,7 +146,9 @@ def test_a_looser_tolerance_makes_pins_unneeded():
 
 def test_pins_that_locate_proved_are_tried_only_when_asked_for(monkeypatch):
     tried = []
-    monkeypatch.setattr("trt_helper.replay.Replay.passes_without", lambda _run, name, _metric: tried.append(name))
+    monkeypatch.setattr(
+        "trt_helper.gate.plan_run.Replay.passes_without", lambda _run, name, _metric: tried.append(name)
+    )
     gate()
     assert tried == []
     gate("--check-pins")

@@ -16,13 +16,13 @@ from builder_models import needs_rtx
 from cli_helpers import ok, run, two_lines
 from gate_models import BASELINE, CONFIG, NORM, edit
 
-from trt_helper import gate as gate_module
-from trt_helper.builder import BuildSettings
-from trt_helper.convert import convert
+from trt_helper.builder.convert import convert
+from trt_helper.builder.settings import BuildSettings
 from trt_helper.errors import MachineError
-from trt_helper.machine import find_gpu
-from trt_helper.runners import RUNNERS, Runner, runner_here
+from trt_helper.gate import gate as gate_module
 from trt_helper.runners import oracle as oracle_module
+from trt_helper.runners.run import RUNNERS, Runner, runner_here
+from trt_helper.system.machine import find_gpu
 
 pytestmark = pytest.mark.usefixtures("gate_project")
 CPU = replace(RUNNERS["cuda"], provider="CPUExecutionProvider")

@@ -14,15 +14,15 @@ import pytest
 from builder_models import model, needs_rtx, node, value, weights
 from cli_helpers import ok, own_folder, run, saved, two_lines
 
-from trt_helper.builder import BuildSettings, PinProof
-from trt_helper.config import read_config
-from trt_helper.convert import Build, Converted, _require_half, _require_pins, convert
+from trt_helper.builder.convert import Build, Converted, _require_half, _require_pins, convert
+from trt_helper.builder.pin_retention import Ladder, guard
+from trt_helper.builder.proof import PinProof
+from trt_helper.builder.settings import BuildSettings
+from trt_helper.config.plan_file import read_config
 from trt_helper.errors import BuildError
-from trt_helper.graph import Graph, read_graph
-from trt_helper.hold import Ladder, guard
-from trt_helper.loops import state_conditions
-from trt_helper.model import load
-from trt_helper.typed import render
+from trt_helper.onnx_model.graph import Graph, read_graph
+from trt_helper.onnx_model.load import load
+from trt_helper.onnx_model.typed import render, state_conditions
 
 PLAN = "model: model.onnx\nFP32_LAYERS_FOR_FP16: [{}]\n"
 

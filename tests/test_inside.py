@@ -10,22 +10,26 @@ import pytest
 import yaml
 from builder_models import model, needs_rtx, node, value, weights
 
-from trt_helper import text
-from trt_helper.builder import BuildSettings, EngineLayer, EngineTensor, process, rtx
+from trt_helper.builder import build as rtx
+from trt_helper.builder.convert import convert
+from trt_helper.builder.layer_info import EngineLayer, EngineTensor
+from trt_helper.builder.settings import BuildSettings
+from trt_helper.cli import tables as text
 from trt_helper.cli.console import show
-from trt_helper.convert import convert
-from trt_helper.emulate import Emulator
+from trt_helper.emulator.emulator import Emulator
 from trt_helper.errors import MachineError
-from trt_helper.graph import read_graph
-from trt_helper.locate import locate
-from trt_helper.model import load
-from trt_helper.oracle import EmulatedOracle
-from trt_helper.record import located_json
-from trt_helper.reference import references
-from trt_helper.runners import RUNNERS, Runner, RunnerOracle, runner_here
+from trt_helper.inputs.references import references
+from trt_helper.inputs.samples import Sample
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.load import load
+from trt_helper.report.record import located_json
 from trt_helper.runners import oracle as oracle_module
-from trt_helper.runners.inside import attributed, complaint, inside, to_hear
-from trt_helper.samples import Sample
+from trt_helper.runners.intermediate_errors import attributed, complaint, inside, to_hear
+from trt_helper.runners.oracle import RunnerOracle
+from trt_helper.runners.run import RUNNERS, Runner, runner_here
+from trt_helper.search.locate import locate
+from trt_helper.search.oracle import EmulatedOracle
+from trt_helper.system import child_process as process
 from trt_helper.values import Inside, Plan, TensorError, Tolerance
 
 LAYERS = ("c0", "r0", "c1", "r1", "up", "down")
@@ -271,7 +275,7 @@ def engines(monkeypatch, request):
     monkeypatch.setenv("MARKING_CHILD", request.param)
 
     def older(module, *args, **how):
-        return process.run(module.replace("trt_helper.builder.rtx_child", "marking_child"), *args, **how)
+        return process.run(module.replace("trt_helper.builder.build_child", "marking_child"), *args, **how)
 
     built = []
     monkeypatch.setattr(rtx, "run", older)

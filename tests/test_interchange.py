@@ -11,13 +11,14 @@ import onnx_ir as ir
 import pytest
 from builder_models import built, convs, needs_rtx
 
-from trt_helper.builder import BuildSettings, EngineLayer, EngineTensor, parse_layers
-from trt_helper.config import Config
+from trt_helper.builder.interchange import PREFIX, annotated, engine_explorer, trtexec_typed, trtexec_weak
+from trt_helper.builder.layer_info import EngineLayer, EngineTensor, parse_layers
+from trt_helper.builder.settings import BuildSettings
+from trt_helper.config.plan_file import Config
 from trt_helper.errors import ConfigError
-from trt_helper.graph import read_graph
-from trt_helper.interchange import PREFIX, annotated, engine_explorer, trtexec_typed, trtexec_weak
-from trt_helper.model import load
-from trt_helper.typed import write
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.load import load
+from trt_helper.onnx_model.typed import write
 
 RANGES = {"x": ((1, 3), (2, 3), (4, 3))}
 

@@ -17,9 +17,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from trt_helper.errors import OutputError
-from trt_helper.journal import Journal, digest
-from trt_helper.search.drive import drive
-from trt_helper.search.strategy import Guess, Stop, smallest
+from trt_helper.inputs.samples import digest
+from trt_helper.search.journal import Journal
+from trt_helper.search.strategy import Guess, Stop, drive, smallest
 from trt_helper.values import Plan, TensorError, Trial, Verdict
 
 LAYERS = [f"n{index}" for index in range(20)]

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from test_budget import PINS, TOLERANCE
 from test_journal import overflowing_norm
 
-from trt_helper.graph import read_graph
-from trt_helper.locate import locate
-from trt_helper.model import load
-from trt_helper.samples import Sample
-from trt_helper.sensitivity import MOST_SAMPLES, looked_at
+from trt_helper.inputs.samples import Sample
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.load import load
+from trt_helper.search.locate import locate
+from trt_helper.search.rounding_effects import MOST_SAMPLES, looked_at
 from trt_helper.values import Tolerance
 
 

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from test_journal import overflowing_norm
 
-from trt_helper import memory
-from trt_helper.emulate import Emulator
-from trt_helper.graph import read_graph
-from trt_helper.locate import locate
-from trt_helper.memory import Store, available, resident
-from trt_helper.model import load
-from trt_helper.samples import Sample
+from trt_helper.emulator.emulator import Emulator
+from trt_helper.inputs.samples import Sample
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.load import load
+from trt_helper.search.locate import locate
+from trt_helper.system import array_store as memory
+from trt_helper.system.array_store import Store, available, resident
 from trt_helper.values import Plan, Tolerance
 
 MIB = 1 << 20

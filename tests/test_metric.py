@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from trt_helper.errors import InputError
-from trt_helper.metric import Metric, load_metric
+from trt_helper.inputs.metric import Metric, load_metric
 
 
 def share_of_hits(reference, found) -> float:

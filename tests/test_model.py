@@ -12,8 +12,8 @@ from special_models import external_model, save_external
 from subjects import MODELS
 
 from trt_helper.errors import ModelError
-from trt_helper.graph import read_graph
-from trt_helper.model import load
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.load import load
 
 SAYS = {
     "quantised": ("'quantise' is QuantizeLinear: the model is quantised already", "FP32 model"),

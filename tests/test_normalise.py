@@ -10,7 +10,7 @@ from independent import run_on_ort
 from models import Case, bn, f32, normal, parsed
 from subjects import MODELS, put
 
-from trt_helper.normalise import normalise
+from trt_helper.onnx_model.normalise import normalise
 from trt_helper.values import Plan, Role
 
 every_model = pytest.mark.parametrize("name", MODELS)

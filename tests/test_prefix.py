@@ -10,11 +10,11 @@ import pytest
 from models import Case, normal, parsed
 from subjects import MODELS, put
 
-from trt_helper import emulate
-from trt_helper.emulate import Emulator
-from trt_helper.kernels import Kernel
-from trt_helper.precision import assign
-from trt_helper.prefix import Prefixes
+from trt_helper.emulator import emulator as emulate
+from trt_helper.emulator.checkpoints import Prefixes
+from trt_helper.emulator.emulator import Emulator
+from trt_helper.emulator.kernels import Kernel
+from trt_helper.onnx_model.precision import assign
 from trt_helper.values import Plan
 
 LAYERS = 64

@@ -9,12 +9,12 @@ import zoo_cases  # noqa: F401 - registers the cases
 from builder_models import needs_rtx
 from zoo import CASES
 
-from trt_helper.builder import BuildSettings
-from trt_helper.convert import Converted, convert
-from trt_helper.graph import Graph, read_graph
-from trt_helper.model import load
-from trt_helper.samples import Sample, load_samples
-from trt_helper.shapes import profile, ranges_of
+from trt_helper.builder.convert import Converted, convert
+from trt_helper.builder.settings import BuildSettings
+from trt_helper.inputs.samples import Sample, load_samples
+from trt_helper.inputs.shapes import profile, ranges_of
+from trt_helper.onnx_model.graph import Graph, read_graph
+from trt_helper.onnx_model.load import load
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "models"
 

@@ -37,18 +37,18 @@ from test_runners import CPU
 from test_runners import overflowing as multiplied
 from test_runners import samples as multiplied_samples
 
-from trt_helper.builder import BuildSettings
+from trt_helper.builder.settings import BuildSettings
 from trt_helper.errors import InputError, MachineError
-from trt_helper.graph import read_graph
-from trt_helper.locate import locate
-from trt_helper.metric import Metric
-from trt_helper.model import load
-from trt_helper.oracle import EmulatedOracle, emulated
-from trt_helper.record import located_json
-from trt_helper.remedy import locate_with_cures
-from trt_helper.runners import RunnerOracle
-from trt_helper.samples import Sample
-from trt_helper.typed import render
+from trt_helper.inputs.metric import Metric
+from trt_helper.inputs.samples import Sample
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.load import load
+from trt_helper.onnx_model.typed import render
+from trt_helper.report.record import located_json
+from trt_helper.runners.oracle import RunnerOracle
+from trt_helper.search.locate import locate
+from trt_helper.search.oracle import EmulatedOracle, emulated
+from trt_helper.search.with_rewrites import locate_with_cures
 from trt_helper.values import Plan, Tolerance, Trial, Verdict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,7 +59,7 @@ if find_spec("ray") is not None:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
-    from trt_helper.cluster import RETRIES, Cluster, _packed, _unpacked
+    from trt_helper.runners.ray_cluster import RETRIES, Cluster, _packed, _unpacked
 
 HEAD = """
 import sys, ray
@@ -263,7 +263,7 @@ def test_what_a_trial_raises_is_raised_as_itself(address, task):
 
 @needs_ray
 def test_a_worker_with_other_versions_is_refused(address, task, monkeypatch):
-    monkeypatch.setattr("trt_helper.cluster.versions", lambda: {"trt-helper": "9.9", "onnxruntime": "9.9"})
+    monkeypatch.setattr("trt_helper.runners.ray_cluster.versions", lambda: {"trt-helper": "9.9", "onnxruntime": "9.9"})
     with Cluster(address) as cluster, pytest.raises(MachineError, match=r"has other versions: trt-helper .* not 9\.9"):
         locate(*task, TOLERANCE, oracle=cluster.oracle)
 
@@ -345,7 +345,7 @@ def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
     own_folder(tmp_path, monkeypatch)
     model, x = save_overflowing()
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "trt_helper.cluster", raising=False)
+    monkeypatch.delitem(sys.modules, "trt_helper.runners.ray_cluster", raising=False)
     result = run("locate", model, "--inputs", x, "--ray", "auto")
     assert result.status == 3
     assert two_lines(result.err)[1] == "pip install 'trt-helper[ray]'"

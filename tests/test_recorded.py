@@ -7,14 +7,8 @@ from pathlib import Path
 import pytest
 from builder_models import reshaped
 
-from trt_helper.config import Config
-from trt_helper.recorded import (
-    given_shapes,
-    recorded_additions,
-    recorded_guards,
-    recorded_inputs,
-    recorded_pins,
-)
+from trt_helper.config.evidence import given_shapes, recorded_additions, recorded_guards, recorded_inputs, recorded_pins
+from trt_helper.config.plan_file import Config
 
 
 def test_what_is_recorded_is_read(tmp_path):
@@ -28,7 +22,7 @@ def test_what_is_recorded_is_read(tmp_path):
     assert given_shapes(config) == ("x:1x3",)
     assert recorded_inputs(config) == (Path("configs/samples"),)
     assert recorded_pins(config) == ("conv",)
-    assert recorded_guards(config, reshaped(tmp_path)) == ("mul",)  # the model has no layer named "gone"
+    assert recorded_guards(config, reshaped(tmp_path).candidates) == ("mul",)  # the model has no layer named "gone"
     assert recorded_additions(config) == {"softmax"}
 
 
@@ -38,5 +32,5 @@ def test_what_makes_no_sense_says_nothing(odd, tmp_path):
     assert isinstance(given_shapes(config), tuple)
     assert isinstance(recorded_inputs(config), tuple)
     assert isinstance(recorded_pins(config), tuple)
-    assert recorded_guards(config, reshaped(tmp_path)) == ()
+    assert recorded_guards(config, reshaped(tmp_path).candidates) == ()
     assert recorded_additions(config) == frozenset()

@@ -11,10 +11,10 @@ from special_models import save_external
 from subjects import MODELS, put
 
 from trt_helper.errors import InputError, ModelError
-from trt_helper.graph import read_graph
-from trt_helper.model import load
-from trt_helper.reference import references
-from trt_helper.samples import Sample
+from trt_helper.inputs.references import references
+from trt_helper.inputs.samples import Sample
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.load import load
 
 
 @pytest.mark.parametrize("name", sorted(MODELS.keys() - {"unnamed_and_doubly_named"}))

@@ -15,7 +15,7 @@ from cli_helpers import (
     save_overflowing,
 )
 
-from trt_helper.text import rate
+from trt_helper.format.text import rate
 
 
 @pytest.fixture(autouse=True)

@@ -10,19 +10,20 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from trt_helper.builder import BuildSettings
+from trt_helper.builder.settings import BuildSettings
 from trt_helper.errors import MachineError, RunError
-from trt_helper.graph import read_graph
-from trt_helper.locate import locate
-from trt_helper.machine import find_gpu
-from trt_helper.model import load
-from trt_helper.oracle import control_error
-from trt_helper.record import evidence_yaml, located_json
-from trt_helper.reference import references
-from trt_helper.runners import RUNNERS, RunnerOracle, execute, ort_child, runner_here
-from trt_helper.runners.oracle import agreed
-from trt_helper.samples import Sample
-from trt_helper.typed import render, write
+from trt_helper.inputs.references import references
+from trt_helper.inputs.samples import Sample
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.load import load
+from trt_helper.onnx_model.typed import render, write
+from trt_helper.report.record import evidence_yaml, located_json
+from trt_helper.runners import ort_child
+from trt_helper.runners.oracle import RunnerOracle, agreed
+from trt_helper.runners.run import RUNNERS, execute, runner_here
+from trt_helper.search.locate import locate
+from trt_helper.search.oracle import control_error
+from trt_helper.system.machine import find_gpu
 from trt_helper.values import DISAGREE, Plan, Tolerance, Trial, Verdict
 
 CPU = replace(RUNNERS["cuda"], name="cpu", provider="CPUExecutionProvider")

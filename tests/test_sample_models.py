@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trt_helper.config import read_config
-from trt_helper.emulate import Emulator
-from trt_helper.graph import read_graph
-from trt_helper.locate import locate
-from trt_helper.model import load
-from trt_helper.samples import Sample
+from trt_helper.config.plan_file import read_config
+from trt_helper.emulator.emulator import Emulator
+from trt_helper.inputs.samples import Sample
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.load import load
+from trt_helper.search.locate import locate
 from trt_helper.values import Plan, Tolerance, Verdict
 
 FOLDER = Path(__file__).resolve().parents[1] / "sample_models"

@@ -10,7 +10,7 @@ from models import Case, f32, i64, parsed
 from subjects import MODELS, put
 
 from trt_helper.errors import InputError
-from trt_helper.samples import Sample, element_count, hold_out, load_samples, random_sample
+from trt_helper.inputs.samples import Sample, element_count, hold_out, load_samples, random_sample
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trt_helper.errors import InputError
-from trt_helper.graph import read_graph
-from trt_helper.model import load
-from trt_helper.samples import Sample, hold_out, random_sample
-from trt_helper.shapes import parse_shapes, profile, ranges_of, recorded_ranges
+from trt_helper.inputs.samples import Sample, hold_out, random_sample
+from trt_helper.inputs.shapes import parse_shapes, profile, ranges_of, recorded_ranges
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.load import load
 
 ONE = ((1, 4),) * 3
 

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trt_helper.search.drive import drive
-from trt_helper.search.strategy import Guess, Stop, Try, climb, shrink, smallest
+from trt_helper.search.strategy import Guess, Stop, Try, climb, drive, shrink, smallest
 from trt_helper.values import Plan, Trial, Verdict
 
 Oracle = Callable[[Plan], Trial]

@@ -13,7 +13,7 @@ import pytest
 from test_tactics import CHOSEN, EXCLUDED, FIRST, KERNEL, KEY, LOG, SECOND
 
 pytest.importorskip("tensorrt_rtx", reason="pip install 'trt-helper[rtx]': any binding makes the module importable")
-from trt_helper.builder import trt_only
+from trt_helper.builder import tensorrt_only as trt_only
 from trt_helper.builder.settings import BuildSettings
 from trt_helper.errors import BuildError, ConfigError
 

@@ -12,7 +12,7 @@ from independent import HALF, casts, element_types
 from onnx import numpy_helper
 from subjects import MODELS
 
-from trt_helper.typed import render
+from trt_helper.onnx_model.typed import render
 from trt_helper.values import Plan, Role
 
 every_model = pytest.mark.parametrize("name", MODELS)

@@ -14,12 +14,12 @@ from models import MODELS, f32, normal, parsed
 from onnx import numpy_helper
 from special_models import external_model, save_external
 
-from trt_helper import typed as typed_module
-from trt_helper.emulate import Emulator
+from trt_helper.emulator.emulator import Emulator
 from trt_helper.errors import ModelError, OutputError
-from trt_helper.graph import read_graph
-from trt_helper.model import load
-from trt_helper.typed import check, render, round_to_half, write
+from trt_helper.onnx_model import typed as typed_module
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.load import load
+from trt_helper.onnx_model.typed import check, render, round_to_half, write
 from trt_helper.values import Plan
 
 FEED = {"x": normal(2, 32, scale=1.0)}

@@ -11,10 +11,10 @@ from independent import alone_in_half, as_half, every_tensor, run_on_ort, with_o
 from models import Case, f32, i64, normal, parsed
 from subjects import MODELS, put
 
-from trt_helper.compare import compare
-from trt_helper.evidence import survey
-from trt_helper.kernels import Kernel, Rounding
-from trt_helper.prefix import PLACES
+from trt_helper.emulator.checkpoints import PLACES
+from trt_helper.emulator.compare import compare
+from trt_helper.emulator.kernels import Kernel, Rounding
+from trt_helper.emulator.layer_errors import survey
 from trt_helper.values import Plan, Role, Statistic, Tolerance
 
 every_model = pytest.mark.parametrize("name", MODELS)

@@ -18,12 +18,12 @@ import onnxruntime as ort
 from independent import with_pairs
 from zoo import Case, Feed, Hazard
 
-from trt_helper.emulate import Emulator
-from trt_helper.graph import Graph, read_graph
-from trt_helper.locate import Located, locate
-from trt_helper.model import load
-from trt_helper.samples import Sample
-from trt_helper.typed import render, write
+from trt_helper.emulator.emulator import Emulator
+from trt_helper.inputs.samples import Sample
+from trt_helper.onnx_model.graph import Graph, read_graph
+from trt_helper.onnx_model.load import load
+from trt_helper.onnx_model.typed import render, write
+from trt_helper.search.locate import Located, locate
 from trt_helper.values import Plan, Role, Tolerance
 
 Pins = frozenset[str]

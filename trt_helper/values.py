@@ -8,9 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
 
 LayerName = str
 TensorName = str
+Array: TypeAlias = "np.ndarray[Any, Any]"
+Tensors: TypeAlias = "dict[TensorName, Array]"
+Feed: TypeAlias = "Mapping[TensorName, Array]"
 
 
 class Role(Enum):

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from trt_helper.kernels import Array
-from trt_helper.memory import of_kernel
 from trt_helper.runners.exchange import NO_TYPES, read_feed
+from trt_helper.system.array_store import of_kernel
+from trt_helper.values import Array
 
 Infer = Callable[[], Sequence[Array]]
 """One inference, from arrays on the host to arrays on the host."""

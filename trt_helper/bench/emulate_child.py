@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from trt_helper.bench.clock import Send, answer, feed_of, memory_before
-from trt_helper.emulate import Emulator
-from trt_helper.graph import read_graph
-from trt_helper.kernels import Array
-from trt_helper.model import load
-from trt_helper.values import Cure, Plan
+from trt_helper.emulator.emulator import Emulator
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.load import load
+from trt_helper.values import Array, Cure, Plan
 
 
 def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:

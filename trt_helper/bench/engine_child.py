@@ -13,8 +13,8 @@ from polygraphy.logger import G_LOGGER
 
 from trt_helper.bench.clock import Infer, Send, answer, feed_of, memory_before
 from trt_helper.errors import RunError, first_line
-from trt_helper.kernels import Array
 from trt_helper.runners.engine_child import input_types
+from trt_helper.values import Array
 
 
 def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:

@@ -9,17 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
+from trt_helper.bench.backends import Engines, Module, Request, Way, ways
 from trt_helper.bench.rows import Estimated, Measured, NotRun, times
-from trt_helper.bench.ways import Engines, Module, Request, Way, ways
-from trt_helper.builder.process import ChildDiedError, Limits, NotImportableError, run, signal_name
-from trt_helper.cost import Gpu, seconds
-from trt_helper.emulate import Emulator
+from trt_helper.emulator.emulator import Emulator
 from trt_helper.errors import BuildError, InputError, MachineError, ModelError, RunError
-from trt_helper.graph import Graph
-from trt_helper.kernels import Array
+from trt_helper.inputs.samples import Sample, resized
+from trt_helper.onnx_model.cost import Gpu, seconds
+from trt_helper.onnx_model.graph import Graph
 from trt_helper.runners.exchange import write_feed
-from trt_helper.samples import Sample, resized
-from trt_helper.values import Plan
+from trt_helper.system.child_process import ChildDiedError, Limits, NotImportableError, run, signal_name
+from trt_helper.values import Array, Plan
 
 WARM_UP = 3  # inferences of each stream that are not timed
 SAME = 1e-2  # largest difference of PyTorch's answers over the output's largest value; another network is further off

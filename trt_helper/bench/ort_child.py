@@ -9,8 +9,8 @@ import onnxruntime as ort
 
 from trt_helper.bench.clock import Send, answer, feed_of, memory_before
 from trt_helper.errors import InputError, first_line
-from trt_helper.kernels import Array
 from trt_helper.runners.ort_child import CPU, open_session
+from trt_helper.values import Array
 
 FATAL = 4  # log severity: ONNX Runtime's own chatter is not for the user
 

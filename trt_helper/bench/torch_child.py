@@ -12,11 +12,11 @@ from trt_helper.bench.clock import Send, answer, feed_of, memory_before
 from trt_helper.errors import MachineError
 from trt_helper.export.archive import Kind
 from trt_helper.export.checkpoint import read_checkpoint
-from trt_helper.export.guest import guest, neighbours
 from trt_helper.export.run import module_of
 from trt_helper.export.specs import Input, parse_arguments
-from trt_helper.export.subject import RUN, as_array, subject_of
-from trt_helper.kernels import Array
+from trt_helper.export.target import RUN, as_array, subject_of
+from trt_helper.export.user_code import guest, neighbours
+from trt_helper.values import Array
 
 
 def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from trt_helper.builder.rtx import PACKAGE_VARIABLE
+from trt_helper.builder.build import PACKAGE_VARIABLE
 
 if os.environ.get(PACKAGE_VARIABLE) == "tensorrt":
     import tensorrt as trt

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from trt_helper.builder.engine_program import Program
 from trt_helper.builder.layer_info import EngineLayer
-from trt_helper.builder.program import Program
 
 BYTES = {"FP64": 8, "FP32": 4, "TF32": 4, "FP16": 2, "BF16": 2, "FP8": 1}
 NARROW = frozenset({"FP16", "BF16", "FP8", "FP4"})

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-from trt_helper.builder.inside import ABSENT, Asked, Claim, Inside, inside
+from trt_helper.builder.engine_program import NO_TEXT, Program
+from trt_helper.builder.kernel_precision import ABSENT, Claim, Inside, inside
 from trt_helper.builder.layer_info import EngineLayer, EngineTensor, float_types
-from trt_helper.builder.program import NO_TEXT, Program
+from trt_helper.builder.requested_precision import Asked
 
 PinState = Literal["honoured", "fused", "demoted", "gone", "unknown"]
 HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})

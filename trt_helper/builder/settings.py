@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from trt_helper.errors import ConfigError, InputError, nearest
+from trt_helper.system.machine import RTX_COMPUTE_CAPABILITIES
 
 Shape = tuple[int, ...]
 Profile = Mapping[str, tuple[Shape, Shape, Shape]]
 """Input name -> (min, opt, max). For an input whose *values* are a shape, the triple holds the values."""
 
-# tensorrt_rtx.ComputeCapability of TensorRT-RTX 1.7.1; there is no 9.0 and no 10.0.
-COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 CURRENT = "current"
 
 # IBuilderConfig names that belong to a setting of their own, or to trt-helper.
@@ -97,10 +96,10 @@ def capability_member(text: str) -> str:
     if bare == CURRENT:
         return "CURRENT"
     digits = bare.removeprefix("sm").removeprefix("_").replace(".", "")
-    if digits not in {known.replace(".", "") for known in COMPUTE_CAPABILITIES}:
+    if digits not in {known.replace(".", "") for known in RTX_COMPUTE_CAPABILITIES}:
         raise ConfigError(
             f"TensorRT-RTX has no compute capability {text!r}",
-            fix=f"known are {', '.join(COMPUTE_CAPABILITIES)} and {CURRENT}",
+            fix=f"known are {', '.join(RTX_COMPUTE_CAPABILITIES)} and {CURRENT}",
         )
     return f"SM{digits}"
 

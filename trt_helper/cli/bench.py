@@ -15,8 +15,8 @@ from trt_helper.cli import options
 if TYPE_CHECKING:
     from trt_helper.bench.measure import Benched
     from trt_helper.bench.rows import Estimated
-    from trt_helper.cost import Gpu
-    from trt_helper.graph import Graph
+    from trt_helper.onnx_model.cost import Gpu
+    from trt_helper.onnx_model.graph import Graph
     from trt_helper.values import Plan
 
 
@@ -48,14 +48,14 @@ def run(
     as_json: options.AsJson = False,
 ) -> None:
     """Time the model on this machine, and estimate what the plan costs on a GPU."""
-    from trt_helper import text
+    from trt_helper.bench.backends import Engines, Module
     from trt_helper.bench.measure import Timing, batches, estimate, measure
-    from trt_helper.bench.ways import Engines, Module
     from trt_helper.cli import common
+    from trt_helper.cli import tables as text
     from trt_helper.cli.console import progress, show, show_json, warn
+    from trt_helper.config.evidence import recorded_additions, recorded_guards
     from trt_helper.export.specs import parse_arguments
-    from trt_helper.recorded import recorded_additions, recorded_guards
-    from trt_helper.shapes import parse_shapes, samples_in
+    from trt_helper.inputs.shapes import parse_shapes, samples_in
 
     plan_file, path = common.open_config(config, model)
     gpus, sizes = _gpus(gpu or ()), _sizes(batch)
@@ -71,7 +71,7 @@ def run(
             samples,
             Timing(repeats, warm_up, streams),
             module=Module(checkpoint, module, model_arg or (), trust_checkpoint) if checkpoint else None,
-            engines=Engines(recorded_guards(plan_file, graph), plan_file.exclude_tactics),
+            engines=Engines(recorded_guards(plan_file, graph.candidates), plan_file.exclude_tactics),
             on_progress=report,
         )
         estimated = estimate(graph, plan, samples, gpus)
@@ -87,8 +87,8 @@ def run(
 def _json(
     graph: Graph, plan: Plan, added: list[str], source: str, found: Benched, estimated: list[Estimated]
 ) -> dict[str, Any]:
-    from trt_helper.machine import find_gpu, platform_line
-    from trt_helper.reference import versions
+    from trt_helper.system.machine import find_gpu, platform_line
+    from trt_helper.system.versions import versions
 
     return {
         "schema": 1,
@@ -120,7 +120,7 @@ def _sizes(text: str | None) -> list[int]:
 
 
 def _gpus(names: tuple[str, ...] | list[str]) -> list[Gpu]:
-    from trt_helper.cost import GPUS
+    from trt_helper.onnx_model.cost import GPUS
 
     for name in names:
         if name.lower() not in GPUS:

@@ -11,13 +11,13 @@ from typing import Any
 import typer
 
 from trt_helper.cli.console import warn
-from trt_helper.config import Config, model_path, per_output, read_config, require_same_model
+from trt_helper.config.plan_file import Config, model_path, per_output, read_config, require_same_model
 from trt_helper.errors import ConfigError, MachineError, UsageError
-from trt_helper.graph import Graph, read_graph
-from trt_helper.memory import Store
-from trt_helper.model import load
-from trt_helper.samples import RANDOM_WARNING, Sample
-from trt_helper.shapes import parse_shapes, samples_in
+from trt_helper.inputs.samples import RANDOM_WARNING, Sample
+from trt_helper.inputs.shapes import parse_shapes, samples_in
+from trt_helper.onnx_model.graph import Graph, read_graph
+from trt_helper.onnx_model.load import load
+from trt_helper.system.array_store import Store
 from trt_helper.values import Cure, Plan, Statistic, Tolerance
 
 
@@ -48,7 +48,7 @@ def open_graph(path: Path, cures: Sequence[Cure] = ()) -> Graph:
 
 def open_reference(graph: Graph, path: Path | None) -> Graph:
     """The model that FP32 outputs come from: `graph` itself unless another file is given."""
-    from trt_helper.reference import half_warning, require_alike
+    from trt_helper.inputs.references import half_warning, require_alike
 
     if path is None:
         return graph
@@ -113,7 +113,7 @@ def is_tensorrt(builder: str) -> bool:
     """Whether `--builder` means TensorRT 10 or 11. Raises MachineError where that was asked for and cannot be."""
     from importlib.util import find_spec
 
-    from trt_helper.machine import find_gpu
+    from trt_helper.system.machine import find_gpu
 
     if builder == "auto":
         return find_spec("tensorrt_rtx") is None and find_spec("tensorrt") is not None and not find_gpu().missing
@@ -147,7 +147,7 @@ def judging(
         yield real | make
         return
     try:
-        from trt_helper.cluster import Cluster
+        from trt_helper.runners.ray_cluster import Cluster
     except ImportError as error:
         raise MachineError(f"--ray needs Ray: {error}", fix="pip install 'trt-helper[ray]'") from error
     with Cluster(ray, make.get("oracle"), gpus=len(real)) as cluster:
@@ -165,9 +165,10 @@ def _runner(
 ) -> dict[str, Any]:
     from functools import partial
 
-    from trt_helper.builder import BuildSettings
-    from trt_helper.runners import runner_here, runner_oracle
-    from trt_helper.shapes import profile, ranges_of
+    from trt_helper.builder.settings import BuildSettings
+    from trt_helper.inputs.shapes import profile, ranges_of
+    from trt_helper.runners.oracle import runner_oracle
+    from trt_helper.runners.run import runner_here
 
     if check:
         runner_here(runner)

@@ -10,8 +10,8 @@ import typer
 from trt_helper.cli import options
 
 if TYPE_CHECKING:
-    from trt_helper.graph import Graph
-    from trt_helper.samples import Sample
+    from trt_helper.inputs.samples import Sample
+    from trt_helper.onnx_model.graph import Graph
     from trt_helper.values import LayerReport, Plan, TensorError, Tolerance
 
 
@@ -46,11 +46,11 @@ def run(
         _compare_records(model, other, alone=all(option is None for option in given), as_json=as_json)
         return
 
-    from trt_helper import text
     from trt_helper.cli import common
+    from trt_helper.cli import tables as text
     from trt_helper.cli.console import show, show_json
-    from trt_helper.files import require_writable
-    from trt_helper.record import compared_json, write_record
+    from trt_helper.report.record import compared_json, write_record
+    from trt_helper.system.files import require_writable
 
     plan_file, path = common.open_config(config, model)
     if record:
@@ -77,10 +77,10 @@ def _measure(
 ) -> tuple[list[tuple[TensorError, ...]], tuple[LayerReport, ...]]:
     """The errors of every output of every sample, against `original`; and every layer."""
     from trt_helper.cli.console import progress
-    from trt_helper.compare import compare_all
-    from trt_helper.emulate import Emulator
-    from trt_helper.evidence import survey
-    from trt_helper.reference import references
+    from trt_helper.emulator.compare import compare_all
+    from trt_helper.emulator.emulator import Emulator
+    from trt_helper.emulator.layer_errors import survey
+    from trt_helper.inputs.references import references
 
     emulator = Emulator(graph)
     with progress() as report:
@@ -102,7 +102,7 @@ def _measure(
 def _compare_records(a: Path | None, b: Path | None, *, alone: bool, as_json: bool) -> None:
     """What changed from one run to the next; the exit status says whether the second one passed."""
     from trt_helper.cli.console import show, show_json
-    from trt_helper.diff import difference, difference_json
+    from trt_helper.report.diff import difference, difference_json
     from trt_helper.report.read import read_record
     from trt_helper.report.tables import changes
 

@@ -12,11 +12,11 @@ from trt_helper.cli import options
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from trt_helper.builder import BuildSettings
-    from trt_helper.config import Config
-    from trt_helper.convert import Converted
-    from trt_helper.graph import Graph
-    from trt_helper.shapes import Range
+    from trt_helper.builder.convert import Converted
+    from trt_helper.builder.settings import BuildSettings
+    from trt_helper.config.plan_file import Config
+    from trt_helper.inputs.shapes import Range
+    from trt_helper.onnx_model.graph import Graph
 
 EMITTED = {  # how the names of the files end that `--emit` writes beside the engine
     "trtexec": (".trtexec.sh", ".trtexec-weak.sh"),
@@ -73,11 +73,11 @@ def run(
     as_json: options.AsJson = False,
 ) -> None:
     """Build the TensorRT engine with the plan: typed ONNX, engine, proof of the pins."""
-    from trt_helper.builder import BuildSettings
+    from trt_helper.builder.convert import convert
+    from trt_helper.builder.settings import BuildSettings
     from trt_helper.cli import common
     from trt_helper.cli.console import progress
-    from trt_helper.convert import convert
-    from trt_helper.recorded import recorded_guards
+    from trt_helper.config.evidence import recorded_guards
 
     plan_file, path = common.open_config(config, model)
     settings = BuildSettings(
@@ -107,7 +107,7 @@ def run(
             typed_onnx=typed_onnx,
             profile=ranges,
             settings=settings,
-            guards=recorded_guards(plan_file, graph),
+            guards=recorded_guards(plan_file, graph.candidates),
             on_progress=lambda phase, fraction: report(f"TensorRT: {phase}", round(100 * fraction), 100),
         )
     if config:
@@ -125,10 +125,10 @@ def _emit(
     settings: BuildSettings,
 ) -> None:
     """Write what other tools read, under the name of `beside` with endings of their own."""
-    from trt_helper import interchange
+    from trt_helper.builder import interchange
     from trt_helper.cli.console import note
-    from trt_helper.files import write_atomically
-    from trt_helper.typed import write
+    from trt_helper.onnx_model.typed import write
+    from trt_helper.system.files import write_atomically
 
     graph, plan, path = converted.graph, converted.plan, converted.graph.source.path
     if "trtexec" in kinds and converted.typed_onnx:
@@ -152,8 +152,8 @@ def _check_targets(
     engine: Path | None, typed_onnx: Path | None, emitted: Sequence[Path], keep: tuple[Path | None, ...]
 ) -> None:
     """Say before the work what cannot be written, and what would be written twice."""
-    from trt_helper.convert import sidecar
-    from trt_helper.files import require_writable
+    from trt_helper.builder.convert import sidecar
+    from trt_helper.system.files import require_writable
 
     targets = [path for path in (engine, engine and sidecar(engine), typed_onnx, *emitted) if path]
     if not targets:
@@ -169,9 +169,9 @@ def _remember(path: Path, config: Config, converted: Converted) -> None:
     """Write into the config what had to be done to hold its pins, so that the next conversion needs one build."""
     from dataclasses import replace
 
+    from trt_helper.builder.convert import engine_evidence
     from trt_helper.cli.console import note
-    from trt_helper.config import write_config
-    from trt_helper.convert import engine_evidence
+    from trt_helper.config.plan_file import write_config
 
     if len(converted.builds) == 1 or not converted.hold.cured:
         return
@@ -182,9 +182,9 @@ def _remember(path: Path, config: Config, converted: Converted) -> None:
 
 
 def _show(converted: Converted, *, as_json: bool) -> None:
-    from trt_helper import text
+    from trt_helper.cli import tables as text
     from trt_helper.cli.console import show, show_json, warn
-    from trt_helper.record import converted_json
+    from trt_helper.report.record import converted_json
 
     for message in text.conversion_warnings(converted):
         warn(message)
@@ -198,7 +198,7 @@ def _profile(graph: Graph, config: Config, inputs: list[Path] | None, shapes: li
     """Sizes of the dynamic inputs: what `locate` saw, then --inputs, then --shapes; the last word counts."""
     from trt_helper.cli import common
     from trt_helper.cli.console import warn
-    from trt_helper.shapes import parse_shapes, profile, ranges_of, recorded_ranges
+    from trt_helper.inputs.shapes import parse_shapes, profile, ranges_of, recorded_ranges
 
     known = recorded_ranges(config.evidence, graph)
     if inputs:

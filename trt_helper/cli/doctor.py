@@ -7,9 +7,10 @@ from trt_helper.cli import options
 
 def run(as_json: options.AsJson = False) -> None:
     """Say what this machine can build, run and emulate, and how to get more."""
-    from trt_helper import __version__, machine
+    from trt_helper import __version__
     from trt_helper.cli.console import show, show_json
-    from trt_helper.text import abilities
+    from trt_helper.cli.tables import abilities
+    from trt_helper.system import machine
 
     found = machine.abilities()
     if as_json:

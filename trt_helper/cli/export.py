@@ -107,7 +107,7 @@ def run(
 
 def _shown(exported: Exported) -> list[Table | str]:
     from trt_helper.export.parity import of_range
-    from trt_helper.text import cell, figure, plain, table
+    from trt_helper.format.text import cell, figure, plain, table
 
     made = table("Parity with PyTorch, FP32", "input", "output", "shape", "largest difference", "over range", names=2)
     for checked in exported.parity.checked:
@@ -129,7 +129,7 @@ def _shown(exported: Exported) -> list[Table | str]:
 
 def _json(exported: Exported) -> dict[str, Any]:
     from trt_helper.export.parity import of_range
-    from trt_helper.record import error_json
+    from trt_helper.format.json_values import error_json
 
     return {
         "schema": 1,

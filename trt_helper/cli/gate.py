@@ -13,7 +13,7 @@ import typer
 from trt_helper.cli import options
 
 if TYPE_CHECKING:
-    from trt_helper.gate import Gated
+    from trt_helper.gate.result import Gated
 
 YAML = (".yaml", ".yml")
 
@@ -78,10 +78,11 @@ def run(
     Inputs are those that `locate` recorded in the config, unless --inputs gives others. A metric or a data
     loader runs only when it is named here. Leaves with 1 where accuracy is lost, 3 where a plan no longer fits.
     """
-    from trt_helper.ci.table import headline, of
     from trt_helper.cli.console import progress, show, show_json
-    from trt_helper.files import require_writable
-    from trt_helper.gate import EMULATE, Request, gate_all
+    from trt_helper.gate.gate import gate_all
+    from trt_helper.gate.result import EMULATE, Request
+    from trt_helper.gate.writers.table import headline, of
+    from trt_helper.system.files import require_writable
 
     configs = [*(config or ()), *(file for file in files or () if file.suffix.lower() in YAML)]
     models = [file for file in files or () if file.suffix.lower() not in YAML]
@@ -114,7 +115,7 @@ def run(
     _say(results)
     _write_files(results, junit, summary, sarif)
     if as_json:
-        from trt_helper.ci.record import gated_json
+        from trt_helper.gate.writers.json_result import gated_json
 
         show_json(gated_json(results, base.runner))
     else:
@@ -145,8 +146,8 @@ def _factor(text: str) -> float:
 
 def _write_baselines(results: list[Gated]) -> None:
     """Write what was reached where it is within tolerance; what is not is no baseline."""
-    from trt_helper import baseline
     from trt_helper.errors import ConfigError
+    from trt_helper.gate import baseline
 
     for gated in results:
         if gated.now and gated.verdict == "pass":
@@ -158,11 +159,11 @@ def _write_baselines(results: list[Gated]) -> None:
 
 
 def _write_files(results: list[Gated], junit: Path | None, summary: Path | None, sarif: Path | None) -> None:
-    from trt_helper.ci import github
-    from trt_helper.ci import junit as junit_xml
-    from trt_helper.ci import sarif as sarif_json
-    from trt_helper.ci.markdown import markdown
-    from trt_helper.files import write_atomically
+    from trt_helper.gate.writers import github
+    from trt_helper.gate.writers import junit as junit_xml
+    from trt_helper.gate.writers import sarif as sarif_json
+    from trt_helper.gate.writers.markdown import markdown
+    from trt_helper.system.files import write_atomically
 
     if junit:
         write_atomically(junit, junit_xml.junit(results))
@@ -175,8 +176,8 @@ def _write_files(results: list[Gated], junit: Path | None, summary: Path | None,
 
 def _say(results: list[Gated]) -> None:
     """Every finding on stderr: as annotations where GitHub reads them, else in lines for people."""
-    from trt_helper.ci import github
     from trt_helper.cli.console import complain, note, warn
+    from trt_helper.gate.writers import github
 
     if github.is_here():
         sys.stderr.write("".join(f"{line}\n" for line in github.commands(results)))

@@ -16,11 +16,11 @@ def run(
     as_json: options.AsJson = False,
 ) -> None:
     """Show a model's inputs, outputs and layers, or what can be read of an engine."""
-    from trt_helper import text
+    from trt_helper.builder.engine_file import is_engine, read_engine
     from trt_helper.cli import common
+    from trt_helper.cli import tables as text
     from trt_helper.cli.console import show, show_json
-    from trt_helper.engine_file import is_engine, read_engine
-    from trt_helper.record import graph_json
+    from trt_helper.report.record import graph_json
 
     if is_engine(file):
         engine = read_engine(file)

@@ -12,10 +12,10 @@ import typer
 from trt_helper.cli import options
 
 if TYPE_CHECKING:
-    from trt_helper.graph import Graph
-    from trt_helper.locate import Budget, Located
-    from trt_helper.metric import Metric
-    from trt_helper.samples import Sample
+    from trt_helper.inputs.metric import Metric
+    from trt_helper.inputs.samples import Sample
+    from trt_helper.onnx_model.graph import Graph
+    from trt_helper.search.locate import Budget, Located
     from trt_helper.values import Plan, Tolerance, Trial
 
 DEFAULT_OUTPUT = Path("fp32_layers.yaml")
@@ -73,15 +73,15 @@ def run(
     as_json: options.AsJson = False,
 ) -> None:
     """Find the smallest set of layers that must stay in FP32."""
-    from trt_helper import text
     from trt_helper.cli import common
+    from trt_helper.cli import tables as text
     from trt_helper.cli.console import show, show_json, warn
-    from trt_helper.config import Config, read_config
-    from trt_helper.files import make_folder_of, require_writable
-    from trt_helper.locate import Budget
-    from trt_helper.memory import Store
-    from trt_helper.metric import load_metric
-    from trt_helper.record import evidence_yaml, located_json, record_path, write_record
+    from trt_helper.config.plan_file import Config, read_config
+    from trt_helper.inputs.metric import load_metric
+    from trt_helper.report.record import evidence_yaml, located_json, record_path, write_record
+    from trt_helper.search.locate import Budget
+    from trt_helper.system.array_store import Store
+    from trt_helper.system.files import make_folder_of, require_writable
 
     kinds = _kinds(cures)
     if (metric is None) != (metric_threshold is None):
@@ -146,7 +146,7 @@ def _asked(
     inputs: list[Path] | None, script: str | None, shapes: list[str] | None, tolerance: Tolerance, output: Path
 ) -> dict[str, Any]:
     """What the answer belongs to, for `gate`: where the samples are, seen from the plan, and the tolerance."""
-    from trt_helper.config import seen_from, tolerance_yaml
+    from trt_helper.config.plan_file import seen_from, tolerance_yaml
 
     return {
         **({"inputs": [seen_from(output.parent, path) for path in inputs]} if inputs else {}),
@@ -169,10 +169,11 @@ class _Keeper:
         asked: dict[str, Any],
         tactics: tuple[Mapping[str, Any], ...],
     ) -> None:
-        from trt_helper.journal import Journal, digest
-        from trt_helper.record import tolerance_json
-        from trt_helper.reference import versions
-        from trt_helper.shapes import ranges_of
+        from trt_helper.format.json_values import tolerance_json
+        from trt_helper.inputs.samples import digest
+        from trt_helper.inputs.shapes import ranges_of
+        from trt_helper.search.journal import Journal
+        from trt_helper.system.versions import versions
 
         self.graph, self.samples, self.tolerance, self.output = graph, samples, tolerance, output
         self.metric = metric
@@ -196,7 +197,7 @@ class _Keeper:
 
     def save(self, plan: Plan, evidence: dict[str, Any]) -> None:
         """Write `plan` to the output file."""
-        from trt_helper.config import Config, write_config
+        from trt_helper.config.plan_file import Config, write_config
 
         config = Config(
             model=self.graph.source.path,
@@ -227,9 +228,9 @@ def _search(
     """Run the search; Ctrl-C leaves the best plan and the journal, an error leaves no journal."""
     from trt_helper.cli.console import complain, progress, warn
     from trt_helper.errors import TrtHelperError
-    from trt_helper.locate import Event, locate
-    from trt_helper.remedy import locate_with_cures
+    from trt_helper.search.locate import Event, locate
     from trt_helper.search.strategy import Try
+    from trt_helper.search.with_rewrites import locate_with_cures
     from trt_helper.values import Trial
 
     def on_event(event: Event) -> None:

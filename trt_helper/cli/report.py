@@ -34,9 +34,9 @@ def run(
     """Show a run as one HTML file that opens offline, and in short as tables."""
     from trt_helper.cli.console import show
     from trt_helper.errors import MachineError
-    from trt_helper.files import require_writable, write_atomically
     from trt_helper.report.read import find_bench, find_engine, read_bench, read_engine, read_record
     from trt_helper.report.tables import summary
+    from trt_helper.system.files import require_writable, write_atomically
 
     try:
         from trt_helper.report.page import page

@@ -24,7 +24,7 @@ import torch
 
 from trt_helper.errors import MachineError, ModelError, first_line
 from trt_helper.export.archive import AGAIN, TRUST, Kind, kind_of, require_plain_program
-from trt_helper.files import sha256_of
+from trt_helper.system.files import sha256_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,10 +22,10 @@ from onnx_ir.passes import common as passes
 from onnxscript.optimizer import fold_constants
 
 from trt_helper.errors import ModelError
-from trt_helper.export.guest import stdout_to
 from trt_helper.export.specs import Input
-from trt_helper.export.subject import SCRIPT, Subject, flattened
-from trt_helper.graph import NAME_SCOPES
+from trt_helper.export.target import SCRIPT, Subject, flattened
+from trt_helper.export.user_code import stdout_to
+from trt_helper.onnx_model.graph import NAME_SCOPES
 
 LOGGERS = ("torch", "onnxscript", "onnx_ir", "torch.onnx")
 NO_MODULES = (SCRIPT, "_empty_nn_module_stack_from_metadata_hook")  # torch.export's name for a guard's place

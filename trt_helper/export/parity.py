@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from trt_helper.compare import compare
+from trt_helper.emulator.compare import compare
 from trt_helper.errors import InputError
 from trt_helper.export.specs import Input
-from trt_helper.export.subject import Subject, as_array
-from trt_helper.graph import Graph
-from trt_helper.kernels import Array
-from trt_helper.reference import references
-from trt_helper.samples import Sample
-from trt_helper.values import TensorError, Tolerance
+from trt_helper.export.target import Subject, as_array
+from trt_helper.inputs.references import references
+from trt_helper.inputs.samples import Sample
+from trt_helper.onnx_model.graph import Graph
+from trt_helper.values import Array, TensorError, Tolerance
 
 SEED = 0
 SMALLEST = 1e-6  # an output that is smaller everywhere counts as this large

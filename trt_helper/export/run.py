@@ -21,14 +21,14 @@ from trt_helper.export.archive import Kind
 from trt_helper.export.checkpoint import Checkpoint, read_checkpoint
 from trt_helper.export.decomposed import decomposed
 from trt_helper.export.exporters import Attempt, export_with
-from trt_helper.export.guest import guest, load_callable, neighbours
 from trt_helper.export.parity import Parity, check, feed_of, fixed_axes, traced
 from trt_helper.export.specs import Input
-from trt_helper.export.subject import Subject, subject_of
+from trt_helper.export.target import Subject, subject_of
+from trt_helper.export.user_code import guest, load_callable, neighbours
 from trt_helper.export.weights import load_weights
-from trt_helper.files import PREFIX, make_folder_of, require_writable
-from trt_helper.graph import Graph, read_graph
-from trt_helper.model import load
+from trt_helper.onnx_model.graph import Graph, read_graph
+from trt_helper.onnx_model.load import load
+from trt_helper.system.files import PREFIX, make_folder_of, require_writable
 
 # LayerNormalization (17) and Gelu (20) are operators, and every TensorRT from 10.0 on reads it. From 23 on attention
 # is one operator too, which TensorRT-RTX 1.7.1 cannot build where it has no kernel for just that shape.

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trt_helper.format.text import figure, plain
 from trt_helper.report.read import errors_of, tolerance_of
 from trt_helper.report.story import after, changed, first_overflow, times
 from trt_helper.report.vega import (
@@ -30,7 +31,6 @@ from trt_helper.report.vega import (
     whole_numbers,
     zoom,
 )
-from trt_helper.text import figure, plain
 from trt_helper.values import Statistic, TensorError, Tolerance
 
 HALF_MAX, HALF_NORMAL, HALF_TINY = 65504.0, 2.0**-14, 2.0**-24  # largest, smallest normal, smallest half

@@ -17,9 +17,9 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from trt_helper.format.text import batch_text, figure, plain, rate
 from trt_helper.report import figures, story
 from trt_helper.report.read import errors_of, tolerance_of
-from trt_helper.text import batch_text, figure, plain, rate
 from trt_helper.values import TensorError
 
 ABSENT: dict[str, Any] = {  # what a record of compare has not

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trt_helper.format.text import figure, plain
 from trt_helper.report.read import errors_of, tolerance_of
-from trt_helper.text import figure, plain
 from trt_helper.values import Statistic, TensorError, Tolerance
 
 Record = Mapping[str, Any]

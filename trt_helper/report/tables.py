@@ -9,10 +9,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from trt_helper.diff import Difference, Fact
+from trt_helper.format.text import batch_text, cell, figure, plain, rate, table
 from trt_helper.report import story
+from trt_helper.report.diff import Difference, Fact
 from trt_helper.report.read import errors_of, tolerance_of
-from trt_helper.text import batch_text, cell, figure, plain, rate, table
 from trt_helper.values import TensorError, Tolerance
 
 Record = Mapping[str, Any]

@@ -15,8 +15,8 @@ from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 from polygraphy.logger import G_LOGGER
 
 from trt_helper.errors import RunError, first_line
-from trt_helper.kernels import Array
 from trt_helper.runners.exchange import serve
+from trt_helper.values import Array
 
 _FLOATS = ("float16", "float32", "float64")  # Polygraphy's names of types are numpy's
 

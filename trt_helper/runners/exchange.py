@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from trt_helper.errors import RunError, first_line
-from trt_helper.kernels import Array
-from trt_helper.samples import Sample
+from trt_helper.inputs.samples import Sample
+from trt_helper.values import Array
 
 NOTHING: Mapping[str, Array] = {}
 NO_TYPES: Mapping[str, Any] = {}

@@ -8,19 +8,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trt_helper.builder import BuildSettings, EngineBuild, EngineLayer
-from trt_helper.convert import convert
-from trt_helper.emulate import Emulator, Values
+from trt_helper.builder.convert import convert
+from trt_helper.builder.engine import EngineBuild
+from trt_helper.builder.layer_info import EngineLayer
+from trt_helper.builder.settings import BuildSettings
+from trt_helper.emulator.emulator import Emulator
 from trt_helper.errors import BuildError, RunError, TrtHelperError
-from trt_helper.graph import Graph
-from trt_helper.kernels import Array
-from trt_helper.metric import Metric
-from trt_helper.oracle import PerSample, weigh
-from trt_helper.runners.inside import complaint, computed, inside, to_hear
+from trt_helper.inputs.metric import Metric
+from trt_helper.inputs.samples import Sample
+from trt_helper.inputs.shapes import Range
+from trt_helper.onnx_model.graph import Graph
+from trt_helper.runners.intermediate_errors import complaint, computed, inside, to_hear
 from trt_helper.runners.run import Runner, execute, listen, runner_here
-from trt_helper.samples import Sample
-from trt_helper.shapes import Range
-from trt_helper.values import DISAGREE, Inside, LayerName, Plan, TensorName, Tolerance, Trial, Verdict
+from trt_helper.search.oracle import PerSample, weigh
+from trt_helper.values import DISAGREE, Array, Inside, LayerName, Plan, TensorName, Tensors, Tolerance, Trial, Verdict
 
 MARKED_ENGINES = 4  # neighbours of what is made an output in one of them can still be fused with others
 
@@ -36,7 +37,7 @@ class RunnerOracle:
     graph: Graph
     runner: Runner
     samples: Sequence[Sample]
-    references: Sequence[Values]  # of the user's own model, in FP32
+    references: Sequence[Tensors]  # of the user's own model, in FP32
     tolerance: Tolerance
     profile: Mapping[str, Range]
     settings: BuildSettings
@@ -53,7 +54,7 @@ class RunnerOracle:
         except (BuildError, RunError) as error:
             return Trial(plan, Verdict.UNRESOLVED, why=error.message)
 
-    def run(self, plan: Plan) -> tuple[Trial, list[Values]]:
+    def run(self, plan: Plan) -> tuple[Trial, list[Tensors]]:
         """The verdict, and the outputs of the worst repeat on every sample. Raises also BuildError and RunError."""
         with tempfile.TemporaryDirectory(prefix="trt-helper-") as folder:
             runs = self._run(plan, Path(folder))
@@ -105,7 +106,7 @@ class RunnerOracle:
                 )
         return inside(emulator, plan, sample.feed, found, self.tolerance)
 
-    def _listened(self, plan: Plan, marks: Sequence[TensorName], sample: Sample) -> tuple[EngineBuild, Values]:
+    def _listened(self, plan: Plan, marks: Sequence[TensorName], sample: Sample) -> tuple[EngineBuild, Tensors]:
         with tempfile.TemporaryDirectory(prefix="trt-helper-") as folder:
             path = Path(folder) / "model.trt"
             settings = replace(self.settings, debug_tensors=tuple(marks))
@@ -122,7 +123,7 @@ class RunnerOracle:
                 raise ValueError("a conversion to an engine has one")
             return made.engine, listen(self.runner, path, sample, self.graph.outputs, seconds=self.settings.time_limit)
 
-    def _run(self, plan: Plan, folder: Path) -> list[list[Values]]:
+    def _run(self, plan: Plan, folder: Path) -> list[list[Tensors]]:
         engine, typed = folder / "model.trt", folder / "typed.onnx"
         convert(
             self.graph,

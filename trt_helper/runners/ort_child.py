@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 
 from trt_helper.errors import MachineError, RunError, first_line
-from trt_helper.kernels import session_options
+from trt_helper.onnx_model.ort_session import session_options
 from trt_helper.runners.exchange import NO_TYPES, serve
 
 _TYPES = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(double)": np.float64}

@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from trt_helper.builder.process import ChildDiedError, Event, Limits, NotImportableError, run, signal_name
-from trt_helper.builder.rtx import PACKAGE_VARIABLE
-from trt_helper.builder.settings import COMPUTE_CAPABILITIES
-from trt_helper.emulate import Values
+from trt_helper.builder.build import PACKAGE_VARIABLE
 from trt_helper.errors import MachineError, RunError
-from trt_helper.machine import find_gpu
+from trt_helper.inputs.samples import Sample
 from trt_helper.runners.exchange import write_feed
-from trt_helper.samples import Sample
+from trt_helper.system.child_process import ChildDiedError, Event, Limits, NotImportableError, run, signal_name
+from trt_helper.system.machine import RTX_COMPUTE_CAPABILITIES, find_gpu
+from trt_helper.values import Tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +72,8 @@ def runner_here(name: str) -> Runner:
             raise MachineError(f"the runner {name!r} needs the Python package {package}", fix=install)
     gpu = find_gpu()
     missing = gpu.missing
-    if not missing and name == "tensorrt-rtx" and gpu.capability not in COMPUTE_CAPABILITIES:
-        missing = f"a GPU of compute capability {', '.join(COMPUTE_CAPABILITIES)}; {gpu.name} has {gpu.capability}"
+    if not missing and name == "tensorrt-rtx" and gpu.capability not in RTX_COMPUTE_CAPABILITIES:
+        missing = f"a GPU of compute capability {', '.join(RTX_COMPUTE_CAPABILITIES)}; {gpu.name} has {gpu.capability}"
     if missing:
         raise MachineError(
             f"the runner {name!r} needs {missing}",
@@ -92,7 +91,7 @@ def execute(
     repeats: int = 1,
     warm_up: int = 1,
     seconds: float | None = None,
-) -> list[list[Values]]:
+) -> list[list[Tensors]]:
     """Run `file` on every sample: [repeat][sample] -> outputs by name, half floats as FP32.
 
     Each sample is run `warm_up` times before it counts. `seconds` is a limit of wall clock for all of it.
@@ -111,7 +110,7 @@ def execute(
 
 def listen(
     runner: Runner, file: Path, sample: Sample, outputs: Sequence[str], *, seconds: float | None = None
-) -> Values:
+) -> Tensors:
     """Run an engine with debug tensors on one sample -> what it computed between its kernels, by the engine's names.
 
     Raises MachineError where the runner cannot be loaded and RunError for what fails on the way, crashes included.
@@ -159,7 +158,7 @@ def _served(
         raise _death(died, runner, seconds) from died
 
 
-def _outputs(path: Path, names: Sequence[str]) -> Values:
+def _outputs(path: Path, names: Sequence[str]) -> Tensors:
     with np.load(path, allow_pickle=False) as archive:
         arrays = [archive[f"arr_{index}"] for index in range(len(names))]
     return {

@@ -204,3 +204,26 @@ def _without_each(
 def _passes(plan: Plan, because: str, ahead: Callable[[], Iterable[Plan]] = tuple) -> Generator[Try, Trial, bool]:
     trial = yield Try(plan, because, ahead)
     return trial.verdict is Verdict.PASS
+
+
+Oracle = Callable[[Plan], Trial]
+
+
+def drive(strategy: Strategy, oracle: Oracle) -> Iterator[Try | Trial | Stop]:
+    """Run a strategy to its end, yielding each decision and each trial as it happens.
+
+    A plan that was tried before is answered from memory.
+    """
+    tried: dict[Plan, Trial] = {}
+    trial: Trial | None = None
+    while True:
+        try:
+            decision = next(strategy) if trial is None else strategy.send(trial)
+        except StopIteration as end:
+            yield end.value
+            return
+        if decision.plan not in tried:
+            yield decision
+            tried[decision.plan] = oracle(decision.plan)
+            yield tried[decision.plan]
+        trial = tried[decision.plan]

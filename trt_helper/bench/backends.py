@@ -1,0 +1,174 @@
+"""A graph and a plan go in; every way to run them here comes out, and why the others cannot be taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from trt_helper.bench.rows import NotRun
+from trt_helper.builder.convert import convert
+from trt_helper.builder.settings import BuildSettings
+from trt_helper.errors import MachineError
+from trt_helper.inputs.references import loadable
+from trt_helper.inputs.samples import Sample
+from trt_helper.inputs.shapes import profile, ranges_of
+from trt_helper.onnx_model.graph import Graph
+from trt_helper.runners.run import RUNNERS, Runner, runner_here
+from trt_helper.system.machine import find_gpu
+from trt_helper.values import LayerName, Plan
+
+Request = dict[str, Any]
+Building = Callable[[str, float], None]  # TensorRT's phase, and how much of it is done
+Prepare = Callable[[Path, Building], Request]
+"""Makes what is to be run in a folder; gives what the child has to know."""
+
+PRECISIONS = {"fp32": "FP32", "fp16": "FP16", "plan": "FP16 with the plan"}
+ENGINES = {"cuda": "ONNX Runtime, CUDA", "tensorrt": "TensorRT engine", "tensorrt-rtx": "TensorRT-RTX engine"}
+NO_CHECKPOINT = NotRun(
+    "PyTorch, FP32",
+    "no checkpoint was given",
+    "--checkpoint FILE, with --model FILE.py:CALLABLE where it holds weights",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """One way to run the model. An error of one that is `asked` for ends the command, that of another is a reason."""
+
+    what: str
+    runner: str
+    precision: str
+    module: str  # of the child
+    prepare: Prepare
+    asked: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """The PyTorch module that the model was exported from, as `export` is told of it."""
+
+    checkpoint: Path
+    model: str | None = None  # FILE_OR_MODULE:CALLABLE
+    model_args: Sequence[str] = ()  # NAME=VALUE
+    trust: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """What an engine with the plan needs besides the plan: what an earlier conversion guarded, excluded tactics."""
+
+    guards: Sequence[LayerName] = ()
+    exclude_tactics: Sequence[Mapping[str, Any]] = ()
+
+
+def ways(
+    graph: Graph, plan: Plan, samples: Sequence[Sample], module: Module | None, engines: Engines
+) -> tuple[list[Way], list[NotRun]]:
+    """Every way to run the model, the plan where it is not empty. Raises MachineError without PyTorch for a `module`.
+
+    `samples` are all that will be run: engines are built for their sizes.
+    """
+    found = [] if module is None else _pytorch(module)
+    found += [_cpu(graph), _emulated(graph, plan)]
+    not_run = [NO_CHECKPOINT] if module is None else []
+    for name in RUNNERS:
+        try:
+            runner = runner_here(name)
+        except MachineError as error:
+            not_run.append(NotRun(ENGINES[name], error.message, _how(error)))
+            continue
+        plans = {"fp32": graph.all_pinned(), "fp16": Plan(), **({"plan": plan} if plan != Plan() else {})}
+        found += [_on_gpu(runner, graph, key, one, samples, engines) for key, one in plans.items()]
+    return found, not_run
+
+
+def _how(error: MachineError) -> str:
+    """What a runner that is not here takes: the package where that is missing, and the machine."""
+    missing = find_gpu().missing
+    if error.fix.startswith("pip "):
+        return f"{error.fix}; {missing}" if missing else error.fix
+    return "run bench on such a machine"
+
+
+def _pytorch(module: Module) -> list[Way]:
+    try:
+        release = version("torch")
+    except PackageNotFoundError:
+        raise MachineError(
+            f"{module.checkpoint} needs PyTorch, and it is not installed", fix="pip install 'trt-helper[export]'"
+        ) from None
+    request = {**asdict(module), "checkpoint": str(module.checkpoint), "model_args": list(module.model_args)}
+    return [
+        Way(
+            f"PyTorch {release.partition('+')[0]}, {device.upper()}, FP32",
+            "pytorch",
+            "fp32",
+            "trt_helper.bench.torch_child",
+            _ready({**request, "device": device}),
+            asked=device == "cpu",
+        )
+        for device in ("cpu", *(() if find_gpu().missing else ("cuda",)))
+    ]
+
+
+def _ready(request: Request) -> Prepare:
+    """Nothing has to be made."""
+    return lambda _folder, _building: request
+
+
+def _cpu(graph: Graph) -> Way:
+    def prepare(folder: Path, _building: Building) -> Request:
+        file = loadable(graph)
+        if isinstance(file, bytes):
+            (folder / "model.onnx").write_bytes(file)
+            file = str(folder / "model.onnx")
+        external = str(graph.source.path.absolute().parent)
+        return {"file": file, "external": external, "provider": "CPUExecutionProvider"}
+
+    what = "ONNX Runtime, CPU, FP32"
+    return Way(what, "onnxruntime", "fp32", "trt_helper.bench.ort_child", prepare, asked=True)
+
+
+def _emulated(graph: Graph, plan: Plan) -> Way:
+    request = {
+        "file": str(graph.source.path),
+        "cures": [asdict(cure) for cure in graph.cures],
+        "fp32": sorted(plan.fp32),
+        "bf16": sorted(plan.bf16),
+    }
+    what = "emulated FP16 with the plan"
+    return Way(what, "emulate", "plan", "trt_helper.bench.emulate_child", _ready(request), asked=True)
+
+
+def _on_gpu(
+    runner: Runner, graph: Graph, precision: str, plan: Plan, samples: Sequence[Sample], engines: Engines
+) -> Way:
+    def prepare(folder: Path, building: Building) -> Request:
+        engine, typed = folder / "model.trt", folder / "typed.onnx"
+        tactics = tuple(engines.exclude_tactics) if runner.name == "tensorrt" and precision == "plan" else ()
+        convert(
+            graph,
+            plan,
+            engine=engine if runner.builds else None,
+            typed_onnx=None if runner.builds else typed,
+            profile=profile(graph, ranges_of(samples))[0],
+            settings=BuildSettings(tensorrt=runner.name == "tensorrt", exclude_tactics=tactics),
+            guards=engines.guards if precision == "plan" else (),
+            on_progress=building,
+        )
+        file = engine if runner.builds else typed
+        return {"file": str(file), "external": str(folder), "provider": runner.provider}
+
+    child = "engine" if runner.builds else "ort"
+    return Way(
+        f"{ENGINES[runner.name]}, {PRECISIONS[precision]}",
+        runner.name,
+        precision,
+        f"trt_helper.bench.{child}_child",
+        prepare,
+        environment=runner.environment,
+    )

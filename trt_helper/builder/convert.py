@@ -1,0 +1,274 @@
+"""A graph and a plan go in; a typed ONNX model and an engine come out, and what the engine says of the pins.
+
+An engine appears under its name only when its pins have been looked up in it. A pin that the compiler did not keep is
+held (`hold.py`), built again and looked up again; if it cannot be held there is no engine.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+from trt_helper import __version__
+from trt_helper.builder.build import build
+from trt_helper.builder.engine import EngineBuild
+from trt_helper.builder.layer_info import half_share
+from trt_helper.builder.pin_retention import Hold, Ladder, guard
+from trt_helper.builder.proof import PinProof, prove
+from trt_helper.builder.requested_precision import asked_of
+from trt_helper.builder.settings import BuildSettings
+from trt_helper.errors import BuildError, OutputError
+from trt_helper.inputs.shapes import Range
+from trt_helper.onnx_model.graph import Graph
+from trt_helper.onnx_model.typed import TypedModel, render, state_conditions, write
+from trt_helper.system.files import PREFIX, cannot_write, make_folder_of, sha256_of, write_atomically
+from trt_helper.values import LayerName, Narrow, Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Build:
+    """One engine that was built and looked into."""
+
+    hold: Hold
+    typed_sha256: str  # of the model that TensorRT was given
+    engine: EngineBuild
+    proofs: tuple[PinProof, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Converted:
+    """A finished conversion. `engine` is None when only the typed model was asked for."""
+
+    graph: Graph
+    plan: Plan  # the one that was built: with the pins of `hold`
+    casts: int
+    unrepresentable: tuple[str, ...]
+    typed_onnx: Path | None
+    builds: tuple[Build, ...]  # the last one is the engine
+    engine: EngineBuild | None
+    proofs: tuple[PinProof, ...]
+    half_share: float  # share of the engine's float work that is half precision; 0 without an engine
+
+    @property
+    def hold(self) -> Hold:
+        """What was built besides the plan that was asked for."""
+        return self.builds[-1].hold if self.builds else Hold()
+
+    @property
+    def unproven(self) -> tuple[PinProof, ...]:
+        return tuple(proof for proof in self.proofs if not proof.proven)
+
+
+def convert(
+    graph: Graph,
+    plan: Plan,
+    *,
+    engine: Path | None,
+    typed_onnx: Path | None,
+    profile: Mapping[str, Range],
+    settings: BuildSettings,
+    guards: Sequence[LayerName] = (),
+    on_progress: Callable[[str, float], None] | None = None,
+) -> Converted:
+    """Render `plan`, write it to `typed_onnx` where that is given, and build `engine` where that is given.
+
+    `guards` are the layers that an earlier conversion had to guard: with them one build is enough.
+
+    Raises OutputError, ModelError and BuildError, also for a pin that the engine reads in FP16 whatever is done and
+    for an engine without any FP16 where FP16 was asked for. Whatever is written is whole, and `engine` is not
+    touched before its pins have been looked up.
+    """
+    if engine is None:
+        typed = render(graph, plan)
+        guard(typed, guards)
+        state_conditions(typed.model)
+        if typed_onnx is not None:
+            write(typed, typed_onnx)
+        return Converted(graph, plan, typed.casts, typed.unrepresentable, typed_onnx, (), None, (), 0.0)
+    with _unproved(engine) as unproved:
+        builds, typed = _builds(graph, plan, guards, unproved, profile, settings, on_progress)
+        last = builds[-1]
+        plan = last.hold.plan(plan)
+        _require_pins(last)
+        _require_half(graph, plan, last.engine)
+        built = replace(last.engine, path=engine)
+        share = half_share(built.layers)
+        converted = Converted(
+            graph, plan, typed.casts, typed.unrepresentable, typed_onnx, builds, built, last.proofs, share
+        )
+        if typed_onnx is not None:
+            write(typed, typed_onnx)
+        write_atomically(sidecar(engine), _sidecar(converted, profile, settings))
+        try:
+            unproved.replace(engine)
+        except OSError as error:
+            raise cannot_write(engine, error) from error
+    return converted
+
+
+@contextmanager
+def _unproved(engine: Path) -> Iterator[Path]:
+    """Give a name beside `engine` for what is not proved yet; errors name `engine`, and nothing stays."""
+    make_folder_of(engine)
+    path = engine.with_name(f"{PREFIX}{token_hex(6)}.trt")
+    try:
+        yield path
+    except OutputError as error:
+        raise OutputError(error.message.replace(str(path), str(engine)), fix=error.fix) from error
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _builds(
+    graph: Graph,
+    plan: Plan,
+    guards: Sequence[LayerName],
+    engine: Path,
+    profile: Mapping[str, Range],
+    settings: BuildSettings,
+    on_progress: Callable[[str, float], None] | None,
+) -> tuple[tuple[Build, ...], TypedModel]:
+    """Build until every pin is kept or nothing is left to try; `engine` and the typed model are the last one's."""
+    ladder = Ladder(graph, plan, guards)
+    builds: list[Build] = []
+    with tempfile.TemporaryDirectory(prefix="trt-helper-") as folder:
+        while True:
+            hold = ladder.hold()
+            typed = render(graph, hold.plan(plan))
+            guard(typed, hold.guards)
+            state_conditions(typed.model)
+            source = Path(folder) / "typed.onnx"
+            write(typed, source)
+            built = build(
+                source,
+                engine,
+                profiles=[profile] if profile else [],
+                settings=settings,
+                on_progress=on_progress,
+            )
+            proofs = _prove(graph, hold.plan(plan), typed, built)
+            builds.append(Build(hold, sha256_of(source), built, proofs))
+            if not ladder.climb(proofs):
+                return tuple(builds), typed
+
+
+def _prove(graph: Graph, plan: Plan, typed: TypedModel, built: EngineBuild) -> tuple[PinProof, ...]:
+    pins = [name for name in graph.candidates if name in plan.fp32]
+    proofs = prove(pins, built.layers, asked_of(typed.model), program=built.program)
+    if not built.layers or built.has_narrow:
+        return proofs
+    everywhere = "nothing that the engine reads, holds or writes is less than FP32"
+    return tuple(proof if proof.proven else replace(proof, state="honoured", evidence=everywhere) for proof in proofs)
+
+
+def _require_pins(build: Build) -> None:
+    """Raise BuildError for a pin that is read in FP16."""
+    demoted = [proof for proof in build.proofs if proof.state == "demoted"]
+    if demoted:
+        more = f" and {len(demoted) - 1} more" if len(demoted) > 1 else ""
+        raise BuildError(
+            f"{build.engine.builder} does not keep {demoted[0].layer!r}{more} in FP32, neither guarded nor with a "
+            f"neighbour: {demoted[0].evidence}",
+            fix="pin the layers around it too, or build with another version of TensorRT; no engine was left",
+        )
+
+
+def _require_half(graph: Graph, plan: Plan, built: EngineBuild) -> None:
+    """Raise BuildError for an engine that is all FP32 although the plan leaves layers in FP16."""
+    asked = [name for name in graph.candidates if name not in plan.fp32]
+    if not asked or not built.layers or built.has_narrow:
+        return
+    narrow = Narrow.BF16 if set(asked) <= plan.bf16 else Narrow.FP16
+    raise BuildError(
+        f"{len(asked)} layers were to be {narrow.name}, and {built.builder} made all {len(built.layers)} layers of the "
+        f"engine FP32 (first asked: {asked[0]!r})",
+        fix="build with another version of TensorRT, or pin every layer if FP32 is what you want; no engine was left",
+    )
+
+
+def sidecar(engine: Path) -> Path:
+    """Where the proof of an engine lies: `model.trt.json` beside `model.trt`."""
+    return engine.with_name(f"{engine.name}.json")
+
+
+def _sidecar(converted: Converted, profile: Mapping[str, Range], settings: BuildSettings) -> bytes:
+    built, graph, plan = converted.engine, converted.graph, converted.plan
+    if built is None:
+        raise ValueError("a conversion without an engine has no sidecar")
+    record: dict[str, Any] = {
+        "schema": 1,
+        "trt-helper": __version__,
+        "engine": {
+            "file": built.path.name,
+            "bytes": built.bytes,
+            "sha256": built.sha256,
+            "builder": built.builder,
+            "settings": settings.stated(),
+        },
+        "model": {"path": str(graph.source.path), "sha256": graph.source.sha256},
+        "typed": {"sha256": converted.builds[-1].typed_sha256, "casts": converted.casts},
+        "profile": {name: [list(shape) for shape in shapes] for name, shapes in profile.items()},
+        "fp32_layers": sorted(plan.fp32),
+        "bf16_layers": sorted(plan.bf16),
+        "half_share": round(converted.half_share, 4),
+        "weight_bytes": dict(built.weight_bytes),
+        "pins": [proof_json(proof) for proof in converted.proofs],
+        "added": dict(converted.hold.added),
+        "guarded": sorted(converted.hold.guards),
+        "builds": [
+            {
+                "seconds": round(build.engine.seconds, 3),
+                "pins": dict(sorted(Counter(proof.state for proof in build.proofs).items())),
+                "added": sorted(build.hold.added),
+                "guarded": sorted(build.hold.guards),
+            }
+            for build in converted.builds
+        ],
+        "layers": [
+            {
+                "name": layer.name,
+                "onnx": list(layer.onnx_layers),
+                "inputs": [tensor.dtype for tensor in layer.inputs],
+                "constants": [tensor.dtype for tensor in layer.constants],
+                "outputs": [tensor.dtype for tensor in layer.outputs],
+            }
+            for layer in built.layers
+        ],
+        "warnings": list(built.warnings),
+    }
+    return (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def proof_json(proof: PinProof) -> dict[str, Any]:
+    """One pin as the engine shows it."""
+    return {
+        "layer": proof.layer,
+        "state": proof.state,
+        "engine_layers": list(proof.engine_layers),
+        "inputs": list(proof.inputs),
+        "weights": list(proof.weights),
+        "outputs": list(proof.outputs),
+        "evidence": proof.evidence,
+    }
+
+
+def engine_evidence(converted: Converted) -> dict[str, Any]:
+    """What a config keeps of a conversion: what had to be done so that the engine kept the pins, and why.
+
+    With these pins and guards the next conversion needs one build.
+    """
+    first, hold = converted.builds[0], converted.hold
+    not_kept = {proof.layer: f"{proof.state}: {proof.evidence}" for proof in first.proofs if not proof.proven}
+    return {
+        "builder": first.engine.builder,
+        "guards": sorted(hold.guards),
+        "added": dict(sorted(hold.added.items())),
+        "not-kept-without": {name: not_kept[name] for name in sorted(not_kept) if name in hold.cured},
+    }

@@ -1,0 +1,219 @@
+"""A pin and the operations inside its kernel go in; whether the pin is computed in FP32 comes out.
+
+A fused program names the ONNX layer of each step. A generated kernel does not: there the calls are counted. Of
+the kinds that a pin calls, no more may be FP16 than the layers beside the pins account for, and at least as many
+must be FP32 as there are pins. Undoing the casts of a pin moves a call from the one count to the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from math import inf
+
+from trt_helper.builder.engine_program import Kernel, Operations, Program
+from trt_helper.builder.kernel_source import ROUNDED
+from trt_helper.builder.layer_info import EngineLayer
+from trt_helper.builder.requested_precision import Asked
+
+# ONNX operator -> the calls that TensorRT-RTX (1.4.0, 1.7.1) makes for it; "div mul" is one call of either
+# kind. A quotient that is made as a product calls "rcp" besides.
+_BY_NAME = ("Abs", "Add", "Ceil", "Cos", "Erf", "Exp", "Floor", "Log", "Max", "Min", "Mul", "Neg", "Round", "Sigmoid")
+CALLS: Mapping[str, tuple[str, ...]] = {
+    **{op: (op.lower(),) for op in (*_BY_NAME, "Sign", "Sin", "Sqrt", "Tan", "Tanh")},
+    **dict.fromkeys(("GlobalAveragePool", "ReduceL1", "ReduceMean", "ReduceSum"), ("AddOp",)),
+    **dict.fromkeys(("Elu", "PRelu", "LeakyRelu"), ("max min select", "mul")),
+    "HardSigmoid": ("add", "div mul", "max", "min"),
+    "HardSwish": ("add", "div mul", "max", "min", "mul"),
+    **dict.fromkeys(("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"), ("eql gte gtr lt lte",)),
+    "Clip": ("max", "min"),
+    "CumSum": ("cumsum",),
+    "Div": ("div mul",),
+    "LayerNormalization": ("AddOp", "add", "mul"),
+    "MatMul": ("AddOp", "mul"),
+    "Pow": ("pow sqrt",),
+    **{f"Pow{exponent}": ("mul",) * (exponent - 1) for exponent in (2, 3, 4)},
+    "Reciprocal": ("rcp",),
+    "ReduceL2": ("AddOp", "mul", "sqrt"),
+    "GlobalMaxPool": ("MaxOp",),
+    "ReduceMax": ("MaxOp",),
+    "ReduceMin": ("MinOp",),
+    "ReduceSumSquare": ("AddOp", "mul"),
+    "Relu": ("max relu",),
+    "Softmax": ("div mul", "exp", "sub"),
+    "Sub": ("add sub",),
+    "Sum": ("add",),
+    "Where": ("select",),
+    **dict.fromkeys(("Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice"), ()),
+    **dict.fromkeys(("Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"), ()),
+}
+
+# What an FP16 layer computes in FP32 whatever was asked: in the first kernel that names it, and in the last. The
+# squares of a norm are FP32 in 1.7 and FP16 in 1.4: they count as both, and in 1.4 hide what a pin beside them is.
+ALWAYS_FP32: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "LayerNormalization": (("AddOp", "AddOp", "sub", "mul"), ("add", "sqrt", "rcp", "mul")),
+    "ReduceL2": (("mul",), ()),
+    "ReduceSumSquare": (("mul",), ()),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What was asked for, and the engine that is said to keep it."""
+
+    layers: Sequence[EngineLayer]
+    program: Program
+    pins: Set[str]
+    asked: Mapping[str, Asked]
+
+    def calls(self, name: str) -> tuple[str, ...]:
+        return CALLS.get(self.asked[name].op, ()) if name in self.asked else ()
+
+    def is_unknown(self, name: str) -> bool:
+        """Whether `name` may compute anything."""
+        if name not in self.asked:
+            return True
+        layer = self.asked[name]
+        return (layer.half or layer.full) and layer.op not in CALLS
+
+    def once(self, names: Iterable[str]) -> tuple[str, ...]:
+        """`names` without layers that compute what another one computes."""
+        formulas = ((name, self.asked[name].formula if name in self.asked else "") for name in names)
+        return tuple({(formula or name, name in self.pins): name for name, formula in formulas}.values())
+
+    def holders(self, name: str) -> list[EngineLayer]:
+        """The engine layers that name an ONNX layer, in the engine's order."""
+        return [layer for layer in self.layers if name in layer.onnx_layers]
+
+    def beside(self, one: EngineLayer) -> tuple[str, ...]:
+        """The ONNX layers in `one` that are neither pins nor casts."""
+        return tuple(
+            name
+            for name in one.onnx_layers
+            if name not in self.pins and not (name in self.asked and self.asked[name].op == "Cast")
+        )
+
+
+ABSENT = "absent"
+
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """`precision` is FP32 or FP16, "" where it cannot be told, and ABSENT where nothing of the pin is computed.
+
+    Engine layers name ONNX layers that they only read from, too (seen on RTX 1.7.1).
+    """
+
+    precision: str
+    why: str
+
+
+def inside(pin: str, one: EngineLayer, claim: Claim) -> Inside | None:
+    """Judge a pin by what the engine says of the inside of `one`; None where it says nothing."""
+    if one.kind == "runtime_fusion":
+        return _in_steps(pin, claim.program)
+    return _in_kernel(pin, one, claim)
+
+
+def _in_steps(pin: str, program: Program) -> Inside | None:
+    """Judge by the steps of a fused program that name the pin."""
+    steps = [step for step in program.steps if pin in step.onnx_layers]
+    types = frozenset[str]().union(*(step.types for step in steps))
+    if not types:
+        return None
+    said = f"its step {' and '.join(dict.fromkeys(step.kind for step in steps))} works on {' and '.join(sorted(types))}"
+    return Inside(next(iter(types)) if len(types) == 1 else "", said)
+
+
+def _in_kernel(pin: str, one: EngineLayer, claim: Claim) -> Inside | None:
+    """Judge by the source of a generated kernel."""
+    kernels = [kernel for kernel in claim.program.kernels if _is(kernel, one)]
+    if not kernels or not all(kernel.variants for kernel in kernels):
+        return None
+    if pin not in claim.asked or claim.asked[pin].op not in CALLS:
+        return _uncounted(kernels, one)
+    expected = _expected(pin, one, claim)
+    found = [_counted(ops, expected) for kernel in kernels for ops in kernel.variants]
+    return min(found, key=lambda inside: ("FP16", "", "FP32", ABSENT).index(inside.precision))
+
+
+def _uncounted(kernels: Sequence[Kernel], one: EngineLayer) -> Inside:
+    """Judge a pin whose calls are not known, an LSTM: any operation may be its own, so all have to be FP32."""
+    types = {dtype for kernel in kernels for ops in kernel.variants for _, dtype in ops} | one.operand_types
+    if types == {"FP32"}:
+        return Inside("FP32", "all that it reads and computes is FP32")
+    return Inside("", f"it works in {' and '.join(sorted(types))}, and what this layer computes there is not known")
+
+
+def _is(kernel: Kernel, one: EngineLayer) -> bool:
+    return one.name.startswith(f"{kernel.name}_myl") and set(kernel.onnx_layers) == set(one.onnx_layers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """Of the calls of `kinds`, `full` have to be FP32, `alone` more may be rounded, and `half` may be FP16."""
+
+    kinds: frozenset[str]
+    full: int
+    alone: int
+    half: float
+    unknown: str  # a layer that may compute anything
+
+
+def _expected(pin: str, one: EngineLayer, claim: Claim) -> _Expected:
+    """What the kernel must call if all its pins are honoured.
+
+    `kinds` is closed: a layer that makes one call of either kind is counted with both.
+    """
+    calls = {name: [frozenset(call.split()) for call in claim.calls(name)] for name in one.onnx_layers}
+    kinds = frozenset[str]().union(*calls.get(pin, ()))
+    while (closed := kinds.union(*(call for of in calls.values() for call in of if call & kinds))) != kinds:
+        kinds = closed
+    full, alone, half, unknown = 0, 0, 0.0, ""
+    for name in claim.once(calls):
+        count = sum(bool(call & kinds) for call in calls[name])
+        if claim.is_unknown(name):
+            half, unknown = inf, name
+        elif claim.asked[name].half and name not in claim.pins:
+            op = claim.asked[name].op
+            early, late = ALWAYS_FP32.get(op, ((), ()))
+            holders = claim.holders(name)
+            first, last = holders[0], holders[-1]
+            full += sum(kind in kinds for kind in (*(early if first is one else ()), *(late if last is one else ())))
+            half += count + (op == "Div" and "rcp" in kinds) if last is one or not late else 0
+        elif claim.asked[name].alone:
+            alone += count
+        elif claim.asked[name].full or name in claim.pins:
+            full += count
+    return _Expected(kinds, full, alone, half, unknown)
+
+
+def _counted(ops: Operations, expected: _Expected) -> Inside:
+    of_kinds = [(dtype, count) for (kind, dtype), count in ops.items() if kind in expected.kinds]
+    if not of_kinds:
+        return Inside(ABSENT, "its source computes nothing that this layer is known to compute")
+    if {dtype for _, dtype in ops} == {"FP32"}:
+        return Inside("FP32", "all its operations are FP32")
+    full, rounded, half = (
+        sum(count for dtype, count in of_kinds if dtype in wanted)
+        for wanted in (("FP32",), (ROUNDED,), ("FP16", "BF16"))
+    )
+    kinds = ", ".join(sorted({kind for kind, _ in ops if kind in expected.kinds}))
+    said = f"its source computes {kinds} {_times(full + rounded)} in FP32"
+    said += f" ({rounded} of them rounded before and after)" if rounded else ""
+    narrow = " or ".join(sorted({dtype for dtype, _ in of_kinds} - {"FP32", ROUNDED}))
+    said += f" and {_times(half)} in {narrow}" if half else " only"
+    if not full + rounded and half <= expected.half < inf:
+        return Inside(ABSENT, f"{said}, all of it for layers that are not pinned")
+    if expected.half == inf and half:
+        return Inside("", f"{said}; what {expected.unknown!r} computes there is not known")
+    if full >= expected.full and full + rounded >= expected.full + expected.alone and half <= expected.half:
+        return Inside("FP32", f"{said}, as asked for" if half else said)
+    asked = (
+        f"{expected.full + expected.alone} in FP32 and at most {expected.half:g} in {narrow or 'FP16'} were asked for"
+    )
+    return Inside("" if full + rounded else "FP16", f"{said}, where {asked}")
+
+
+def _times(number: int) -> str:
+    return {0: "never", 1: "once", 2: "twice"}.get(number, f"{number} times")

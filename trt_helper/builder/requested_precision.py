@@ -1,0 +1,100 @@
+"""A typed model goes in; what it asks of each layer comes out: operator, precision, company.
+
+This is what the proof of the pins holds against the engine. Names are ONNX node names, casts included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import onnx_ir as ir
+
+from trt_helper.onnx_model.roles import MOVEMENT
+
+_NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_LARGE = (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS, ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+
+
+def asked_of(model: ir.Model) -> Mapping[str, Asked]:
+    """Describe every node of the main graph of a typed model."""
+    formulas: dict[ir.Value, str] = {}
+    found: dict[str, Asked] = {}
+    for node in model.graph:
+        formula = _formula(node, formulas)
+        for index, value in enumerate(node.outputs):
+            formulas[value] = formula if _only_moves(node) else f"{formula}.{index}"
+        types = {value.dtype for value in (*node.inputs, *node.outputs) if value is not None}
+        half, full = not types.isdisjoint(_NARROW), ir.DataType.FLOAT in types
+        found[node.name or ""] = Asked(_operator(node), half, full, _is_alone(node), formula)
+    return found
+
+
+def _operator(node: ir.Node) -> str:
+    """The ONNX operator, or what the compiler makes of it: some powers are products, a slope of 1 is a maximum."""
+    if node.op_type == "LeakyRelu" and node.attributes.get_float("alpha", 0.01) == 1.0:
+        return "Max"
+    exponent = node.inputs[1] if node.op_type == "Pow" else None
+    if exponent is not None and exponent.const_value is not None and exponent.const_value.size == 1:
+        power = float(exponent.const_value.numpy().reshape(-1)[0])
+        return f"Pow{power:g}" if power in (2, 3, 4) else "Pow"
+    if node.op_type == "Resize" and node.attributes.get_string("mode", "nearest") == "nearest":
+        return "Identity"
+    return node.op_type
+
+
+def _formula(node: ir.Node, formulas: Mapping[ir.Value, str]) -> str:
+    """A digest of what the node computes: moving values does not change it, another constant does."""
+    read = [_of_value(value, formulas) for value in node.inputs if value is not None]
+    if _only_moves(node):
+        return read[0]
+    attributes = sorted(f"{name}={attribute.value}" for name, attribute in node.attributes.items())
+    if any(attribute.type in _LARGE for attribute in node.attributes.values()):
+        attributes.append(node.name or "")  # not compared: it counts as different from every other
+    return blake2b("\0".join([node.op_type, *attributes, *read]).encode(), digest_size=8).hexdigest()
+
+
+def _only_moves(node: ir.Node) -> bool:
+    """Whether the node gives what it reads, elsewhere or in another type."""
+    moves = node.op_type in MOVEMENT - {"Concat"} or node.op_type == "Cast"
+    return moves and any(value is not None for value in node.inputs)
+
+
+def _of_value(value: ir.Value, formulas: Mapping[ir.Value, str]) -> str:
+    """What a value is made of: a formula, the number that a constant of one element is, or the value's own name."""
+    if value in formulas:
+        return formulas[value]
+    if value.const_value is not None and value.const_value.size == 1 and value.dtype is not ir.DataType.STRING:
+        return f"{float(value.const_value.numpy().reshape(-1)[0]):.6g}"
+    return value.name or ""
+
+
+def _is_alone(node: ir.Node) -> bool:
+    """Whether no tensor that it reads or writes stays FP32 on the way to or from another layer."""
+    reads = (value for value in node.inputs if value is not None and value.dtype is ir.DataType.FLOAT)
+    rounded = all(value.is_initializer() or _is_cast(value.producer()) for value in reads)
+    return rounded and all(
+        not value.is_graph_output() and all(_is_cast(user) for user, _ in value.uses())
+        for value in node.outputs
+        if value.dtype is ir.DataType.FLOAT
+    )
+
+
+def _is_cast(node: ir.Node | None) -> bool:
+    return node is not None and node.op_type == "Cast"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the typed model asks of a layer.
+
+    `half`: it reads or writes FP16 or BF16; `full`: FP32. `alone`: it is FP32 and no neighbour is, so that all that
+    it reads and writes is rounded. Layers with one `formula` compute the same, and the compiler may do it once.
+    """
+
+    op: str
+    half: bool = False
+    full: bool = False
+    alone: bool = False
+    formula: str = ""

@@ -1,1 +1,0 @@
-"""What the gate found, as the places where CI looks want it: JUnit, SARIF, Markdown, annotations, a table, JSON."""

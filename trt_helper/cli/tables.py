@@ -1,0 +1,331 @@
+"""Results go in, terminal tables come out. Names come from models, and models come from anybody."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from trt_helper.bench.rows import Estimated, Measured, NotRun
+from trt_helper.builder.convert import Converted
+from trt_helper.emulator.causes import cause
+from trt_helper.format.text import batch_text, cell, figure, plain, rate, table
+from trt_helper.onnx_model.graph import Graph
+from trt_helper.search.locate import Located
+from trt_helper.system.machine import Ability
+from trt_helper.values import Inside, LayerReport, TensorError, Tolerance, Trial
+
+LONGEST_PROOF = 400
+UNPROVEN = {
+    "fused": "not provable for {}, in a kernel with FP16 layers, because {}",
+    "gone": "not provable for {}, because {}: folded, or moved without arithmetic",
+    "unknown": "not provable for {}, because {}",
+}
+
+
+def before_after(located: Located) -> Table:
+    """Each output in FP16 and with the plan."""
+    made = table("Outputs, worst sample", "output", "FP16 max", "not finite", "with the plan", "median", "allowed")
+    found = {error.name: error for error in located.before.outputs}  # none where FP16 could not be computed
+    for after in located.after.outputs:
+        before = found.get(after.name)
+        atol, rtol = located.tolerance.of(after.name)
+        made.add_row(
+            cell(after.name),
+            figure(before.max) if before else "-",
+            str(before.non_finite) if before else "-",
+            figure(after.max) if not after.non_finite else f"{after.non_finite} not finite",
+            figure(after.median),
+            f"{located.metric.name} ≥ {located.metric.threshold:g}"
+            if located.metric
+            else f"{located.tolerance.stat.value} ≤ {atol:g} or {rtol:g} rel",
+        )
+    return made
+
+
+def pins(located: Located) -> Table:
+    """Each pinned layer, why, and what happens without it."""
+    made = table("Layers that stay in FP32", "layer", "op", "cause", "what shows it", "error without it", names=4)
+    reports = {report.layer.name: report for report in located.layers}
+    for name in located.pins:
+        if name in located.plan.bf16:
+            continue
+        report = reports[name]
+        without = located.without(name)
+        shown = name if name.startswith(report.layer.module) else f"{name}  ({report.layer.module})"
+        why, value = cause(report)
+        made.add_row(cell(shown), cell(report.layer.op), why, value, trial_figure(without) if without else "-")
+    return made
+
+
+def cures(located: Located) -> Table:
+    """How the graph is rewritten, and what happens without that."""
+    made = table("Cures that cost nothing at run time", "what", "by", "error without it", names=2)
+    for cure, without in located.without_cure.items():
+        how = f"one {cure.op}" if cure.op else "bringing it into FP16's range"
+        made.add_row(cell(cure.name), how, trial_figure(without))
+    for name in located.pins:
+        if name in located.plan.bf16:
+            lacking = located.without(name)
+            made.add_row(cell(name), "BF16", trial_figure(lacking) if lacking else "-")
+    return made
+
+
+def trial_figure(trial: Trial) -> str:
+    """The worst output of a trial in one figure."""
+    if trial.why:
+        return plain(trial.why)
+    if any(error.non_finite for error in trial.outputs):
+        return "not finite"
+    return figure(max(error.max for error in trial.outputs))
+
+
+def layers(reports: Sequence[LayerReport], pinned: frozenset[str], limit: int) -> Table:
+    """Every layer with its errors, in topological order; at most `limit` rows, the worst ones."""
+    worst = sorted(reports, key=lambda r: (-r.isolated.non_finite, -_relative(r.isolated)))[:limit]
+    chosen = {report.layer.name for report in worst}
+    title = "Layers, worst sample" + (f" ({limit} with the largest isolated error)" if len(reports) > limit else "")
+    made = table(title, "layer", "op", "isolated max", "accumulated max", "median", "spread", "not finite", names=2)
+    for report in reports:
+        if report.layer.name in chosen:
+            made.add_row(
+                cell(report.layer.name, "bold" if report.layer.name in pinned else ""),
+                cell(report.layer.op),
+                figure(report.isolated.max),
+                figure(report.accumulated.max),
+                figure(report.accumulated.median),
+                figure(report.accumulated.spread),
+                f"{report.isolated.non_finite} / {report.accumulated.non_finite}",
+            )
+    return made
+
+
+def inside(found: Sequence[Inside], limit: int) -> Table:
+    """Tensors between an engine's kernels, in topological order; at most `limit` rows, the worst ones."""
+    chosen = sorted(found, key=lambda one: (not one.is_farther, -one.engine.non_finite, -_relative(one.engine)))[:limit]
+    made = table(
+        "In the engine (no verdict)", "layer", "kernel", "engine max", "emulated max", "not finite", "", names=2
+    )
+    for one in found:
+        if one in chosen:
+            made.add_row(
+                cell(one.layer),
+                cell(one.kernel),
+                figure(one.engine.max),
+                figure(one.emulated.max),
+                f"{one.engine.non_finite} / {one.emulated.non_finite}",
+                "farther" if one.is_farther else "",
+            )
+    return made
+
+
+def _relative(error: TensorError) -> float:
+    return error.max / error.spread if error.spread else error.max
+
+
+def per_sample(sources: Sequence[str], errors: Sequence[Iterable[TensorError]], tolerance: Tolerance) -> Table:
+    """Every output of every sample with all statistics."""
+    made = table(
+        "Outputs",
+        "sample",
+        "output",
+        "max",
+        "mean",
+        "median",
+        "max rel",
+        "outside",
+        "not finite",
+        "worst at",
+        "",
+        names=2,
+    )
+    for source, outputs in zip(sources, errors, strict=True):
+        for error in outputs:
+            made.add_row(
+                cell(source),
+                cell(error.name),
+                figure(error.max),
+                figure(error.mean),
+                figure(error.median),
+                figure(error.max_rel),
+                f"{error.outside}/{error.total}",
+                str(error.non_finite),
+                str(list(error.worst)),
+                "pass" if error.passes(tolerance) else "FAIL",
+            )
+    return made
+
+
+def values(title: str, graph: Graph, which: str) -> Table:
+    """Graph inputs or outputs: name, type, shape."""
+    made = table(title, "name", "type", "shape", names=3)
+    for value in graph.inputs if which == "inputs" else graph.model.graph.outputs:
+        shape = "?" if value.shape is None else " x ".join(str(d) for d in value.shape) or "scalar"
+        dtype = graph.half_io.get(value.name or "", value.dtype)
+        made.add_row(cell(value.name or ""), dtype.name.lower() if dtype else "?", cell(shape))
+    return made
+
+
+def summary(located: Located, output: Path, record: Path) -> str:
+    """What was decided, how sure it is, and what comes next."""
+    count, of = len(located.plan), len(located.graph.candidates)
+    cured = (
+        f" with {len(located.without_cure)} cure{'s' * (len(located.without_cure) > 1)}"
+        if located.without_cure
+        else " as it is"
+    )
+    said = f"FP16 is accurate{cured}: no layer needs FP32" if not count else f"{count} of {of} layers stay in FP32"
+    held = f", {len(located.held_out)} of them held out of the search" if located.held_out else ""
+    judged = "emulated FP16" if located.runner == "emulate" else f"judged by {located.runner}"
+    return (
+        f"{said} ({located.because}).\n"
+        f"{len(located.samples)} samples{held}; {len(located.trials)} trials, {located.inferences} inferences,"
+        f" {located.seconds:.1f} s, {judged}.\n"
+        f"Plan written to {output}, how it was found to {record}.\n"
+        f"Next: trt-helper report {record}; trt-helper convert --config {output}"
+    )
+
+
+def measured(found: Iterable[Measured]) -> Table:
+    """How fast this machine runs the model."""
+    columns = ("batch", "p50, ms", "p90", "p99", "samples/s", "at once", "host, MiB", "GPU, MiB", "runs")
+    made = table("Measured here", "how", *columns)
+    for one in found:
+        made.add_row(
+            cell(one.what),
+            batch_text(one.batch),
+            *(figure(1e3 * value) for value in (one.median, one.p90, one.p99)),
+            rate(one.samples_per_second),
+            f"{one.at_once} of {one.streams}",
+            *("-" if size is None else f"{size / 2**20:.0f}" for size in (one.host_bytes, one.device_bytes)),
+            str(one.runs),
+        )
+    return made
+
+
+def not_run(found: Iterable[NotRun]) -> Table:
+    """What this machine cannot run, and what it would take."""
+    made = table("Not run here", "how", "why", "how to get it", names=3)
+    for one in found:
+        made.add_row(cell(one.what), cell(one.why, longest=LONGEST_PROOF), cell(one.how, longest=LONGEST_PROOF))
+    return made
+
+
+def estimated(found: Iterable[Estimated]) -> Table:
+    """What the cost model says of GPUs; ratios say more than the times."""
+    title = "Estimated, not run: peaks and bandwidth from data sheets, casts and the fusions that they break"
+    made = table(title, "GPU", "batch", "FP32, us", "FP16", "with the plan", "FP32 / FP16", "FP32 / plan", names=1)
+    for one in found:
+        times = (f"{1e6 * value:.3g}" for value in (one.fp32, one.fp16, one.plan))
+        ratios = (f"{one.fp32 / value:.2f} x" if value else "-" for value in (one.fp16, one.plan))
+        made.add_row(cell(one.gpu), batch_text(one.batch), *times, *ratios)
+    return made
+
+
+def abilities(found: Iterable[Ability]) -> Table:
+    """What this machine can do and what it lacks."""
+    made = table("This machine", "can", "", "with", "how to get it", names=4)
+    for ability in found:
+        made.add_row(ability.what, "yes" if ability.here else "no", cell(ability.with_), cell(ability.more))
+    return made
+
+
+def layers_by_type(graph: Graph) -> Table:
+    """How many layers of each operator, and what a plan may do with them."""
+    counts = Counter((layer.op, layer.role.value) for layer in graph.layers)
+    made = table("Layers by type", "op", "role", "layers", names=2)
+    for (op, role), count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        made.add_row(cell(op), role, str(count))
+    return made
+
+
+def model_line(graph: Graph) -> str:
+    """The model in one line."""
+    source = graph.source
+    opset = graph.model.opset_imports.get("", 0)
+    weights = sum(value.const_value.nbytes for value in graph.model.graph.initializers.values() if value.const_value)
+    return (
+        f"{plain(str(source.path))}: {len(graph.layers)} layers, {len(graph.candidates)} of them may be pinned, "
+        f"opset {opset}, weights {weights / 2**20:.1f} MiB, sha256 {source.sha256[:12]}"
+    )
+
+
+def layer_list(graph: Graph) -> Table:
+    """Every layer by its name, in topological order."""
+    made = table("Layers", "name", "op", "role", "module", names=4)
+    for layer in graph.layers:
+        made.add_row(cell(layer.name), cell(layer.op), layer.role.value, cell(layer.module))
+    return made
+
+
+def conversion_warnings(converted: Converted) -> list[str]:
+    """What the user has to know although the conversion went through."""
+    found = [
+        f"the values of {plain(name)!r} pass 65504 and became infinite in FP16; pin the layer that reads them"
+        for name in converted.unrepresentable
+    ]
+    for state, because in UNPROVEN.items():
+        proofs = [proof for proof in converted.unproven if proof.state == state]
+        if proofs:
+            more = f" and {len(proofs) - 1} more pins" if len(proofs) > 1 else ""
+            found.append(because.format(f"{plain(proofs[0].layer)!r}{more}", plain(proofs[0].evidence, LONGEST_PROOF)))
+    if converted.engine:
+        found += [plain(message) for message in converted.engine.warnings]
+    return found
+
+
+def conversion(converted: Converted) -> list[Table | str]:
+    """The proof of the pins and where things were written."""
+    shown: list[Table | str] = []
+    if converted.proofs:
+        made = table("Pins in the engine", "layer", "state", "what shows it", names=3)
+        for proof in converted.proofs:
+            made.add_row(cell(proof.layer), proof.state, cell(proof.evidence, longest=LONGEST_PROOF))
+        shown += [made, ""]
+    for name, pin in converted.hold.added.items():
+        shown.append(f"pinned besides: {plain(name)}, without which TensorRT undid {plain(pin)}")
+    for name in converted.hold.guards:
+        shown.append(f"guarded: {plain(name)}, which TensorRT computed in FP16 without")
+    if converted.typed_onnx:
+        shown.append(f"typed ONNX: {plain(str(converted.typed_onnx))} ({converted.casts} casts)")
+    if converted.engine:
+        engine = converted.engine
+        shown.append(
+            f"engine: {plain(str(engine.path))} ({engine.bytes / 2**20:.2f} MiB, {engine.builder}, "
+            f"{sum(build.engine.seconds for build in converted.builds):.1f} s, {_builds(converted)}"
+            f"{100 * converted.half_share:.0f} % of the float layers read FP16)"
+        )
+    return shown
+
+
+def _builds(converted: Converted) -> str:
+    count = len(converted.builds)
+    return f"{count} builds, " if count > 1 else ""
+
+
+def engine(facts: Mapping[str, Any]) -> list[Table | str]:
+    """What can be read of an engine."""
+    size = f"{facts['bytes'] / 2**20:.2f} MiB"
+    shown: list[Table | str] = [
+        f"{plain(facts['path'])}: {facts['product']} engine, {size}, sha256 {facts['sha256'][:12]}"
+    ]
+    proof = facts["proof"]
+    if not proof:
+        shown.append("its layers can be read on a GPU only; convert writes them beside the engine as ENGINE.trt.json")
+        return shown
+    shown.append(f"built by {plain(str(proof['engine']['builder']))} from {plain(str(proof['model']['path']))}")
+    held = ", ".join(f"{size / 2**20:.3g} MiB {kind}" for kind, size in proof.get("weight_bytes", {}).items())
+    shown.append(f"{100 * proof.get('half_share', 0):.0f} % of the float layers read FP16; weights: {held or 'none'}")
+    made = table("Pins", "layer", "state", "inputs", "weights", "outputs", "what shows it", names=6)
+    for pin in proof["pins"]:
+        of = (cell(", ".join(pin.get(key, ()))) for key in ("inputs", "weights", "outputs"))
+        made.add_row(cell(pin["layer"]), cell(pin["state"]), *of, cell(pin["evidence"], longest=LONGEST_PROOF))
+    shown += [f"guarded: {plain(name)}" for name in proof.get("guarded", ())]
+    shown += [f"pinned besides: {plain(name)}, for {plain(pin)}" for name, pin in proof.get("added", {}).items()]
+    types = table("Engine layers", "engine layer", "inputs", "constants", "outputs", names=4)
+    for layer in proof["layers"]:
+        types.add_row(cell(layer["name"]), *(cell(", ".join(layer[key])) for key in ("inputs", "constants", "outputs")))
+    return [*shown, "", made, "", types]

@@ -1,0 +1,50 @@
+"""A config goes in; what its evidence says of the search and of conversions comes out, as far as it makes sense.
+
+A user may have edited it: what is not what it should be is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from trt_helper.config.plan_file import Config
+from trt_helper.system.files import tidy
+from trt_helper.values import LayerName
+
+
+def given_shapes(config: Config) -> tuple[str, ...]:
+    """The --shapes that `locate` was given."""
+    shapes = config.evidence.get("given-shapes")
+    return tuple(map(str, shapes)) if isinstance(shapes, list) else ()
+
+
+def recorded_inputs(config: Config) -> tuple[Path, ...]:
+    """The paths that `locate` was given, relative to the config's folder as everything in it."""
+    inputs = config.evidence.get("inputs")
+    folder = config.path.parent if config.path else Path()
+    return tuple(tidy(folder / str(path)) for path in inputs) if isinstance(inputs, list) else ()
+
+
+def recorded_pins(config: Config) -> tuple[LayerName, ...]:
+    """The pins that `locate` found, as the evidence has them."""
+    layers = config.evidence.get("layers")
+    return tuple(map(str, layers)) if isinstance(layers, dict) else ()
+
+
+def recorded_guards(config: Config, layers: Collection[LayerName]) -> tuple[LayerName, ...]:
+    """The layers that an earlier conversion guarded and that are still among `layers`, the model's."""
+    named = _engine(config).get("guards")
+    return tuple(name for name in map(str, named) if name in layers) if isinstance(named, list) else ()
+
+
+def recorded_additions(config: Config) -> frozenset[LayerName]:
+    """The pins that an earlier conversion added."""
+    named = _engine(config).get("added")
+    return frozenset(map(str, named)) if isinstance(named, dict) else frozenset()
+
+
+def _engine(config: Config) -> Mapping[str, Any]:
+    engine = config.evidence.get("engine")
+    return engine if isinstance(engine, dict) else {}

@@ -1,0 +1,59 @@
+"""Why FP16 harms a layer, in one word, from what was measured of it."""
+
+from __future__ import annotations
+
+from trt_helper.values import LayerReport
+
+HALF_MAX = 65504.0  # largest finite half
+
+
+WHOLE_MAX = 2048.0  # beyond it a half cannot hold every whole number (11 bits of significand)
+
+
+FINE = 2.0**-8  # relative isolated error; plain rounding of one operation stays below it
+
+
+CANCELLED = 2.0**-5  # an output this much smaller than what was read has lost five bits or more
+
+
+DISCONTINUOUS = frozenset(("Ceil", "Floor", "Mod", "Round", "Sin", "Cos", "Tan", "Cast", "GridSample"))
+
+
+def cause(report: LayerReport) -> tuple[str, str]:
+    """What FP16 does to this layer in one word, and the value that shows it; both empty when it does nothing."""
+    isolated = report.isolated
+    for name, value in (_by_weights(report), _by_range(report), _by_difference(report)):
+        if name:
+            return name, value
+    if isolated.max == 0:
+        return "", ""
+    return "rounding", f"off by {isolated.max:.2g} where values reach {isolated.spread:.3g}"
+
+
+def _by_weights(report: LayerReport) -> tuple[str, str]:
+    if report.weights_overflow:
+        return "constant", f"{report.weights_overflow} of its weights pass {HALF_MAX:.0f}"
+    if report.weights_underflow and report.isolated.max > FINE * report.isolated.spread:
+        return "underflow", f"{report.weights_underflow} of its weights become 0"
+    return "", ""
+
+
+def _by_range(report: LayerReport) -> tuple[str, str]:
+    isolated = report.isolated
+    peak = max(report.read, report.written)
+    if report.overflow or isolated.non_finite or peak > HALF_MAX:
+        return "overflow", f"values up to {peak:.3g}, FP16 ends at {HALF_MAX:.0f}"
+    if report.underflow and report.underflow >= isolated.total // 2:
+        shown = f"{report.underflow} of {isolated.total} results become 0, the largest is {isolated.spread:.3g}"
+        return "underflow", shown
+    return "", ""
+
+
+def _by_difference(report: LayerReport) -> tuple[str, str]:
+    isolated, op = report.isolated, report.layer.op
+    if op in DISCONTINUOUS and report.read > 1 and isolated.max > FINE * max(isolated.spread, 1.0):
+        whole = f", only whole numbers beyond {WHOLE_MAX:.0f}" if report.read > WHOLE_MAX else ""
+        return "coordinate", f"reads positions or phases up to {report.read:.3g}{whole}"
+    if op in ("Sub", "Add") and 0 < isolated.spread < CANCELLED * report.read:
+        return "cancellation", f"reads up to {report.read:.3g}, leaves up to {isolated.spread:.3g}"
+    return "", ""

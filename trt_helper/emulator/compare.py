@@ -1,0 +1,195 @@
+"""Two tensors go in, their difference comes out: where they are not finite first, then how far apart.
+
+abs = |found - reference|, rel = abs / |reference|, as Polygraphy has them (a zero of the reference
+counts as 2.2e-16 in the denominator; no difference is no error, whatever the reference).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from trt_helper.values import Array, TensorError, TensorName, Tolerance
+
+MANY = 1 << 12  # elements from which a look at some of them tells where the median lies
+SPREAD = 1.5  # times the root of how many are looked at: their median is that near the middle, 3 sigma
+SAMPLED = 1 << 14  # elements of a large tensor that medians are taken from where they need not be exact
+PLACES = (np.arange(SAMPLED) + np.random.default_rng(0).random(SAMPLED)) / SAMPLED  # where, of a tensor from 0 to 1
+BLOCK = 1 << 15  # elements that are worked on at once: they stay in a core's cache
+SMALLEST = float(np.finfo(np.float64).eps)  # 2.2e-16 stands for a reference of 0, as in Polygraphy 0.53
+
+
+def compare(
+    name: TensorName, found: Array, reference: Array, tolerance: Tolerance, *, sampled: bool = False
+) -> TensorError:
+    """How far `found` is from `reference`; arrays of any shape and numeric type, or of strings.
+
+    `sampled` takes the medians of more than 32,768 elements from one at random of each 16,384th part of them: its
+    rank among all is then between 48.8 and 51.2 % (three sigma), whatever pattern there is. All else is exact.
+    """
+    if found.shape != reference.shape:  # a size that depends on values that FP16 changed
+        return _incomparable(name, reference)
+    if reference.size == 0:
+        return TensorError(name, 0, 0, 0, 0, 0, 0, (), 0, 0, 0)
+    if reference.dtype.kind not in "fiub":
+        return _compare_labels(name, found, reference)
+    a, b = _as_float(found), _as_float(reference)
+    with np.errstate(all="ignore"):
+        a, b, shape = a.reshape(-1), b.reshape(-1), b.shape
+        sampled = sampled and b.size > 2 * SAMPLED
+        sums = some = _differences(a, b, tolerance.of(name), keep=not sampled)
+        if not np.isfinite(sums.max):
+            return _compare_partly(name, a, b, shape, tolerance)
+        if sampled:
+            at = (PLACES * b.size).astype(np.int64)
+            some = _differences(a[at], b[at], tolerance.of(name))
+        return _statistics(name, sums, (median(some.difference), median(some.relative)), shape)
+
+
+def compare_all(
+    found: Mapping[TensorName, Array], reference: Mapping[TensorName, Array], tolerance: Tolerance
+) -> tuple[TensorError, ...]:
+    """Compare each tensor of `reference`, in its order. Every one must have been found."""
+    return tuple(compare(name, found[name], array, tolerance) for name, array in reference.items())
+
+
+def worst(errors: Iterable[TensorError], tolerance: Tolerance) -> TensorError:
+    """The error furthest beyond the tolerance, the first of equals."""
+    return max(errors, key=lambda error: (error.excess(tolerance), error.non_finite, error.max))
+
+
+def median(values: Array) -> float:
+    """The exact median of numbers (none of them NaN), without sorting them.
+
+    Floyd and Rivest's selection (1975): a look at a few says between which two of them the middle lies, and
+    only what lies there is searched; when they mislead, everything is.
+    """
+    flat = values.reshape(-1)
+    if flat.size < MANY:
+        return float(np.median(flat))
+    some = np.sort(flat[:: int(flat.size ** (1 / 3))])
+    reach = int(SPREAD * math.sqrt(some.size))
+    low, high = some[some.size // 2 - reach], some[some.size // 2 + reach]
+    above = flat > low
+    inside = np.compress(above & (flat < high), flat)
+    up_to_low = flat.size - int(np.count_nonzero(above))
+    first, last = (flat.size - 1) // 2 - up_to_low, flat.size // 2 - up_to_low
+    if first >= 0 and last < inside.size:
+        return float(np.mean(np.partition(inside, (first, last))[[first, last]]))
+    if last < 0 and np.count_nonzero(flat < low) <= (flat.size - 1) // 2:
+        return float(low)  # of which there are many, such as zeros
+    return float(np.median(flat))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Sums:
+    """What one pass over two tensors finds; `max` is not finite when a difference is not."""
+
+    max: float
+    difference: Array  # |a - b| and |a - b| / |b| of every element, where they were kept
+    relative: Array
+    index: int = 0  # of the largest difference
+    mean: float = 0.0
+    max_rel: float = 0.0
+    mean_rel: float = 0.0
+    spread: float = 0.0  # largest magnitude of the reference
+    outside: int = 0
+    total: int = 0
+
+
+def _differences(a: Array, b: Array, allowed: tuple[float, float], *, keep: bool = True) -> _Sums:
+    """Two flat tensors of one length, at least one element, block by block; `allowed` are atol and rtol."""
+    size, (atol, rtol) = b.size, allowed
+    dtype = np.result_type(a, b)
+    difference, relative = (np.empty(size if keep else min(size, BLOCK), dtype) for _ in range(2))
+    magnitude = np.empty(min(size, BLOCK), b.dtype)
+    most, index, total, most_rel, total_rel, spread, outside = -1.0, 0, 0.0, 0.0, 0.0, 0.0, 0
+    for start in range(0, size, BLOCK):
+        here = b[start : start + BLOCK]
+        first = start if keep else 0
+        d, r, m = difference[first : first + here.size], relative[first : first + here.size], magnitude[: here.size]
+        np.abs(np.subtract(a[start : start + BLOCK], here, out=d), out=d)
+        at = int(d.argmax())
+        top = float(d[at])
+        if not math.isfinite(top):
+            return _Sums(top, difference, relative)
+        spread = max(spread, float(np.abs(here, out=m).max()))
+        if not m.min():
+            m += (m == 0) * b.dtype.type(SMALLEST)
+        top_rel = float(np.divide(d, m, out=r).max())
+        if top > atol and top_rel > rtol:
+            outside += int(np.count_nonzero((d > atol) & (r > rtol)))
+        if top > most:
+            most, index = top, start + at
+        most_rel = max(most_rel, top_rel)
+        total += _sum(d)
+        total_rel += _sum(r)
+    means = total / size, total_rel / size
+    return _Sums(most, difference, relative, index, means[0], most_rel, means[1], spread, outside, size)
+
+
+def _sum(block: Array) -> float:
+    """Added in pairs, which keeps six digits of a block in FP32; in FP64 where FP32 ends."""
+    total = float(block.sum())
+    return total if math.isfinite(total) else float(block.sum(dtype=np.float64))
+
+
+def _statistics(name: TensorName, sums: _Sums, medians: tuple[float, float], shape: tuple[int, ...]) -> TensorError:
+    return TensorError(
+        name=name,
+        max=sums.max,
+        mean=sums.mean,
+        median=medians[0],
+        max_rel=sums.max_rel,
+        mean_rel=sums.mean_rel,
+        median_rel=medians[1],
+        worst=_unravel(sums.index, shape),
+        outside=sums.outside,
+        non_finite=0,
+        total=sums.total,
+        spread=sums.spread,
+    )
+
+
+def _compare_partly(name: TensorName, a: Array, b: Array, shape: tuple[int, ...], tolerance: Tolerance) -> TensorError:
+    """Statistics over what is finite on both sides; the rest is right only where it is the same."""
+    finite = np.isfinite(a) & np.isfinite(b)
+    wrong = ~finite & ~((a == b) | (np.isnan(a) & np.isnan(b)))
+    count = int(np.count_nonzero(wrong))
+    inner = TensorError(name, 0, 0, 0, 0, 0, 0, (), 0, 0, 0)
+    if finite.any():
+        sums = _differences(a[finite].astype(np.float64), b[finite].astype(np.float64), tolerance.of(name))
+        inner = _statistics(name, sums, (median(sums.difference), median(sums.relative)), (sums.total,))
+    index = 0 if not inner.worst else int(np.flatnonzero(finite)[inner.worst[0]])
+    if count:
+        index = int(np.argmax(wrong))
+    outside = inner.outside + count
+    return replace(inner, worst=_unravel(index, shape), outside=outside, non_finite=count, total=b.size)
+
+
+def _compare_labels(name: TensorName, found: Array, reference: Array) -> TensorError:
+    wrong = found != reference
+    share = float(np.mean(wrong))
+    index = int(np.argmax(wrong))
+    outside = int(np.count_nonzero(wrong))
+    most = float(outside > 0)
+    half = float(np.median(wrong))
+    where = _unravel(index, reference.shape)
+    return TensorError(name, most, share, half, most, share, half, where, outside, 0, reference.size)
+
+
+def _incomparable(name: TensorName, reference: Array) -> TensorError:
+    total = max(reference.size, 1)
+    return TensorError(name, 0, 0, 0, 0, 0, 0, (), total, total, total)
+
+
+def _as_float(array: Array) -> Array:
+    """Single precision as it is, everything else as double: large integers keep their last digit."""
+    return array if array.dtype == np.float32 else array.astype(np.float64)
+
+
+def _unravel(index: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.unravel_index(index, shape))

@@ -1,0 +1,148 @@
+"""One layer at a time on ONNX Runtime: a node and its inputs go in, its outputs come out, in FP32.
+
+Equal layers share one session: weights are fed, not stored in it. A session has one thread and does
+not spin; hundreds of sessions with ONNX Runtime's default threads are some 50 times slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+
+from trt_helper.errors import ModelError, TrtHelperError, first_line
+from trt_helper.onnx_model.graph import captured, subgraphs
+from trt_helper.onnx_model.ort_session import session_options
+from trt_helper.values import Array, Narrow
+
+PLAIN = frozenset(  # attributes that their text tells apart
+    getattr(ir.AttributeType, kind + many) for kind in ("INT", "FLOAT", "STRING") for many in ("", "S")
+)
+
+
+class EmulationError(TrtHelperError):
+    """A layer cannot be computed from what reaches it."""
+
+
+class Kernel:
+    """Computes one kind of layer. Feeds and results are positional."""
+
+    def __init__(self, session: ort.InferenceSession, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        self._session = session
+        self._inputs = tuple(inputs)
+        self._outputs = list(outputs)
+
+    def run(self, feeds: Sequence[Array]) -> list[Array]:
+        """The layer's outputs, in order, absent optional ones left out. Raises EmulationError."""
+        try:
+            return self._session.run(self._outputs, dict(zip(self._inputs, feeds, strict=True)))  # type: ignore[no-any-return]
+        except Exception as error:  # onnxruntime raises its own types, which it does not export
+            raise EmulationError(
+                f"ONNX Runtime cannot compute a layer: {first_line(error)}",
+                fix="check the inputs' shapes and values; try the model in ONNX Runtime by itself",
+            ) from error
+
+
+class Kernels:
+    """The kernels of one model, made when first needed."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._opset = model.opset_imports.get("", 1)
+        self._ir_version = min(model.ir_version, 10)
+        self._kernels: dict[Hashable, Kernel] = {}
+        self._options = session_options()
+
+    def of(self, node: ir.Node) -> Kernel:
+        """The kernel of `node`; its feeds are the node's inputs, then what its subgraphs read."""
+        key = _kind(node)
+        if key not in self._kernels:
+            self._kernels[key] = self._make(*_single_node(node), node)
+        return self._kernels[key]
+
+    def _make(
+        self,
+        proto: onnx.NodeProto,
+        inputs: list[onnx.ValueInfoProto],
+        outputs: list[onnx.ValueInfoProto],
+        node: ir.Node,
+    ) -> Kernel:
+        graph = onnx.helper.make_graph([proto], "layer", inputs, outputs)
+        model = onnx.helper.make_model(
+            graph, opset_imports=[onnx.helper.make_opsetid("", self._opset)], ir_version=self._ir_version
+        )
+        try:
+            session = ort.InferenceSession(model.SerializeToString(), self._options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises its own types, which it does not export
+            raise ModelError(
+                f"ONNX Runtime cannot compute layer {node.name!r} ({node.op_type}): {first_line(error)}",
+                fix="export the model with operators that ONNX Runtime's CPU provider implements in FP32",
+            ) from error
+        return Kernel(session, [i.name for i in inputs], [o.name for o in outputs])
+
+
+def _kind(node: ir.Node) -> Hashable:
+    """What makes two layers the same kernel: operator, attributes, types of what is read and written."""
+    if any(a.type not in PLAIN for a in node.attributes.values()):
+        proto, inputs, outputs = _single_node(node)
+        types = (value.SerializeToString(deterministic=True) for value in (*inputs, *outputs))
+        return b"".join((proto.SerializeToString(deterministic=True), *types))
+    attributes = tuple((name, repr(a.value)) for name, a in sorted(node.attributes.items()))
+    read = tuple(value is not None and repr(value.type) for value in node.inputs)
+    written = tuple(bool(value.name) and repr(value.type) for value in node.outputs)
+    return node.op_type, attributes, read, written
+
+
+def _single_node(
+    node: ir.Node,
+) -> tuple[onnx.NodeProto, list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
+    """`node` under neutral names, so that equal layers are equal; subgraphs keep the names they read."""
+    proto = ir.to_proto(node)
+    proto.ClearField("name")
+    proto.ClearField("doc_string")
+    proto.ClearField("metadata_props")
+    read = [value for value in node.inputs if value is not None]
+    written = [value for value in node.outputs if value.name]
+    if subgraphs(node):
+        read = list({value.name: value for value in (*read, *captured(node))}.values())
+        return proto, [_info(v, v.name or "") for v in read], [_info(v, v.name or "") for v in written]
+    del proto.input[:], proto.output[:]
+    proto.input.extend("" if value is None else f"i{index}" for index, value in enumerate(node.inputs))
+    proto.output.extend(f"o{index}" if value.name else "" for index, value in enumerate(node.outputs))
+    inputs = [_info(value, f"i{index}") for index, value in enumerate(node.inputs) if value is not None]
+    outputs = [_info(value, f"o{index}") for index, value in enumerate(node.outputs) if value.name]
+    return proto, inputs, outputs
+
+
+def _info(value: ir.Value, name: str) -> onnx.ValueInfoProto:
+    """Type without shape, so that one session serves every shape."""
+    info = onnx.ValueInfoProto(name=name)
+    if value.type is not None:
+        info.type.CopyFrom(ir.serde.serialize_type(value.type))
+    return info
+
+
+class Rounding:
+    """Rounds FP32 arrays to the nearest half and back: what an FP16 tensor can hold. The same for BF16.
+
+    ONNX Runtime honours an explicit pair of casts at every optimisation level, and does it some 30
+    times faster than numpy's `astype`.
+    """
+
+    def __init__(self, kind: Narrow = Narrow.FP16) -> None:
+        narrow = onnx.TensorProto.FLOAT16 if kind is Narrow.FP16 else onnx.TensorProto.BFLOAT16
+        single = onnx.TensorProto.FLOAT
+        nodes = [
+            onnx.helper.make_node("Cast", ["x"], ["h"], to=narrow),
+            onnx.helper.make_node("Cast", ["h"], ["y"], to=single),
+        ]
+        infos = [onnx.helper.make_tensor_value_info(name, single, None) for name in "xy"]
+        graph = onnx.helper.make_graph(nodes, "round", infos[:1], infos[1:])
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
+        self._session = ort.InferenceSession(
+            model.SerializeToString(), session_options(), providers=["CPUExecutionProvider"]
+        )
+
+    def __call__(self, array: Array) -> Array:
+        return self._session.run(["y"], {"x": array})[0]  # type: ignore[no-any-return]

@@ -1,0 +1,93 @@
+"""One walk over the samples goes in; what FP16 does to each layer, and why, comes out.
+
+Evidence explains and orders; it decides nothing. Integer tensors are never judged by size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from trt_helper.emulator.compare import compare, worst
+from trt_helper.emulator.emulator import Emulator, Step
+from trt_helper.values import Array, LayerReport, Plan, Statistic, TensorError, TensorName, Tolerance
+
+
+def survey(
+    emulator: Emulator,
+    plan: Plan,
+    feeds: Sequence[Mapping[TensorName, Array]],
+    tolerance: Tolerance,
+    on_layer: Callable[[], None] = lambda: None,
+) -> tuple[LayerReport, ...]:
+    """Accumulated and isolated error of every layer under `plan`, each on its worst sample."""
+    reports: tuple[LayerReport, ...] = ()
+    for feed in feeds:
+        found = []
+        peaks = {name: _peak(array) for name, array in feed.items()}
+        for step in emulator.walk(plan, feed):
+            read = max((peaks.get(name, 0.0) for name in step.layer.inputs), default=0.0)
+            here = {name: _peak(array) for name, array in step.reference.items()}
+            away = emulator.rounded_away(step.layer.name)
+            found.append(_report(step, tolerance, (read, max(here.values(), default=0.0)), away))
+            peaks.update(here)
+            on_layer()
+        reports = tuple(map(_worse(tolerance), reports, found)) if reports else tuple(found)
+    return reports
+
+
+def _report(step: Step, tolerance: Tolerance, peaks: tuple[float, float], weights: tuple[int, int]) -> LayerReport:
+    accumulated = _worst_output(step.accumulated, step.reference, tolerance)
+    together = step.isolated is step.accumulated
+    isolated = accumulated if together else _worst_output(step.isolated, step.reference, tolerance)
+    overflow = underflow = 0
+    for name, reference in step.reference.items():
+        alone = step.isolated[name]
+        if alone is not reference and reference.dtype.kind == "f" and alone.shape == reference.shape:
+            overflow += int(np.count_nonzero(np.isfinite(reference) & ~np.isfinite(alone)))
+            underflow += int(np.count_nonzero((reference != 0) & (alone == 0)))
+    return LayerReport(
+        layer=step.layer,
+        accumulated=accumulated,
+        isolated=isolated,
+        overflow=overflow,
+        underflow=underflow,
+        read=peaks[0],
+        written=peaks[1],
+        weights_overflow=weights[0],
+        weights_underflow=weights[1],
+    )
+
+
+def _peak(array: Array) -> float:
+    """Largest finite magnitude of a float tensor; 0 for any other."""
+    if array.dtype != np.float32 or not array.size:
+        return 0.0
+    peak = float(np.abs(array).max())
+    return peak if np.isfinite(peak) else float(np.abs(array, where=np.isfinite(array), out=np.zeros_like(array)).max())
+
+
+def _worst_output(
+    found: Mapping[TensorName, Array], reference: Mapping[TensorName, Array], tolerance: Tolerance
+) -> TensorError:
+    sampled = tolerance.stat is not Statistic.MEDIAN
+    errors = (compare(name, found[name], array, tolerance, sampled=sampled) for name, array in reference.items())
+    return worst(errors, tolerance)
+
+
+def _worse(tolerance: Tolerance) -> Callable[[LayerReport, LayerReport], LayerReport]:
+    def pick(a: LayerReport, b: LayerReport) -> LayerReport:
+        return LayerReport(
+            layer=a.layer,
+            accumulated=worst((a.accumulated, b.accumulated), tolerance),
+            isolated=worst((a.isolated, b.isolated), tolerance),
+            overflow=max(a.overflow, b.overflow),
+            underflow=max(a.underflow, b.underflow),
+            read=max(a.read, b.read),
+            written=max(a.written, b.written),
+            weights_overflow=a.weights_overflow,
+            weights_underflow=a.weights_underflow,
+        )
+
+    return pick

@@ -1,0 +1,52 @@
+"""Errors and tolerances as the JSON of every command has them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from trt_helper.values import TensorError, Tolerance
+
+SCHEMA = 1
+
+
+Json = dict[str, Any]
+
+
+def error_json(error: TensorError) -> Json:
+    """The statistics of one tensor; what is not a finite number is null."""
+    return {
+        "max": number(error.max),
+        "mean": number(error.mean),
+        "median": number(error.median),
+        "max_rel": number(error.max_rel),
+        "mean_rel": number(error.mean_rel),
+        "median_rel": number(error.median_rel),
+        "worst": list(error.worst),
+        "outside": error.outside,
+        "non_finite": error.non_finite,
+        "elements": error.total,
+        "spread": number(error.spread),
+    }
+
+
+def outputs_json(errors: Iterable[TensorError]) -> Json:
+    """Errors by output name."""
+    return {error.name: error_json(error) for error in errors}
+
+
+def tolerance_json(tolerance: Tolerance) -> Json:
+    """The tolerance under the names that the YAML uses."""
+    own: Mapping[str, Any] = {name: {"atol": a, "rtol": r} for name, (a, r) in tolerance.per_output.items()}
+    return {
+        "atol": tolerance.atol,
+        "rtol": tolerance.rtol,
+        "check-error-stat": tolerance.stat.value,
+        **({"per-output": own} if own else {}),
+    }
+
+
+def number(value: float) -> float | None:
+    """`value`, or None (JSON null) where it is NaN or infinite."""
+    return float(value) if math.isfinite(value) else None

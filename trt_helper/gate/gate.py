@@ -1,0 +1,351 @@
+"""A config and the model as it is now go in; what comes out says whether the plan is still right, and still needed.
+
+Nothing is executed that the command line did not name: a metric or a data loader that only the config
+mentions is asked for, not run.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shlex
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from trt_helper.builder.settings import BuildSettings
+from trt_helper.config.evidence import given_shapes, recorded_additions, recorded_guards, recorded_inputs, recorded_pins
+from trt_helper.config.plan_file import Config, model_path, pin_lines, read_config, tolerance_yaml
+from trt_helper.errors import ConfigError, InputError, MachineError, TrtHelperError, nearest
+from trt_helper.gate import baseline as base
+from trt_helper.gate.findings import (
+    LEVELS,
+    MOST_NAMED,
+    Finding,
+    by_metric,
+    by_tolerance,
+    named,
+    overflows,
+    regressions,
+    some,
+)
+from trt_helper.gate.plan_run import EngineReplay, Replay
+from trt_helper.gate.result import EMULATE, Gated, Request
+from trt_helper.inputs import cache
+from trt_helper.inputs.metric import Metric, load_metric
+from trt_helper.inputs.references import half_warning, require_alike
+from trt_helper.inputs.samples import RANDOM_WARNING, Sample, load_samples
+from trt_helper.inputs.shapes import parse_shapes, profile, ranges_of, samples_in
+from trt_helper.onnx_model.graph import Graph, read_graph
+from trt_helper.onnx_model.load import load
+from trt_helper.runners.oracle import RunnerOracle
+from trt_helper.runners.run import Runner, runner_here
+from trt_helper.system.files import tidy
+from trt_helper.system.machine import find_gpu
+from trt_helper.system.versions import versions
+from trt_helper.values import CURES, LayerName, Plan, Tensors
+
+AnyReplay = Replay | EngineReplay
+ALONE = "judge this config alone; memory may have run out, or a data loader or metric ended the process"
+
+
+def gate_all(requests: Sequence[Request], on_done: Callable[[int], None] = lambda _done: None) -> list[Gated]:
+    """Judge all configs, in the order asked for: emulated ones several at a time, in processes of their own."""
+    emulated = all(request.runner == EMULATE for request in requests)
+    workers = min(len(requests), os.cpu_count() or 1) if emulated else 1
+    if workers <= 1:
+        return list(_counted(map(gate, requests), on_done))
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, signal.signal, (signal.SIGINT, signal.SIG_DFL)) as pool:
+        futures = [pool.submit(gate, request) for request in requests]
+        return list(_counted(map(_outcome, requests, futures), on_done))
+
+
+def _outcome(request: Request, future: Future[Gated]) -> Gated:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        finding = Finding("input", "error", "", "it was not judged: a process ended before it had an answer", ALONE)
+        return Gated(request.config, MachineError.exit_status, (finding,))
+
+
+def _counted(results: Iterable[Gated], on_done: Callable[[int], None]) -> Iterator[Gated]:
+    for done, gated in enumerate(results, start=1):
+        yield gated
+        on_done(done)
+
+
+def gate(request: Request) -> Gated:
+    """Judge one config. What is wrong with its files is a finding, not an exception."""
+    started = time.monotonic()
+    return replace(_attempt(request), seconds=time.monotonic() - started)
+
+
+def _attempt(request: Request) -> Gated:
+    try:
+        config = read_config(request.config)
+        graph = read_graph(load(model_path(config, request.model)), config.cures)
+        missing = tuple(some(list(_missing_layers(graph, config, request))))
+        if missing:
+            return Gated(request.config, ConfigError.exit_status, missing, graph.source.path, graph.source.sha256)
+        _require_outputs(graph, config)
+        return _judged(graph, config, request)
+    except TrtHelperError as error:
+        finding = Finding("input", "error", "", error.message, error.fix)
+        return Gated(request.config, error.exit_status, (finding,))
+
+
+def _judged(graph: Graph, config: Config, request: Request) -> Gated:
+    """Run the plan, hold it against tolerance or metric, then against the baseline."""
+    tolerance, path = config.tolerance, request.baseline or base.default_path(request.config)
+    original = _original(graph, request)
+    runner = None if request.runner == EMULATE else runner_here(request.runner)
+    setup = _setup(runner, None if original is graph else original.source.sha256)
+    before = _baseline(path, setup, request)
+    samples, findings = _samples(graph, config, request)
+    metric = _metric(config, request)
+    about = cache.subject(graph, samples)
+    expected = cache.cached_references(original, samples, {**about, "model": original.source.sha256})
+    run = _replayed(graph, config, samples, expected, runner, request.repeats)
+    again = f"find the plan again: {_locate_command(config, graph, request)}"
+    accept = "if that is meant to be, run the same command with --update-baseline"
+    figure = metric.figure(expected, run.found) if metric and run.found else None
+    if metric:
+        failures = list(by_metric(metric.name, metric.threshold, figure, again))
+    else:
+        failures = list(by_tolerance(run.trial, run.errors, [s.source for s in samples], tolerance, again))
+    if request.reference and (told := half_warning(original)):
+        findings.append(Finding("reference", "warning", "", told))
+    findings += [*_changes(graph, config, run.plan), *failures]
+    if before:
+        findings += regressions(run.trial.outputs, before, tolerance, request.factor, accept)
+    findings += overflows(run.overflow, before, accurate=not failures, fix=f"{again}; {accept}")
+    if not request.update:
+        findings += _about_baseline(path, setup, before, about)
+    if not failures:
+        findings += _unneeded_pins(run, metric, {**about, "reference": original.source.sha256}, config, request, again)
+    now = base.Baseline(setup, about["model"], about["samples"], run.plan, run.trial.outputs, run.overflow, figure)
+    return Gated(
+        config=request.config,
+        status=int(any(finding.level == "error" for finding in findings)),
+        findings=tuple(sorted(findings, key=lambda finding: LEVELS.index(finding.level))),
+        model=graph.source.path,
+        sha256=graph.source.sha256,
+        tolerance=tolerance,
+        metric=(metric.name, metric.threshold, figure) if metric else None,
+        samples=tuple(sample.source for sample in samples),
+        candidates=len(graph.candidates),
+        now=now,
+        before=before,
+        baseline=path,
+    )
+
+
+def _setup(runner: Runner | None, reference: str | None) -> base.Setup:
+    if runner is None:
+        return base.Setup(EMULATE, None, versions(), reference)
+    known = {**versions(), runner.package: runner.version}
+    return base.Setup(runner.name, find_gpu().name or None, known, reference)
+
+
+def _replayed(
+    graph: Graph,
+    config: Config,
+    samples: Sequence[Sample],
+    expected: Sequence[Tensors],
+    runner: Runner | None,
+    repeats: int,
+) -> AnyReplay:
+    """Run the plan on every sample: emulated without a `runner`, else as what `convert` makes of it there."""
+    plan, tolerance = graph.plan(config.fp32_layers, config.bf16_layers), config.tolerance
+    if runner is None:
+        return Replay(graph, plan, samples, expected, tolerance)
+    settings = BuildSettings(tensorrt=runner.name == "tensorrt", exclude_tactics=config.exclude_tactics)
+    oracle = RunnerOracle(
+        graph,
+        runner,
+        samples,
+        expected,
+        tolerance,
+        profile(graph, ranges_of(samples))[0],
+        settings,
+        repeats=repeats,
+        guards=recorded_guards(config, graph.candidates),
+    )
+    return EngineReplay(oracle, plan)
+
+
+def _original(graph: Graph, request: Request) -> Graph:
+    if request.reference is None:
+        return graph
+    original = read_graph(load(tidy(request.reference)))
+    require_alike(graph, original)
+    return original
+
+
+def _missing_layers(graph: Graph, config: Config, request: Request) -> Iterator[Finding]:
+    known = {layer.name for layer in graph.layers} | graph.aliases.keys()
+    missing = [name for name in (*config.fp32_layers, *config.bf16_layers) if name not in known]
+    lines = pin_lines(request.config) if missing else {}
+    repair = f"if layers were renamed or rebuilt, find the plan again: {_locate_command(config, graph, request)}"
+    for index, name in enumerate(missing):
+        near = nearest(name, known) if index < MOST_NAMED else None
+        hint = f"did you mean {named(near)}? " if near else ""
+        yield Finding(
+            "layer", "error", name, f"the model has no layer named {named(name)}", hint + repair, lines.get(name, 0)
+        )
+
+
+def _require_outputs(graph: Graph, config: Config) -> None:
+    for name in config.tolerance.per_output:
+        if name not in graph.outputs:
+            raise ConfigError(
+                f"{config.path} has a tolerance for {named(name)}, which is no output of the model",
+                fix=f"its outputs: {', '.join(graph.outputs)}",
+            )
+
+
+def _samples(graph: Graph, config: Config, request: Request) -> tuple[list[Sample], list[Finding]]:
+    """The samples of the command line, else those that `locate` recorded, else a random one."""
+    if request.inputs:
+        return load_samples(graph, request.inputs, script=request.script), []
+    given = parse_shapes(given_shapes(config), graph)
+    if request.script:
+        return samples_in(graph, (), request.script, given), []
+    script = config.evidence.get("data-loader-script")
+    if script:
+        raise InputError(
+            f"{request.config} was made with samples from {script!s:.200}, which the command line does not name",
+            fix="add --data-loader-script FILE.py: what only a config names is never run",
+        )
+    recorded = recorded_inputs(config)
+    for path in recorded:
+        if not path.exists():
+            raise InputError(
+                f"{request.config} was made with the inputs {path}, which are not there",
+                fix="put them there, or give others with --inputs",
+            )
+    if recorded:
+        return samples_in(graph, recorded, None, given), []
+    return samples_in(graph, (), None, given), [Finding("random", "warning", "", RANDOM_WARNING)]
+
+
+def _metric(config: Config, request: Request) -> Metric | None:
+    """The metric that the command line names. Raises where the config needs one and none is named."""
+    recorded = config.evidence.get("metric")
+    recorded = recorded if isinstance(recorded, dict) else {}
+    if request.metric is None:
+        if recorded:
+            raise InputError(
+                f"{request.config} was made with the metric {recorded.get('function')!s:.200},"
+                " which the command line does not name",
+                fix="add --metric FILE.py:function: what only a config names is never run",
+            )
+        return None
+    threshold = recorded.get("threshold") if request.metric_threshold is None else request.metric_threshold
+    if not isinstance(threshold, int | float):
+        raise InputError(f"{request.config} records no metric threshold", fix="give it with --metric-threshold")
+    return load_metric(request.metric, float(threshold))
+
+
+def _locate_command(config: Config, graph: Graph, request: Request) -> str:
+    """What to type for a new plan in place of this one."""
+    file = str(request.config)
+    inputs = [str(path) for path in request.inputs or recorded_inputs(config)]
+    words = ["trt-helper", "locate", str(graph.source.path), "--config", file]
+    words += [word for path in inputs for word in ("--inputs", path)]
+    words += [word for text in given_shapes(config) for word in ("--shapes", text)]
+    words += ["--data-loader-script", request.script] if request.script else []
+    words += ["--metric", request.metric] if request.metric else []
+    kinds = {cure.kind for cure in config.cures} | ({"bf16"} if config.bf16_layers else set())
+    words += ["--runner", request.runner] if request.runner != EMULATE else []
+    words += ["--cures", ",".join(kind for kind in CURES if kind in kinds | {"pins"})] if kinds else []
+    return shlex.join([*words, "-o", file])
+
+
+def _baseline(path: Path, setup: base.Setup, request: Request) -> Mapping[str, Any] | None:
+    """The baseline's entry to be held against, if there is one. Raises where the one that was named is not there."""
+    if request.update:
+        return None
+    if request.baseline and not path.exists():
+        raise InputError(f"the baseline {path} does not exist", fix="write it with --update-baseline")
+    return base.read(path).entry(setup)
+
+
+def _about_baseline(
+    path: Path, setup: base.Setup, before: Mapping[str, Any] | None, about: Mapping[str, Any]
+) -> Iterator[Finding]:
+    if before is None:
+        kind = " made with --reference" if setup.reference else ""
+        said = f"{path} holds no baseline{kind}: nothing but the tolerance was asked"
+        yield Finding("baseline", "note", "", said, "write one with --update-baseline")
+        return
+    if (key := base.setup_of(before).key) != setup.key:
+        said = f"the baseline is of {key}, this is {setup.key}; they were compared all the same"
+        yield Finding("baseline", "note", "", said, "write one for this setup with --update-baseline")
+    if before.get("samples") not in (None, about["samples"]):
+        said = "the baseline is of other inputs; they were compared all the same"
+        yield Finding("baseline", "note", "", said, "write one for these inputs with --update-baseline")
+
+
+def _changes(graph: Graph, config: Config, plan: Plan) -> Iterator[Finding]:
+    """What is no longer as it was when the plan was found."""
+    if config.sha256 and config.sha256 != graph.source.sha256:
+        old, new = config.sha256[:12], graph.source.sha256[:12]
+        said = f"the model has changed since the plan was made (sha256 {new}, was {old}); judged as it is now"
+        yield Finding("model", "note", "", said)
+    pins = plan.fp32 | plan.bf16
+    gone = [name for name in recorded_pins(config) if graph.aliases.get(name, name) not in pins]
+    said = "the plan was found with a pin that is no longer in it"
+    yield from some([Finding("removed", "note", name, f"{said}: {named(name)}") for name in gone])
+
+
+def _unneeded_pins(
+    run: AnyReplay, metric: Metric | None, about: Mapping[str, Any], config: Config, request: Request, fix: str
+) -> Iterator[Finding]:
+    """A warning for each pin without which the plan passes, too."""
+    if not run.pins or not (_are_unproven(run, config, request) if request.check_pins is None else request.check_pins):
+        return
+    added = recorded_additions(config)  # so that TensorRT keeps their neighbours; no figure needs them
+    found = [name for name in _passing_without(run, metric, about) if name not in added]
+    lines = pin_lines(request.config) if found else {}
+    said = "is no longer needed: the plan is accurate without it"
+    yield from some([Finding("pin", "warning", n, f"pin {named(n)} {said}", fix, lines.get(n, 0)) for n in found])
+
+
+def _passing_without(run: AnyReplay, metric: Metric | None, about: Mapping[str, Any]) -> list[LayerName]:
+    """The pins without which the plan passes. What the emulator said once is remembered, by all that it depends on."""
+    if not isinstance(run, Replay):
+        return [name for name in run.pins if run.passes_without(name, metric)]  # an engine each, on the one GPU
+    cures = [[cure.kind, cure.name, cure.op] for cure in run.graph.cures]
+    plan = [sorted(run.plan.fp32), sorted(run.plan.bf16), *cures]
+    key = {**about, "plan": plan, "tolerance": asdict(run.tolerance), "metric": metric and metric.name}
+    known = None if metric else cache.remembered(key)  # what a metric says can change with its file
+    if isinstance(known, list) and set(known) <= set(run.pins):
+        return known
+    with ThreadPoolExecutor(min(len(run.pins), os.cpu_count() or 1)) as pool:
+        passed = list(pool.map(lambda name: run.passes_without(name, metric), run.pins))
+    found = [name for name, passes in zip(run.pins, passed, strict=True) if passes]
+    if not metric:
+        cache.remember(key, found)
+    return found
+
+
+def _are_unproven(run: AnyReplay, config: Config, request: Request) -> bool:
+    """Whether no `locate` has shown that each pin is needed, for this model, plan, tolerance and these inputs.
+
+    For engines that is not asked: to find out would take one for each pin.
+    """
+    evidence = config.evidence
+    return isinstance(run, Replay) and not (
+        evidence.get("minimal") is True
+        and evidence.get("tolerance") == tolerance_yaml(config.tolerance)
+        and config.sha256 == run.graph.source.sha256
+        and {run.graph.aliases.get(name, name) for name in recorded_pins(config)} == set(run.pins)
+        and not (request.inputs or request.script)
+    )

@@ -1,0 +1,105 @@
+"""What is slow and does not change, kept on disk: FP32 outputs by model, inputs and versions.
+
+The folder is `$TRT_HELPER_CACHE`, else `$XDG_CACHE_HOME/trt-helper`, else `~/.cache/trt-helper`. It may be
+deleted at any time; what cannot be read back whole is computed again, and a folder that cannot be
+written costs time only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trt_helper.errors import OutputError
+from trt_helper.inputs.references import references
+from trt_helper.inputs.samples import Sample, digest
+from trt_helper.onnx_model.graph import Graph
+from trt_helper.system.files import write_atomically
+from trt_helper.system.versions import versions
+from trt_helper.values import Tensors
+
+LARGEST_ENTRY = 256 << 20  # bytes
+LARGEST_CACHE = 1 << 30  # bytes; what was not used for longest goes first
+
+
+def folder() -> Path:
+    """Where the cache is."""
+    own = os.environ.get("TRT_HELPER_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trt-helper"
+
+
+def subject(graph: Graph, samples: Sequence[Sample]) -> dict[str, Any]:
+    """What FP32 outputs depend on: the model, the inputs, and what computes them."""
+    return {
+        "model": graph.source.sha256,
+        "samples": digest([sample.feed for sample in samples]),
+        "versions": versions(),
+        "machine": platform.machine(),
+    }
+
+
+def cached_references(graph: Graph, samples: Sequence[Sample], about: Mapping[str, Any]) -> list[Tensors]:
+    """`reference.references`, from the cache where they are there; `about` is their `subject`."""
+    path = _path(about, "npz")
+    with suppress(Exception):  # numpy and zipfile raise what the first wrong byte makes them
+        return _read(path, graph.outputs, len(samples))
+    found = references(graph, samples)
+    if sum(array.nbytes for values in found for array in values.values()) <= LARGEST_ENTRY:
+        stream = io.BytesIO()
+        with suppress(ValueError):  # text cannot be stored without pickling
+            np.savez(
+                stream, allow_pickle=False, **{f"{i}.{j}": a for i, v in enumerate(found) for j, a in _numbered(v)}
+            )
+            _write(path, stream.getvalue())
+    return found
+
+
+def remembered(about: Mapping[str, Any]) -> Any:
+    """The JSON value that was remembered about this, or None."""
+    with suppress(OSError, ValueError):
+        return json.loads(_path(about, "json").read_bytes())
+    return None
+
+
+def remember(about: Mapping[str, Any], value: Any) -> None:
+    """Keep a JSON value for the next time."""
+    _write(_path(about, "json"), json.dumps(value).encode())
+
+
+def _numbered(values: Tensors) -> list[tuple[int, np.ndarray[Any, Any]]]:
+    return list(enumerate(values.values()))
+
+
+def _read(path: Path, names: Sequence[str], count: int) -> list[Tensors]:
+    with np.load(path, allow_pickle=False) as archive:
+        found = [{name: archive[f"{i}.{j}"] for j, name in enumerate(names)} for i in range(count)]
+    os.utime(path)
+    return found
+
+
+def _path(about: Mapping[str, Any], kind: str) -> Path:
+    text = json.dumps(about, sort_keys=True)
+    return folder() / f"{hashlib.sha256(text.encode()).hexdigest()}.{kind}"
+
+
+def _write(path: Path, data: bytes) -> None:
+    with suppress(OutputError, OSError):
+        write_atomically(path, data)
+        entries = sorted(path.parent.glob("*.*"), key=lambda file: file.stat().st_mtime)
+        excess = sum(file.stat().st_size for file in entries) - LARGEST_CACHE
+        for file in entries:
+            if excess <= 0:
+                break
+            excess -= file.stat().st_size
+            file.unlink(missing_ok=True)

@@ -1,0 +1,124 @@
+"""The user's own file and samples go in, its FP32 outputs come out: what everything is held against.
+
+This runs the model as it was given, as a whole, on ONNX Runtime's CPU provider without optimisation.
+It shares nothing with the emulator but ONNX Runtime, so a mistake in normalising shows as a difference.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from trt_helper.errors import InputError, ModelError, first_line
+from trt_helper.inputs.samples import Sample, shape_text
+from trt_helper.onnx_model.graph import Graph
+from trt_helper.onnx_model.names import name_nodes
+from trt_helper.onnx_model.ort_session import session_options
+from trt_helper.system.array_store import Store
+from trt_helper.values import Array, Tensors
+
+
+def references(graph: Graph, samples: Sequence[Sample], store: Store | None = None) -> list[Tensors]:
+    """FP32 outputs of the original file, one dictionary a sample, kept in `store`; half outputs as FP32."""
+    run, store = runner(graph), store or Store.within(None)
+    return [store.hold_all(run(sample)) for sample in samples]
+
+
+def require_alike(graph: Graph, reference: Graph) -> None:
+    """Raise InputError unless `reference` has the inputs and outputs of `graph`: names, types, fixed dimensions."""
+    fix = "as --reference give the FP32 model that the other one was made from"
+    for what, ours, theirs in (
+        ("inputs", graph.inputs, reference.inputs),
+        ("outputs", graph.model.graph.outputs, reference.model.graph.outputs),
+    ):
+        here, there = ({value.name: value for value in values} for values in (ours, theirs))
+        if here.keys() != there.keys():
+            raise InputError(
+                f"{reference.source.path} has the {what} {_names(there)}, {graph.source.path} has {_names(here)}",
+                fix=fix,
+            )
+        for name, value in here.items():
+            if not _fits(value, there[name]):
+                raise InputError(
+                    f"{reference.source.path} has {name!r} as {_tensor_text(there[name])}, {graph.source.path} as "
+                    f"{_tensor_text(value)}",
+                    fix=fix,
+                )
+
+
+def _names(names: Iterable[str | None]) -> str:
+    return ", ".join(map(repr, names))[:300]
+
+
+def _fits(one: ir.Value, other: ir.Value) -> bool:
+    if one.dtype != other.dtype:
+        return False
+    if one.shape is None or other.shape is None:
+        return True
+    fixed = ((a, b) for a, b in zip(one.shape, other.shape, strict=False) if isinstance(a, int) and isinstance(b, int))
+    return len(one.shape) == len(other.shape) and all(a == b for a, b in fixed)
+
+
+def _tensor_text(value: ir.Value) -> str:
+    return f"{value.dtype.name.lower() if value.dtype else '?'} {shape_text(value.shape)}"
+
+
+def half_warning(reference: Graph) -> str | None:
+    """What to tell of a file that was named as reference and does not compute all in FP32 itself."""
+    if not reference.was_half:
+        return None
+    return f"{reference.source.path} computes in half precision itself: errors are those against that, not against FP32"
+
+
+def runner(graph: Graph, *, optimised: bool = False) -> Callable[[Sample], Tensors]:
+    """The original file, loaded; called with a sample it gives the outputs. `optimised` is ONNX Runtime's default."""
+    path = graph.source.path
+    options = session_options(threads=os.cpu_count() or 1)
+    if optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    try:
+        session = ort.InferenceSession(loadable(graph), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises its own types, which it does not export
+        raise ModelError(
+            f"ONNX Runtime cannot load {path}: {first_line(error)}",
+            fix="the FP32 reference runs there; export the model with operators that it implements",
+        ) from error
+    types = {value.name: value.type for value in session.get_inputs()}
+    return lambda sample: _run(session, types, sample, graph.outputs)
+
+
+def loadable(graph: Graph) -> str | bytes:
+    """The user's file as it is; only where nodes share a name, which ONNX Runtime refuses, they get others."""
+    model = graph.source.ir_model
+    names = [node.name for node in ir.traversal.RecursiveGraphIterator(model.graph) if node.name]
+    if len(set(names)) == len(names):
+        return str(graph.source.path)
+    copy = model.clone()
+    name_nodes(copy.graph)
+    data: bytes = ir.to_proto(copy).SerializeToString()
+    return data
+
+
+def _run(session: ort.InferenceSession, types: dict[str, str], sample: Sample, names: Sequence[str]) -> Tensors:
+    feed = {
+        name: array.astype(np.float16) if types.get(name) == "tensor(float16)" else array
+        for name, array in sample.feed.items()
+    }
+    try:
+        outputs = session.run(list(names), feed)
+    except Exception as error:  # onnxruntime raises its own types, which it does not export
+        raise InputError(
+            f"the model does not run on {sample.source}: {first_line(error)}",
+            fix="check the inputs' shapes and values; try the model in ONNX Runtime by itself",
+        ) from error
+    return {name: _as_fp32(array) for name, array in zip(names, outputs, strict=True)}
+
+
+def _as_fp32(array: Array) -> Array:
+    array = np.asarray(array)
+    return array.astype(np.float32) if array.dtype == np.float16 else array

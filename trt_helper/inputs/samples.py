@@ -1,0 +1,326 @@
+"""Paths go in, samples come out: named arrays that fit the model's inputs.
+
+`.npz` files or folders of them (keys = input names), Polygraphy's saved inputs, or a Polygraphy data
+loader script. Without any, seeded random values, and a warning that says what that is worth.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import runpy
+import sys
+import traceback
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from trt_helper.errors import InputError, first_line, nearest
+from trt_helper.onnx_model.graph import Graph
+from trt_helper.system.array_store import Store
+from trt_helper.values import Array, Feed
+
+DEFAULT_DIMENSION = 1  # for a dynamic dimension that nobody gives
+SEED = 0
+RANDOM_WARNING = (
+    "no --inputs given: judging by seeded random values. Random data blames the wrong layers; "
+    "give real inputs before you trust this answer"
+)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Sample:
+    """One set of arrays for the model's inputs, and where it came from."""
+
+    source: str
+    feed: Feed
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(array.shape) for name, array in self.feed.items()}
+
+
+def load_samples(
+    graph: Graph,
+    paths: Sequence[Path],
+    *,
+    script: str | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    store: Store | None = None,
+) -> list[Sample]:
+    """Real samples from `paths` and `script`, else one random one, kept in `store`.
+
+    Raises InputError for what does not fit.
+    """
+    store = store or Store.within(None)
+    found = chain.from_iterable((*map(_read_path, paths), _run_script(script) if script else ()))
+    samples = [Sample(source, store.hold_all(_fit(graph, feed, source))) for source, feed in found]
+    samples = samples or [random_sample(graph, shapes or {})]
+    for sample in samples:
+        _require_one_size_per_symbol(graph, sample)
+    return samples
+
+
+def random_sample(graph: Graph, shapes: Mapping[str, Sequence[int]], seed: int = SEED) -> Sample:
+    """Standard normal floats, small non-negative integers; dynamic dimensions are 1 unless `shapes` says."""
+    generator = np.random.default_rng(seed)
+    sizes = _symbol_sizes(graph, shapes)
+    feed = {}
+    for value in graph.inputs:
+        name = value.name or ""
+        shape = tuple(shapes[name]) if name in shapes else _default_shape(value, sizes)
+        dtype = _numpy_type(value)
+        if dtype.kind == "f":
+            feed[name] = _stored(graph, value, np.asarray(generator.standard_normal(shape)))
+        elif dtype.kind == "b" or dtype.kind in "iu":
+            feed[name] = generator.integers(0, 2, shape).astype(dtype)
+        else:
+            raise InputError(
+                f"input {name!r} holds {dtype}: it cannot be made up",
+                fix="give real inputs with --inputs FILE.npz",
+            )
+    return Sample(f"random (seed {seed})", feed)
+
+
+def _symbol_sizes(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """The sizes of named dynamic dimensions, as far as `shapes` gives them for some input."""
+    return {
+        dimension.value: size
+        for value in graph.inputs
+        for dimension, size in zip(value.shape or (), shapes.get(value.name or "", ()), strict=False)
+        if not isinstance(dimension, int) and dimension.value
+    }
+
+
+def _default_shape(value: ir.Value, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(d if isinstance(d, int) else sizes.get(d.value or "", DEFAULT_DIMENSION) for d in value.shape or ())
+
+
+def _numpy_type(value: ir.Value) -> np.dtype:
+    if value.dtype is None or not isinstance(value.type, ir.TensorType):
+        raise InputError(
+            f"input {value.name!r} is no tensor",
+            fix="only tensor inputs can be fed; export the model with them",
+        )
+    return np.dtype(value.dtype.numpy())
+
+
+def _read_path(path: Path) -> Iterator[tuple[str, Feed]]:
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in (".npz", ".json"))
+        if not files:
+            raise InputError(f"{path} holds no .npz file", fix="one sample per file; its keys are the input names")
+        for file in files:
+            yield from _read_path(file)
+    elif not path.is_file():
+        raise InputError(f"{path} does not exist", fix="--inputs takes .npz files, or folders of them")
+    elif path.suffix == ".json":
+        yield from _read_polygraphy(path)
+    else:
+        yield str(path), _read_npz(path)
+
+
+def _read_npz(path: Path) -> Feed:
+    again = "save it again with numpy.savez(path, INPUT_NAME=array)"
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path} is not an .npz file, or it is truncated ({path.stat().st_size} bytes)", fix=again)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: np.asarray(archive[name]) for name in archive.files}
+    except Exception as error:  # zipfile, its decompressors and numpy raise what the first wrong byte makes them
+        raise InputError(f"{path} is not a sound .npz file: {first_line(error)}", fix=again) from error
+
+
+def _read_polygraphy(path: Path) -> Iterator[tuple[str, Feed]]:
+    """`polygraphy run --save-inputs`: a JSON list of dictionaries of arrays."""
+    try:
+        from polygraphy.json import load_json  # noqa: PLC0415 - optional and slow to import
+
+        feeds = load_json(str(path))
+    except ImportError as error:
+        raise InputError(
+            f"{path} is in Polygraphy's format", fix="pip install polygraphy, or save the inputs as .npz"
+        ) from error
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise InputError(f"{path} does not hold Polygraphy inputs", fix="save them with --save-inputs") from error
+    if not isinstance(feeds, list):
+        raise InputError(f"{path} does not hold Polygraphy inputs", fix="save them with --save-inputs")
+    for index, feed in enumerate(feeds):
+        yield f"{path}[{index}]", _arrays(feed, f"{path}[{index}]")
+
+
+def _run_script(script: str) -> list[tuple[str, Feed]]:
+    """`FILE.py[:function]` as Polygraphy has it: the function yields one dictionary of arrays a sample.
+
+    What the script prints goes to stderr, and it finds its neighbours, as it does there.
+    """
+    file, _, function = script.partition(":") if not script.endswith(".py") else (script, "", "")
+    function = function or "load_data"
+    if not Path(file).is_file():
+        raise InputError(f"{file} does not exist", fix="--data-loader-script takes FILE.py or FILE.py:function")
+    path = list(sys.path)
+    sys.path.insert(0, str(Path(file).resolve().parent))
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            feeds = _script_feeds(file, function)
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        where = f", line {lines[-1]}" if lines else ""
+        raise InputError(
+            f"{file}{where} raises {type(error).__name__}: {first_line(error)}",
+            fix=f"mend the script; {function}() takes no arguments and yields a dictionary of arrays by input name",
+        ) from error
+    finally:
+        sys.path[:] = path
+    if not feeds:
+        raise InputError(f"{function!r} of {file} yields no sample", fix="yield a dictionary of arrays by input name")
+    return feeds
+
+
+def _script_feeds(file: str, function: str) -> list[tuple[str, Feed]]:
+    loader = runpy.run_path(file).get(function)
+    if not callable(loader):
+        raise InputError(f"{file} has no function {function!r}", fix="name it: --data-loader-script FILE.py:function")
+    return [(f"{file}[{index}]", _arrays(feed, f"{file}[{index}]")) for index, feed in enumerate(loader())]
+
+
+def _arrays(feed: object, source: str) -> Feed:
+    """What a script or a file gave for one sample, as arrays."""
+    if not isinstance(feed, Mapping) or not all(isinstance(name, str) for name in feed):
+        raise InputError(
+            f"{source} is no dictionary of arrays by input name, but {feed!r:.60}",
+            fix="one sample is {'INPUT_NAME': array, ...}",
+        )
+    return {name: np.asarray(array) for name, array in feed.items()}
+
+
+def _fit(graph: Graph, feed: Feed, source: str) -> Feed:
+    """The arrays in the model's order, as the emulator wants them: contiguous, floats in FP32."""
+    wanted = {value.name or "": value for value in graph.inputs}
+    for name in feed:
+        if name not in wanted:
+            near = nearest(name, wanted)
+            hint = f"did you mean {near!r}? " if near else ""
+            raise InputError(
+                f"{source} has {name!r}, which is no input of the model",
+                fix=f"{hint}its inputs: {', '.join(wanted)}",
+            )
+    missing = [name for name in wanted if name not in feed]
+    if missing:
+        raise InputError(f"{source} lacks the input {missing[0]!r}", fix=f"its keys must be: {', '.join(wanted)}")
+    return {name: _fit_array(graph, value, feed[name], source) for name, value in wanted.items()}
+
+
+def _fit_array(graph: Graph, value: ir.Value, array: Array, source: str) -> Array:
+    wanted = _numpy_type(value)
+    if array.dtype != wanted and not (array.dtype.kind == wanted.kind == "f"):
+        raise InputError(
+            f"{source}: input {value.name!r} is {array.dtype}, the model wants {wanted}",
+            fix="convert it before saving",
+        )
+    shape = value.shape
+    if shape is not None and (
+        len(shape) != array.ndim or any(isinstance(d, int) and d != n for d, n in zip(shape, array.shape, strict=True))
+    ):
+        raise InputError(
+            f"{source}: input {value.name!r} has shape {list(array.shape)}, the model wants {shape_text(shape)}",
+            fix="reshape it before saving; one file is one sample, batch dimension included",
+        )
+    if array.size == 0:
+        raise InputError(f"{source}: input {value.name!r} is empty", fix="give at least one element per dimension")
+    stored = _stored(graph, value, array)
+    if stored.dtype.kind == "f" and not np.isfinite(stored).all():
+        index = tuple(int(i) for i in np.argwhere(~np.isfinite(stored))[0])
+        raise InputError(
+            f"{source}: input {value.name!r} holds {array[index]} at {list(index)}",
+            fix="give finite numbers in the range of the input's type: no precision can be judged by others",
+        )
+    return stored
+
+
+def _stored(graph: Graph, value: ir.Value, array: Array) -> Array:
+    """`array` as the emulator takes it, rounded where the model's own input is half: so the reference takes it."""
+    half = graph.half_io.get(value.name or "")
+    with np.errstate(over="ignore"):
+        rounded = array if half is None else array.astype(half.numpy())
+        return np.ascontiguousarray(rounded, dtype=_numpy_type(value)).reshape(array.shape)
+
+
+def _require_one_size_per_symbol(graph: Graph, sample: Sample) -> None:
+    """A dynamic dimension that several inputs name the same has one size in one sample."""
+    sizes: dict[str, tuple[int, str]] = {}
+    for value in graph.inputs:
+        array = sample.feed[value.name or ""]
+        for dimension, size in zip(value.shape or (), array.shape, strict=False):
+            symbol = None if isinstance(dimension, int) else dimension.value
+            if not symbol:
+                continue
+            known, owner = sizes.setdefault(symbol, (size, value.name or ""))
+            if known != size:
+                raise InputError(
+                    f"{sample.source}: {symbol!r} is {known} in {owner!r} and {size} in {value.name!r}",
+                    fix="give arrays whose dynamic dimensions agree",
+                )
+
+
+def shape_text(shape: ir.Shape | None) -> str:
+    """`[1, batch, ?]`: sizes, names of dynamic dimensions, and what has none; `?` alone where nothing is known."""
+    if shape is None:
+        return "?"
+    return "[" + ", ".join(str(d if isinstance(d, int) else (d.value or "?")) for d in shape) + "]"
+
+
+def hold_out(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """Search samples and held-out ones: with four or more, every fourth is kept out of the search."""
+    if len(samples) < 4:  # noqa: PLR2004 - DESIGN.md section 5
+        return list(samples), []
+    held = {index for index in range(len(samples)) if index % 4 == 3}  # noqa: PLR2004
+    return [s for i, s in enumerate(samples) if i not in held], [samples[i] for i in sorted(held)]
+
+
+def resized(graph: Graph, sample: Sample, shapes: Mapping[str, tuple[int, ...]], label: str) -> Sample:
+    """`sample` cut or repeated along each axis until its inputs have `shapes`: real values in another size.
+
+    Other inputs follow where the model calls a dimension by the same name. Raises InputError where dimensions of
+    one name would differ.
+    """
+    wanted: dict[str, int] = {}
+    for value in graph.inputs:
+        for dimension, size in zip(value.shape or (), shapes.get(value.name or "", ()), strict=False):
+            wanted[str(dimension)] = size
+    feed = dict(sample.feed)
+    for value in graph.inputs:
+        name, array = value.name or "", feed[value.name or ""]
+        sizes = shapes.get(name) or [
+            wanted.get(str(d), n) for d, n in zip(value.shape or (), array.shape, strict=False)
+        ]
+        for axis, size in enumerate(sizes):
+            array = np.take(array, np.arange(size), axis=axis, mode="wrap")
+        feed[name] = np.ascontiguousarray(array).reshape(array.shape)
+    other = Sample(f"{sample.source} at {label}", feed)
+    _require_one_size_per_symbol(graph, other)
+    return other
+
+
+def element_count(sample: Sample) -> int:
+    """Elements of all inputs: the size by which samples are ordered."""
+    return sum(math.prod(shape) for shape in sample.shapes.values())
+
+
+def digest(feeds: Sequence[Mapping[str, Array]]) -> str:
+    """SHA-256 over names, shapes, types and bytes of all samples, in their order."""
+    found = hashlib.sha256()
+    for feed in feeds:
+        for name, array in feed.items():
+            found.update(repr((name, array.shape, str(array.dtype))).encode())
+            found.update(array.tobytes())
+    return found.hexdigest()

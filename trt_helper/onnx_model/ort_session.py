@@ -1,0 +1,19 @@
+"""Options of ONNX Runtime sessions that compute FP32 as the model says, and nothing else."""
+
+from __future__ import annotations
+
+import onnxruntime as ort
+
+FATAL = 4  # log severity: ONNX Runtime's own chatter is not for the user
+
+
+def session_options(threads: int = 1) -> ort.SessionOptions:
+    """Options that keep ONNX Runtime from optimising, spinning, hoarding or chatting."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = False
+    options.log_severity_level = FATAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options

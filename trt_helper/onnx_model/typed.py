@@ -1,0 +1,246 @@
+"""The one seam: graph and plan go in, a strongly typed ONNX model comes out.
+
+Casts stand exactly where precision changes: one per tensor and direction, none inside a pinned region.
+The graph that goes in is never edited; every typed model is rendered afresh.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from trt_helper.errors import ModelError, first_line
+from trt_helper.onnx_model.graph import Graph, captured, subgraphs
+from trt_helper.onnx_model.names import free_name, names_in
+from trt_helper.onnx_model.precision import Precisions, assign
+from trt_helper.system.files import cannot_write
+from trt_helper.values import Narrow, Plan
+
+FLOAT, HALF, BRAIN = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
+TYPES = {Narrow.FP16: HALF, Narrow.BF16: BRAIN}
+SUFFIX = {FLOAT: "fp32", HALF: "fp16", BRAIN: "bf16"}
+PROTOBUF_LIMIT = 1_800_000_000  # bytes; above it weights go into a file of their own
+
+
+@dataclass(frozen=True, eq=False)
+class TypedModel:
+    """A strongly typed model in memory."""
+
+    model: ir.Model
+    plan: Plan
+    casts: int
+    unrepresentable: tuple[str, ...]  # initializers that have values beyond FP16's range: they became inf
+
+
+def render(graph: Graph, plan: Plan) -> TypedModel:
+    """Write `plan` into the graph as types and casts."""
+    return _Renderer(graph, assign(graph, plan)).render(plan)
+
+
+class _Renderer:
+    """Owns the copy that is being rewritten, and the casts made so far."""
+
+    def __init__(self, graph: Graph, precisions: Precisions) -> None:
+        self.source = graph
+        self.precisions = precisions
+        self.model = graph.model.clone()
+        self.graph = self.model.graph
+        self.casts: dict[tuple[str, ir.DataType], ir.Value] = {}
+        self.unrepresentable: list[str] = []
+        self.taken = names_in(self.graph)
+
+    def render(self, plan: Plan) -> TypedModel:
+        order = list(self.graph)
+        for value in self._values():
+            if narrow := self.precisions.tensors.get(value.name or ""):
+                value.type = ir.TensorType(TYPES[narrow])
+        for node in order:
+            self._type_attributes(node)
+            self._type_inputs(node)
+        for index, value in enumerate(self.graph.outputs):
+            self._type_output(index, value)
+        RemoveUnusedNodesPass()(self.model)
+        return TypedModel(self.model, plan, self._count_casts(), tuple(self.unrepresentable))
+
+    def _values(self) -> Iterator[ir.Value]:
+        yield from self.graph.inputs
+        yield from self.graph.initializers.values()
+        for node in self.graph:
+            yield from node.outputs
+
+    def _count_casts(self) -> int:
+        return sum(node.op_type == "Cast" for node in self.graph) - sum(
+            node.op_type == "Cast" for node in self.source.model.graph
+        )
+
+    def _type_inputs(self, node: ir.Node) -> None:
+        follow = self.source.ports[node.name or ""].inputs
+        narrow = self.precisions.layers.get(node.name or "")
+        for index, value in enumerate(node.inputs):
+            if value is None or value.dtype not in SUFFIX:
+                continue
+            wanted = TYPES[narrow] if narrow and index in follow else FLOAT
+            node.replace_input_with(index, self._as(value, wanted))
+        for value in captured(node):
+            if value.dtype in (HALF, BRAIN):
+                _replace_in_subgraphs(node, value, self._as(value, FLOAT))
+
+    def _as(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
+        """`value` in the wanted precision: itself, an initializer's narrow copy, or one shared cast."""
+        if value.dtype is wanted:
+            return value
+        key = (value.name or "", wanted)
+        if key not in self.casts:
+            if value.const_value is not None and value.is_initializer():
+                self.casts[key] = self._narrow_copy(value, wanted)
+            else:
+                self.casts[key] = self._cast(value, wanted)
+        return self.casts[key]
+
+    def _narrow_copy(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
+        array = value.const_value.numpy()  # type: ignore[union-attr]
+        narrow, exact = round_to_half(array) if wanted is HALF else (array.astype(ml_dtypes.bfloat16), True)
+        if not exact:
+            self.unrepresentable.append(value.name or "")
+        copy = ir.Value(
+            name=self._name(f"{value.name}_{SUFFIX[wanted]}"),
+            const_value=ir.Tensor(narrow),
+            type=ir.TensorType(wanted),
+            shape=ir.Shape(narrow.shape),
+        )
+        self.graph.register_initializer(copy)
+        return copy
+
+    def _cast(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
+        suffix = f"to_{SUFFIX[wanted]}"
+        out = ir.Value(name=self._name(f"{value.name}_{suffix}"), type=ir.TensorType(wanted), shape=value.shape)
+        node = ir.Node(
+            "",
+            "Cast",
+            [value],
+            [ir.AttrInt64("to", wanted)],
+            outputs=[out],
+            name=self._name(f"{value.name}_{suffix}_cast"),
+        )
+        producer = value.producer()
+        if producer is not None:
+            self.graph.insert_after(producer, node)
+        else:
+            self.graph.insert_before(self.graph[0], node)
+        return out
+
+    def _type_output(self, index: int, value: ir.Value) -> None:
+        """The user's outputs keep their names and types."""
+        name = value.name or ""
+        wanted = self.source.half_io.get(name, FLOAT)
+        if value.dtype not in SUFFIX or value.dtype is wanted:
+            return
+        typed = self._as(value, wanted)
+        value.name = self._name(f"{name}_inner")
+        typed.name = name
+        self.graph.outputs[index] = typed
+
+    def _type_attributes(self, node: ir.Node) -> None:
+        """Operators that write the type of their result into an attribute."""
+        dtype = node.outputs[0].dtype
+        if node.name not in self.precisions.layers or dtype not in (HALF, BRAIN):
+            return
+        if node.op_type == "Cast":
+            node.attributes["to"] = ir.AttrInt64("to", dtype)
+        elif node.op_type == "ConstantOfShape":
+            given = node.attributes.get("value")
+            array = given.as_tensor().numpy() if given is not None else np.zeros(1, np.float32)
+            node.attributes["value"] = ir.AttrTensor("value", ir.Tensor(round_to_half(array)[0]))
+
+    def _name(self, wanted: str) -> str:
+        return free_name(wanted, self.taken)
+
+
+def round_to_half(array: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Nearest half, ties to even, beyond 65504 to inf; and whether all finite values stayed finite."""
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    return half, bool(np.array_equal(np.isfinite(half), np.isfinite(array)))
+
+
+def _replace_in_subgraphs(node: ir.Node, value: ir.Value, replacement: ir.Value) -> None:
+    inside = {id(inner) for subgraph in subgraphs(node) for inner in ir.traversal.RecursiveGraphIterator(subgraph)}
+    for user, index in tuple(value.uses()):
+        if id(user) in inside:
+            user.replace_input_with(index, replacement)
+    for subgraph in subgraphs(node):
+        for index, out in enumerate(subgraph.outputs):
+            if out is value:
+                subgraph.outputs[index] = replacement
+
+
+def write(typed: TypedModel, path: Path) -> None:
+    """Write the model, check it strictly, and only then let it appear under `path`.
+
+    Weights of more than 1.8 GB go to `<path>.data` beside it. Raises OutputError when the folder cannot
+    be written, ModelError when the result is not a valid strongly typed model.
+    """
+    large = sum(value.const_value.nbytes for value in typed.model.graph.initializers.values() if value.const_value)
+    data = f"{path.name}.data" if large > PROTOBUF_LIMIT else None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".trt-helper-") as folder:
+            written = Path(folder) / path.name
+            if data is None:  # else weights from the user's own data files would still be sought there
+                ir.external_data.load_to_model(typed.model)
+            ir.save(typed.model, written, external_data=data)
+            check(written)
+            for file in (data, path.name):
+                if file:
+                    (Path(folder) / file).replace(path.parent / file)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def check(path: Path) -> None:
+    """onnx.checker with full check, which infers every type strictly."""
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError) as error:
+        raise ModelError(
+            f"the typed model is not valid: {first_line(error)}",
+            fix="please report it: this is a limit of trt-helper; pinning the layer that is named may avoid it",
+        ) from error
+
+
+CONDITION = 1  # the second input of a Loop and of its body; the first result of the body
+
+
+def state_conditions(model: ir.Model) -> None:
+    """Give every Loop without a condition one that stays true, in place.
+
+    ONNX lets a Loop that counts leave its condition out, and ignores what the body says of it then. TensorRT-RTX
+    1.7.1 and 1.4.0 refuse such a body if it reads the condition ("Node input was not registered").
+    """
+    for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
+        if node.op_type == "Loop" and node.inputs[CONDITION] is None and node.graph is not None:
+            node.replace_input_with(CONDITION, _true(node))
+            _keep(node.attributes["body"].as_graph())
+
+
+def _true(loop: ir.Node) -> ir.Value:
+    name = free_name(f"{loop.name}_condition", names_in(loop.graph))  # type: ignore[arg-type]
+    value = ir.Value(name=name, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape(()))
+    node = ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.Tensor(np.array(True)))], outputs=[value], name=name)
+    loop.graph.insert_before(loop, node)  # type: ignore[union-attr]
+    return value
+
+
+def _keep(body: ir.Graph) -> None:
+    name = free_name(f"{body.inputs[CONDITION].name}_kept", names_in(body))
+    kept = ir.Value(name=name, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape(()))
+    body.append(ir.Node("", "Identity", [body.inputs[CONDITION]], outputs=[kept], name=name))
+    body.outputs[0] = kept

@@ -1,0 +1,325 @@
+"""Results go in, the JSON that scripts may rely on comes out (DESIGN.md section 5), and the record of a run."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx_ir as ir
+
+from trt_helper.builder.convert import Converted, proof_json
+from trt_helper.emulator.causes import cause
+from trt_helper.emulator.compare import worst
+from trt_helper.format.json_values import SCHEMA, Json, error_json, number, outputs_json, tolerance_json
+from trt_helper.onnx_model import cost
+from trt_helper.onnx_model.graph import Graph
+from trt_helper.search.locate import Located
+from trt_helper.system import machine
+from trt_helper.system.files import write_atomically
+from trt_helper.system.versions import versions
+from trt_helper.values import Inside, LayerReport, Plan, TensorError, Tolerance
+
+
+def layer_json(report: LayerReport, *, pinned: bool) -> Json:
+    """What FP16 does to one layer, as `locate` and `compare` report it."""
+    why, shown = cause(report)
+    return {
+        "name": report.layer.name,
+        "op": report.layer.op,
+        "role": report.layer.role.value,
+        "module": report.layer.module,
+        "accumulated": error_json(report.accumulated),
+        "isolated": error_json(report.isolated),
+        "overflow": report.overflow,
+        "underflow": report.underflow,
+        "read": number(report.read),
+        "written": number(report.written),
+        "weights_overflow": report.weights_overflow,
+        "weights_underflow": report.weights_underflow,
+        "cause": why,
+        "cause_evidence": shown,
+        "pinned": pinned,
+    }
+
+
+def located_json(located: Located) -> Json:
+    """`locate --json`."""
+    source = located.graph.source
+    return {
+        "schema": SCHEMA,
+        "verdict": located.after.verdict.value,
+        "runner": located.runner,
+        "model": {"path": str(source.path), "sha256": source.sha256, "layers": len(located.graph.layers)},
+        "tolerance": tolerance_json(located.tolerance),
+        "metric": metric_json(located),
+        "fp32_layers": [name for name in located.pins if name in located.plan.fp32],
+        "bf16_layers": [name for name in located.pins if name in located.plan.bf16],
+        "cures": [
+            {cure.kind: cure.name, **({"as": cure.op} if cure.op else {}), "without": outputs_json(trial.outputs)}
+            for cure, trial in located.without_cure.items()
+        ],
+        "minimal": located.minimal,
+        "trials": len(located.trials),
+        "inferences": located.inferences,
+        "seconds": round(located.seconds, 3),
+        "samples": list(located.samples),
+        "held_out": list(located.held_out),
+        "before": outputs_json(located.before.outputs),
+        "after": outputs_json(located.after.outputs),
+        "excess": {"before": number(located.before.excess), "after": number(located.after.excess)},
+        "not_computed": {"before": located.before.why, "after": located.after.why},
+        "because": located.because,
+        "share": share_json(located.graph, located.plan, located.shapes),
+        "per_sample": _per_sample_json(located),
+        "search": list(_search_json(located)),
+        "pins": [_pin_json(located, name) for name in located.pins],
+        "layers": [layer_json(r, pinned=r.layer.name in located.plan.fp32) for r in located.layers],
+        **({"inside": [_inside_json(one) for one in located.inside]} if located.inside else {}),
+        "curve": [
+            {
+                "pins": p.pins,
+                "foreseen": number(p.foreseen),
+                "measured": number(p.measured or 0.0) if p.measured is not None else None,
+            }
+            for p in located.curve
+        ],
+        "warnings": list(located.warnings),
+        **setting_json(located.graph),
+    }
+
+
+def _inside_json(one: Inside) -> Json:
+    return {
+        "layer": one.layer,
+        "tensor": one.tensor,
+        "kernel": one.kernel,
+        **({"tactic": one.tactic} if one.tactic else {}),
+        "engine": error_json(one.engine),
+        "emulated": error_json(one.emulated),
+        "farther": one.is_farther,
+    }
+
+
+def setting_json(graph: Graph) -> Json:
+    """What was judged and what the figures depend on."""
+    return {
+        "opset": graph.model.opset_imports.get("", 0),
+        "inputs": [_value_json(graph, value) for value in graph.inputs],
+        "outputs": [_value_json(graph, value) for value in graph.model.graph.outputs],
+        "versions": {**versions(), **{name: version(name) for name in ("numpy", "onnx", "onnx-ir")}},
+        "platform": machine.platform_line(),
+    }
+
+
+def record_path(beside: Path) -> Path:
+    """Where the record of a run lies: `fp32_layers.run.json` beside `fp32_layers.yaml`."""
+    return beside.with_name(f"{beside.stem}.run.json")
+
+
+def write_record(path: Path, result: Json, command: str, argv: Sequence[str]) -> None:
+    """Write the run record: `result` as `--json` shows it, what gave it, and when. Raises OutputError."""
+    record = {
+        **result,
+        "command": command,
+        "argv": list(argv),
+        "reproduce": shlex.join(argv),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    write_atomically(path, (json.dumps(record, allow_nan=False, indent=1) + "\n").encode())
+
+
+def share_json(graph: Graph, plan: Plan, shapes: cost.Shapes | None = None) -> Json:
+    """How many layers stay in FP32, and what that costs in estimated seconds a run; null without `shapes`."""
+    plans = {"fp32": graph.all_pinned(), "fp16": Plan(), "plan": plan}
+    seconds = {which: cost.seconds(graph, some, shapes) for which, some in plans.items()} if shapes else None
+    estimate = {"gpu": cost.USUAL.name, **seconds} if seconds else None
+    return {"layers": len(graph.candidates), "pinned": len(plan.fp32), "estimate": estimate}
+
+
+def _search_json(located: Located) -> Iterator[Json]:
+    """Each trial with the pins that it has more and less than the last one before it that did not pin everything."""
+    every, before = frozenset(located.graph.candidates), frozenset[str]()
+    for trial, because in zip(located.trials, located.reasons, strict=True):
+        whole = trial.plan.fp32 == every
+        now = before if whole else trial.plan.fp32
+        yield {
+            "pins": len(trial.plan),
+            "every_layer": whole,
+            "added": sorted(now - before),
+            "removed": sorted(before - now),
+            "because": because,
+            "verdict": trial.verdict.value,
+            "excess": number(trial.excess),
+            "not_computed": trial.why,
+            "outputs": {e.name: {"max": number(e.max), "non_finite": e.non_finite} for e in trial.outputs},
+        }
+        before = now
+
+
+def _per_sample_json(located: Located) -> list[Json]:
+    """Every output of every sample, before and after; before is not known where cures changed the graph."""
+    found = {**located.per_sample, **({"before": ()} if located.without_cure else {})}
+    return [
+        {
+            "source": source,
+            "held_out": source in located.held_out,
+            **{which: outputs_json(errors[index]) if errors else {} for which, errors in found.items()},
+        }
+        for index, source in enumerate(located.samples)
+    ]
+
+
+def metric_json(located: Located) -> Json | None:
+    """The metric that decided instead of the tolerance, if one did."""
+    if located.metric is None:
+        return None
+    return {"function": located.metric.name, "threshold": located.metric.threshold}
+
+
+def _pin_json(located: Located, name: str) -> Json:
+    without = located.without(name)
+    report = next(report for report in located.layers if report.layer.name == name)
+    why, shown = cause(report)
+    return {
+        "name": name,
+        "precision": "bf16" if name in located.plan.bf16 else "fp32",
+        "op": report.layer.op,
+        "module": report.layer.module,
+        "cause": why,
+        "cause_evidence": shown,
+        "without": outputs_json(without.outputs) if without else {},
+        "without_excess": number(without.excess) if without else None,
+        "not_computed": without.why if without else "",
+    }
+
+
+def evidence_yaml(located: Located) -> Json:
+    """What the YAML keeps: why each layer, errors before and after, runner, versions, inputs."""
+    return {
+        "runner": located.runner,
+        **({"metric": metric_json(located)} if located.metric else {}),
+        "samples": list(located.samples),
+        "held-out": list(located.held_out),
+        "trials": len(located.trials),
+        "minimal": located.minimal,
+        "before": {e.name: _short(e) for e in located.before.outputs},
+        "after": {e.name: _short(e) for e in located.after.outputs},
+        "layers": {
+            pin["name"]: {
+                "op": pin["op"],
+                "cause": f"{pin['cause']}: {pin['cause_evidence']}",
+                "max-error-without": _max_of(pin["without"]),
+            }
+            for pin in (_pin_json(located, name) for name in located.pins)
+        },
+        "versions": versions(),
+    }
+
+
+def _short(error: TensorError) -> Json:
+    return {
+        "max": _round(error.max),
+        "mean": _round(error.mean),
+        "median": _round(error.median),
+        "non-finite": error.non_finite,
+    }
+
+
+def _max_of(outputs: Json) -> float | str | None:
+    if any(error["non_finite"] for error in outputs.values()):
+        return "not finite"
+    found = [error["max"] for error in outputs.values() if error["max"] is not None]
+    return _round(max(found)) if found else None
+
+
+def _round(number: float) -> float | None:
+    return float(f"{number:.4g}") if math.isfinite(number) else None
+
+
+def compared_json(
+    graph: Graph,
+    plan: Plan,
+    tolerance: Tolerance,
+    samples: Sequence[tuple[str, Sequence[TensorError]]],
+    reports: Sequence[LayerReport],
+) -> Json:
+    """`compare --json`: every output of every sample, and every layer."""
+    passed = all(error.passes(tolerance) for _, outputs in samples for error in outputs)
+    found = outputs_json(worst(errors, tolerance) for errors in zip(*(outputs for _, outputs in samples), strict=True))
+    changed = plan.fp32 or plan.bf16 or graph.cures
+    return {
+        "schema": SCHEMA,
+        "verdict": "pass" if passed else "fail",
+        "runner": "emulate",
+        "model": {"path": str(graph.source.path), "sha256": graph.source.sha256, "layers": len(graph.layers)},
+        "tolerance": tolerance_json(tolerance),
+        "fp32_layers": [name for name in graph.candidates if name in plan.fp32],
+        **({} if changed else {"before": found}),
+        "after": found,
+        "samples": [{"source": source, "outputs": outputs_json(errors)} for source, errors in samples],
+        "share": share_json(graph, plan),
+        "layers": [layer_json(report, pinned=report.layer.name in plan.fp32) for report in reports],
+        **setting_json(graph),
+    }
+
+
+def converted_json(converted: Converted) -> Json:
+    """`convert --json`."""
+    engine = converted.engine
+    return {
+        "schema": SCHEMA,
+        "model": {"path": str(converted.graph.source.path), "sha256": converted.graph.source.sha256},
+        "fp32_layers": [name for name in converted.graph.candidates if name in converted.plan.fp32],
+        "casts": converted.casts,
+        "unrepresentable": list(converted.unrepresentable),
+        "typed_onnx": str(converted.typed_onnx) if converted.typed_onnx else None,
+        "engine": {
+            "path": str(engine.path),
+            "bytes": engine.bytes,
+            "sha256": engine.sha256,
+            "builder": engine.builder,
+            "seconds": round(engine.seconds, 3),
+            "half_share": round(converted.half_share, 4),
+            "warnings": list(engine.warnings),
+        }
+        if engine
+        else None,
+        "pins": [proof_json(proof) for proof in converted.proofs],
+        "added": dict(converted.hold.added),
+        "guarded": sorted(converted.hold.guards),
+        "builds": len(converted.builds),
+    }
+
+
+def graph_json(graph: Graph) -> Json:
+    """`inspect --json` of a model."""
+    return {
+        "schema": SCHEMA,
+        "model": {"path": str(graph.source.path), "sha256": graph.source.sha256, "layers": len(graph.layers)},
+        "opset": graph.model.opset_imports.get("", 0),
+        "inputs": [_value_json(graph, value) for value in graph.inputs],
+        "outputs": [_value_json(graph, value) for value in graph.model.graph.outputs],
+        "layers": [
+            {
+                "name": layer.name,
+                "op": layer.op,
+                "role": layer.role.value,
+                "module": layer.module,
+                "parents": list(layer.parents),
+                "children": list(layer.children),
+            }
+            for layer in graph.layers
+        ],
+        "folded": dict(graph.aliases),
+    }
+
+
+def _value_json(graph: Graph, value: ir.Value) -> Json:
+    dtype = graph.half_io.get(value.name or "", value.dtype)
+    shape = None if value.shape is None else [d if isinstance(d, int) else d.value for d in value.shape]
+    return {"name": value.name, "type": dtype.name.lower() if dtype else None, "shape": shape}

@@ -1,0 +1,257 @@
+"""Trials on a Ray cluster: an oracle that sends each plan to a worker, and the plans that may be asked next with it.
+
+Ray places the trials, repeats those whose worker was lost, and holds the model once per machine. What is asked, in
+which order, and what is made of the answers stays with the search, so the answer is the one of a single machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import chain, islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import ray
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RaySystemError, RayTaskError, WorkerCrashedError
+
+from trt_helper.errors import MachineError, TrtHelperError, first_line
+from trt_helper.onnx_model.graph import Graph, read_graph
+from trt_helper.onnx_model.load import Model
+from trt_helper.search.oracle import PerSample, emulated
+from trt_helper.system.versions import versions
+from trt_helper.values import Array, Cure, Plan, Trial, Verdict
+
+RETRIES = 3  # times that a trial is begun again after its worker was lost
+APART = 1 << 10  # bytes; larger weights travel beside the model, and every worker of a machine reads the same copy
+PATIENCE = 5.0  # seconds for an address to answer; Ray itself tries for many minutes
+Key = tuple[ray.ObjectRef, tuple[int, ...], Plan]  # of the job, on which samples
+
+
+class Cluster:
+    """A connection to Ray. Everything that was begun through it ends with it.
+
+    `address` is what `ray.init` takes: "auto" for the cluster of this machine, HOST:PORT, ray://HOST:PORT. In a
+    program that is connected already that connection is used, and left open. `make(graph, samples=...,
+    references=..., tolerance=..., metric=...)` is called on the workers and makes what judges there; each trial asks
+    for `gpus` GPUs. Raises MachineError on entering where there is no such cluster, or where it has no GPU to ask for.
+    """
+
+    def __init__(self, address: str = "auto", make: Callable[..., Any] | None = None, *, gpus: int = 0) -> None:
+        self._address = address
+        self._make = make or emulated
+        self._gpus = gpus
+        self._ours = False
+        self._running: dict[Key, ray.ObjectRef] = {}
+
+    def __enter__(self) -> Cluster:
+        if not ray.is_initialized():
+            _connect(self._address)
+            self._ours = True
+        if (gpus := self._total("GPU")) < self._gpus:
+            self._leave()
+            raise MachineError(
+                f"the Ray cluster {self._address!r} has {gpus:g} GPUs, and a trial needs {self._gpus}",
+                fix="add a machine with one (ray start --address=HEAD --num-gpus=1), or leave --runner out",
+            )
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self._leave()
+
+    def oracle(self, graph: Graph, **how: Any) -> ClusterOracle:
+        """What `locate` takes as `oracle`; `how` are samples, references, tolerance and metric."""
+        emulates = self._make is emulated
+        cpus = min(len(how["samples"]), self._smallest_machine()) if emulates else 1
+        slots = int(self._total("GPU") // self._gpus if self._gpus else self._total("CPU") // cpus)
+        how |= {"threads": cpus} if emulates else {}
+        job = ray.put(_Job(_packed(graph), self._make, how, versions()))
+        needs = {"num_cpus": cpus, "num_gpus": self._gpus, "max_retries": RETRIES, "max_calls": 0}
+        task = ray.remote(**needs)(_judge)
+        return ClusterOracle(self._running, job, task, max(slots, 1), tuple(range(len(how["samples"]))))
+
+    def _total(self, resource: str) -> float:
+        return float(ray.cluster_resources().get(resource, 0))
+
+    def _smallest_machine(self) -> int:
+        cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+        return min((count for count in cpus if count), default=1)
+
+    def _leave(self) -> None:
+        _cancel(self._running, self._running.keys())
+        if self._ours:
+            ray.shutdown()
+            self._ours = False
+
+
+@dataclass(eq=False)
+class ClusterOracle:
+    """Judges plans on the workers: one trial each on some of the samples, several side by side."""
+
+    running: dict[Key, ray.ObjectRef]
+    job: ray.ObjectRef
+    task: Any  # the remote function
+    slots: int  # trials that the cluster can run at a time
+    which: tuple[int, ...]
+    ahead: Callable[[], Iterable[Plan]] = field(default=tuple, init=False)  # what may be asked for next
+    inferences: int = field(default=0, init=False)
+    per_sample: dict[Plan, PerSample] = field(default_factory=dict, init=False)  # the errors of every plan judged
+
+    def on(self, indices: Sequence[int]) -> ClusterOracle:
+        """The same oracle on some of the samples."""
+        return replace(self, which=tuple(self.which[index] for index in indices))
+
+    def judge(self, plan: Plan) -> Trial:
+        """The worker's verdict. Raises what the trial raised, and MachineError where the cluster cannot be used."""
+        key = self.job, self.which, plan
+        try:
+            judged: _Judged = ray.get(self._begun(key))
+            del self.running[key]
+        except RayTaskError as error:
+            raise _cause(error) from error
+        except (WorkerCrashedError, OutOfMemoryError, NodeDiedError):
+            return Trial(plan, Verdict.UNRESOLVED, why=f"it ended its worker {RETRIES + 1} times")
+        except RayError as error:
+            raise MachineError(f"the Ray cluster failed: {first_line(error)}", fix="look at `ray status`") from error
+        self.inferences += judged.inferences
+        self.per_sample[plan] = judged.per_sample
+        return judged.trial
+
+    def _begun(self, asked: Key) -> ray.ObjectRef:
+        """Begin this trial, and as many of those ahead as there is room for; give up the others."""
+        ahead = ((self.job, self.which, plan) for plan in self.ahead())
+        keys = list(islice(chain([asked], ahead), self.slots))
+        _cancel(self.running, self.running.keys() - keys)
+        for key in keys:
+            if key not in self.running:
+                self.running[key] = self.task.remote([self.job], *key[1:])
+        return self.running[asked]
+
+
+def _cancel(running: dict[Key, ray.ObjectRef], keys: Iterable[Key]) -> None:
+    for key in list(keys):
+        with contextlib.suppress(RayError):
+            ray.cancel(running.pop(key))
+
+
+def _connect(address: str) -> None:
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or address
+    host, colon, port = address.rpartition(":")
+    try:
+        if colon and "://" not in address:
+            socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
+        ray.init(address=address, log_to_driver=False, logging_level="CRITICAL")  # what failed is said by us
+    except (OSError, ValueError, OverflowError, RuntimeError, RayError) as error:
+        raise MachineError(
+            f"no Ray cluster answers at {address!r}: {first_line(error)}",
+            fix="start one (ray start --head), or give the address of one as HOST:PORT",
+        ) from error
+
+
+def _cause(error: RayTaskError) -> BaseException:
+    """What a trial raised, as it would have raised it here."""
+    cause = error.cause
+    if isinstance(cause, ImportError | RaySystemError):  # the second before the trial's own code is reached
+        return MachineError(
+            f"a machine of the Ray cluster cannot run a trial: {str(cause).strip().splitlines()[-1]}",
+            fix="install the same trt-helper, with the same extras, on every machine of it",
+        )
+    return cause if isinstance(cause, TrtHelperError) else error
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Packed:
+    """A graph as it travels: large weights as arrays, which Ray shares between the workers of a machine."""
+
+    path: Path
+    sha256: str
+    cures: tuple[Cure, ...]
+    proto: bytes  # large weights are external there, and their location is a place in `weights`
+    weights: tuple[Array, ...]
+
+
+def _packed(graph: Graph) -> _Packed:
+    model = graph.source.ir_model.clone()
+    weights: list[Array] = []
+    for value in _initializers(model):
+        tensor = value.const_value
+        if tensor is None or tensor.dtype is ir.DataType.STRING:
+            continue
+        if tensor.nbytes > APART or isinstance(tensor, ir.ExternalTensor):
+            place, name = str(len(weights)), value.name or ""
+            shape = ir.Shape(tensor.shape.numpy())
+            value.const_value = ir.ExternalTensor(place, None, None, tensor.dtype, shape=shape, name=name)
+            weights.append(tensor.numpy())
+    for node in (node for part in model.graphs() for node in part):
+        for name, attribute in list(node.attributes.items()):
+            if attribute.type is ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+                node.attributes[name] = ir.AttrTensor(name, ir.tensor(attribute.value.numpy(), attribute.value.dtype))
+    proto: onnx.ModelProto = ir.to_proto(model)
+    return _Packed(graph.source.path, graph.source.sha256, graph.cures, proto.SerializeToString(), tuple(weights))
+
+
+def _unpacked(packed: _Packed) -> Graph:
+    model = ir.from_proto(onnx.ModelProto.FromString(packed.proto))
+    for value in _initializers(model):
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            array = packed.weights[int(str(tensor.location))]
+            value.const_value = ir.Tensor(array, dtype=tensor.dtype, shape=tensor.shape, name=tensor.name)
+    return read_graph(Model(packed.path, packed.sha256, model), packed.cures)
+
+
+def _initializers(model: ir.Model) -> list[ir.Value]:
+    return [value for graph in model.graphs() for value in graph.initializers.values()]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Job:
+    """What does not change from trial to trial. It lies in Ray's object store, once per machine."""
+
+    graph: _Packed
+    make: Callable[..., Any]
+    how: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+
+@lru_cache(maxsize=1)
+def _oracle(job: ray.ObjectRef) -> Any:
+    """What judges in this worker process, made when the first trial comes."""
+    found: _Job = ray.get(job)
+    here = versions()
+    if here != found.versions:
+        differ = ", ".join(f"{name} {here[name]} is not {asked}" for name, asked in found.versions.items())
+        raise MachineError(
+            f"{platform.node()} of the Ray cluster has other versions: {differ}",
+            fix="install the same versions on every machine of the cluster",
+        )
+    try:
+        return found.make(_unpacked(found.graph), **found.how)
+    except MachineError as error:
+        raise MachineError(f"{platform.node()} of the Ray cluster: {error.message}", fix=error.fix) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    trial: Trial
+    per_sample: PerSample
+    inferences: int
+
+
+def _judge(jobs: Sequence[ray.ObjectRef], which: Sequence[int], plan: Plan) -> _Judged:
+    """One trial, on a worker."""
+    (job,) = jobs  # in a list, so that Ray does not fetch it for every trial anew
+    oracle = _oracle(job).on(which)
+    trial = oracle.judge(plan)
+    return _Judged(trial, oracle.per_sample.get(plan, ()), oracle.inferences)

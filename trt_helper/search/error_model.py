@@ -1,0 +1,276 @@
+"""Roundings and what they do go in, the order in which layers should be pinned comes out.
+
+A plan rounds values, not layers. A value that its maker leaves in FP32 is still rounded by every reader
+in FP16, and a value that its maker rounds is rounded for all. So each rounding says who makes the value
+and who reads it, what its rounding does to the outputs, and what it does when only one reader rounds.
+
+What a plan leaves rounded adds up like independent errors: by squares. Which way a value is rounded
+changes with everything upstream, so a sum of signs measured one at a time would foretell nothing. But
+roundings of the same value - before and after a Relu, a transpose, a product with a power of two - have
+the same effect and count once; with the opposite effect, on the two sides of a difference, they cancel.
+
+Some roundings do harm only together. Such a conflict is found when a plan fails that looked good, and is
+put down to one of its members: to those that all conflicts can be put down to with the fewest pins.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice, product
+from typing import Protocol
+
+import numpy as np
+
+from trt_helper.search.strategy import Guess
+from trt_helper.values import Array, LayerName, Plan, Statistic, TensorName
+
+ValueName = tuple[TensorName, LayerName]  # a tensor and its maker; weights have no tensor, inputs no maker
+CAP = 1e4  # errors over tolerance beyond this are all the same: hopeless
+SAME = 0.02  # two effects that differ by less than this share are the effect of one rounding
+NEGLIGIBLE = 0.02  # of the tolerance: layers are given up together while their sum stays below
+TIE = 1e-3  # layers whose effects differ by less than this share are equals
+MOST_BLAMES = 4096  # ways to put conflicts down to one party each that are compared
+
+
+class Names(Protocol):
+    """A set of layer names, as far as it is needed here."""
+
+    def __contains__(self, name: object, /) -> bool: ...
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Rounding:
+    """One value that the empty plan rounds; weights have a maker and no reader.
+
+    `together` and `apart` are signed errors over tolerance at the watched elements of the outputs.
+    """
+
+    makers: frozenset[LayerName]  # rounded unless all of these are pinned
+    readers: tuple[LayerName, ...]  # and then still rounded for each of these that is not
+    together: Array  # everybody reads it rounded
+    apart: tuple[Array, ...] = ()  # only this reader does; empty where that was not looked at
+    value: ValueName = ("", "")
+
+    @property
+    def names(self) -> frozenset[LayerName]:
+        return self.makers.union(self.readers)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Conflict:
+    """Parties whose roundings do harm together, while all of them but any one do not.
+
+    Values of one party stand in for each other: each of them alone does that party's share.
+    """
+
+    parties: tuple[tuple[ValueName, ...], ...]
+    errors: Array  # signed, over the tolerance, at the watched elements
+
+
+class Foresight:
+    """Foretells the error of any plan, over the tolerance, from what single roundings do."""
+
+    def __init__(
+        self,
+        layers: Sequence[LayerName],
+        roundings: Sequence[Rounding],
+        statistic: Statistic = Statistic.MAX,
+        conflicts: Sequence[Conflict] = (),
+        prices: Mapping[LayerName, float] | None = None,
+    ) -> None:
+        self._layers = tuple(layers)
+        self._prices = prices or {}  # what pinning a layer costs; decides only between equals
+        self._statistic = statistic
+        self._roundings = _blame(roundings, conflicts, self._prices)
+        classes = _Classes(self._roundings)
+        self._together = [classes.of(index, -1) for index in range(len(self._roundings))]
+        self._apart = [
+            tuple(classes.of(index, reader) for reader in range(len(rounding.apart)))
+            for index, rounding in enumerate(self._roundings)
+        ]
+        self._squares = classes.squares()
+        self._touching: dict[LayerName, list[int]] = {name: [] for name in layers}
+        self._heard_by: dict[int, set[LayerName]] = {}
+        for index, rounding in enumerate(self._roundings):
+            for name in rounding.names:
+                self._touching[name].append(index)
+                for number in (self._together[index], *self._apart[index]):
+                    self._heard_by.setdefault(abs(number), set()).add(name)
+
+    def error(self, plan: Plan) -> float:
+        """Foreseen error over tolerance of `plan`."""
+        return self._size(self._total(self._loud(plan.fp32)))
+
+    def guess(self) -> Guess:
+        """The order in which pins help most, what each further one leaves, and what any plan would."""
+        given_up, errors = self._give_up()
+        return Guess(given_up[::-1], errors[::-1], self.error, self.without)
+
+    def _of_rounding(self, index: int, pinned: Names) -> tuple[int, ...]:
+        """The classes of effects that rounding `index` has under a set of pins, negative for the opposite effect."""
+        rounding = self._roundings[index]
+        if not all(name in pinned for name in rounding.makers):
+            return (self._together[index],)
+        rounding_readers = [i for i, name in enumerate(rounding.readers) if name not in pinned]
+        if not rounding_readers:
+            return ()
+        if len(rounding_readers) == len(rounding.readers) or not rounding.apart:
+            return (self._together[index],)
+        return tuple(self._apart[index][i] for i in rounding_readers)
+
+    def _loud(self, pinned: frozenset[LayerName]) -> Counter[int]:
+        return Counter(c for index in range(len(self._roundings)) for c in self._of_rounding(index, pinned))
+
+    def _total(self, loud: Iterable[int]) -> Array:
+        present = set(loud)
+        total: Array = self._squares[sorted(abs(c) for c in present if -c not in present)].sum(axis=0)
+        return total
+
+    def _size(self, squares: Array) -> float:
+        roots = np.sqrt(np.maximum(squares, 0))
+        if self._statistic is Statistic.MEAN:
+            return float(roots.mean())
+        return float(np.median(roots) if self._statistic is Statistic.MEDIAN else roots.max(initial=0.0))
+
+    def _give_up(self) -> tuple[list[LayerName], list[float]]:
+        """Give up the pin that is missed least, one after the other, until nothing is pinned."""
+        kept = dict.fromkeys(self._layers)
+        loud: Counter[int] = Counter()
+        order: list[LayerName] = []
+        errors = [0.0]
+        for name in self._negligible():
+            self._toggle(name, kept, loud)
+            order.append(name)
+            errors.append(errors[-1])
+        total = self._total(loud)
+        change = {name: self._change(name, kept, loud) for name in kept}
+        while kept:
+            name = self._least_missed({other: self._size(total + change[other]) for other in kept})
+            self._toggle(name, kept, loud)
+            total = self._total(loud)
+            order.append(name)
+            errors.append(self._size(total))
+            touched = {abs(c) for index in self._touching[name] for c in (self._together[index], *self._apart[index])}
+            near = {other for number in touched for other in self._heard_by[number]}
+            for other in near & kept.keys():
+                change[other] = self._change(other, kept, loud)
+            change.pop(name)
+        return order, errors
+
+    def _least_missed(self, sizes: Mapping[LayerName, float]) -> LayerName:
+        """The layer that is given up next: of those that are missed equally little, the most expensive pin."""
+        least = min(sizes.values()) * (1 + TIE)
+        return max((name for name in sizes if sizes[name] <= least), key=lambda name: self._prices.get(name, 0.0))
+
+    def _toggle(self, name: LayerName, kept: dict[LayerName, None], loud: Counter[int]) -> None:
+        before = [c for index in self._touching[name] for c in self._of_rounding(index, kept)]
+        kept.pop(name)
+        loud.subtract(before)
+        loud.update(c for index in self._touching[name] for c in self._of_rounding(index, kept))
+        for c in [c for c, count in loud.items() if count <= 0]:
+            del loud[c]
+
+    def _change(self, name: LayerName, kept: dict[LayerName, None], loud: Counter[int]) -> Array:
+        """What giving up `name` adds to the squared errors."""
+        counts = Counter(c for index in self._touching[name] for c in self._of_rounding(index, _Without(kept, name)))
+        counts.subtract(c for index in self._touching[name] for c in self._of_rounding(index, kept))
+        change: Array = np.zeros(self._squares.shape[1])
+        for number in sorted({abs(c) for c in counts}):
+            was = (loud[number] > 0) != (loud[-number] > 0)
+            now = (loud[number] + counts[number] > 0) != (loud[-number] + counts[-number] > 0)
+            change += (int(now) - int(was)) * self._squares[number]
+        return change
+
+    def _negligible(self) -> list[LayerName]:
+        """Layers that can be given up all at once, smallest effect first."""
+        own = {
+            name: sum(float(self._squares[abs(self._together[i])].max(initial=0.0)) for i in self._touching[name])
+            for name in self._layers
+        }
+        ordered = sorted(self._layers, key=lambda layer: own[layer])
+        spent = np.cumsum([own[name] for name in ordered])
+        return ordered[: int(np.searchsorted(spent, NEGLIGIBLE**2))]
+
+    def without(self, plan: Plan) -> Mapping[LayerName, float]:
+        """Foreseen error over tolerance of `plan` without each of its pins, the most expensive and last layer first."""
+        kept = {name: None for name in self._layers if name in plan.fp32}
+        loud = self._loud(plan.fp32)
+        total = self._total(loud)
+        names = [*reversed(kept)]
+        names.sort(key=lambda name: -self._prices.get(name, 0.0))
+        return {name: self._size(total + self._change(name, kept, loud)) for name in names}
+
+
+def _blame(
+    roundings: Sequence[Rounding], conflicts: Sequence[Conflict], prices: Mapping[LayerName, float]
+) -> tuple[Rounding, ...]:
+    """Let one party of each conflict do its harm alone, so that silencing those takes the fewest and cheapest pins."""
+    if not conflicts:
+        return tuple(roundings)
+    place = {rounding.value: index for index, rounding in enumerate(roundings)}
+    ways = product(*([[place[value] for value in party] for party in conflict.parties] for conflict in conflicts))
+
+    def pins(way: Iterable[Sequence[int]]) -> tuple[int, float]:
+        names = frozenset[LayerName]().union(*(roundings[index].names for party in way for index in party))
+        return len(names), sum(prices.get(name, 0.0) for name in sorted(names))
+
+    blamed = list(roundings)
+    for party, conflict in zip(min(islice(ways, MOST_BLAMES), key=pins), conflicts, strict=True):
+        for index in party:
+            blamed[index] = replace(blamed[index], together=conflict.errors, apart=())
+    return tuple(blamed)
+
+
+class _Without:
+    """Membership in `kept` without one name, without a copy."""
+
+    def __init__(self, kept: dict[LayerName, None], name: LayerName) -> None:
+        self._kept, self._name = kept, name
+
+    def __contains__(self, other: object) -> bool:
+        return other != self._name and other in self._kept
+
+
+class _Classes:
+    """Gives effects that are the same one number, from 1, and opposite ones its negative.
+
+    Only neighbours are compared; an effect that was set to another's exact opposite is recognised anywhere.
+    """
+
+    def __init__(self, roundings: Sequence[Rounding]) -> None:
+        self._effects: list[Array] = []
+        self._exact: dict[bytes, int] = {}
+        self._numbers: dict[tuple[int, int], int] = {}
+        near: dict[LayerName, list[int]] = {}
+        for index, rounding in enumerate(roundings):
+            for reader, errors in enumerate((rounding.together, *rounding.apart), start=-1):
+                known = {number for name in rounding.names for number in near.get(name, ())}
+                number = self._find(errors, known)
+                self._numbers[index, reader] = number
+                for name in rounding.names:
+                    near.setdefault(name, []).append(abs(number))
+
+    def _find(self, errors: Array, known: set[int]) -> int:
+        size = float(np.abs(errors).max(initial=0.0))
+        for number in sorted(known):
+            effect = self._effects[number - 1]
+            if float(np.abs(effect - errors).max(initial=0.0)) <= SAME * size:
+                return number
+        opposite = self._exact.get((-errors).tobytes(), 0) if size < CAP else 0
+        if opposite:
+            return -opposite
+        self._effects.append(errors)
+        self._exact[errors.tobytes()] = len(self._effects)
+        return len(self._effects)
+
+    def of(self, index: int, reader: int) -> int:
+        """The class of one effect; reader -1 is all of them together."""
+        return self._numbers[index, reader]
+
+    def squares(self) -> Array:
+        """Squared errors, shape (1 + classes, watched elements); no class has number 0."""
+        width = self._effects[0].size if self._effects else 1
+        rows = [np.zeros(width), *self._effects]
+        return np.array(rows, dtype=np.float64).reshape(len(rows), width) ** 2

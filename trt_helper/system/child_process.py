@@ -1,0 +1,243 @@
+"""Runs one function in a fresh Python process, so that whatever it does to the process stays there.
+
+TensorRT can crash, hang or eat the machine's memory; the caller gets a `ChildDiedError` then. An
+exception of the function comes back as itself if it is a `TrtHelperError`.
+
+The child is a new interpreter, not a fork and not `multiprocessing`: the caller's `__main__` is not
+imported again, and the terminal's Ctrl-C reaches the parent alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from io import FileIO
+from multiprocessing.connection import wait as ready
+from pathlib import Path
+from time import monotonic
+from typing import IO, Any, NoReturn
+
+from trt_helper import errors
+
+Event = dict[str, Any]
+
+# -I: neither the working folder nor PYTHON* variables decide what the child imports; the parent does.
+_BOOT = (
+    "import json, sys; boot = json.loads(sys.stdin.buffer.readline()); sys.path[:] = boot['path']; "
+    "from trt_helper.system.child_process import serve; serve(boot)"
+)
+_LOOK_AT_MEMORY = 0.02  # seconds
+_CHUNK = 1 << 16  # bytes
+_TAIL = 2000  # characters of the child's own output that are kept for the error
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`seconds` of wall clock and `memory` in bytes of resident memory; None is without limit."""
+
+    seconds: float | None = None
+    memory: int | None = None
+
+
+class ChildDiedError(Exception):
+    """The child ended without an answer: `how` is signal, exit, time or memory, `code` its number.
+
+    `code` is the signal, the exit status, or the bytes in use; `output` the end of what it printed.
+    """
+
+    def __init__(self, how: str, code: int, output: str) -> None:
+        super().__init__(f"{how} {code}: {output}")
+        self.how = how
+        self.code = code
+        self.output = output
+
+
+class NotImportableError(Exception):
+    """The child could not import its module: the text is the reason."""
+
+
+def run(
+    module: str,
+    request: Mapping[str, Any],
+    *,
+    limits: Limits,
+    on_event: Callable[[Event], None],
+    leftover: Path,
+    environment: Mapping[str, str] = {},
+) -> Event:
+    """Return the dictionary that `module.run(request, send)` returns in a child process.
+
+    What the child sends before goes to `on_event`. Whatever ends this call, also KeyboardInterrupt,
+    the child is gone afterwards. If the parent is killed, the child removes `leftover` and ends too.
+    """
+    reading, writing = os.pipe()
+    with tempfile.TemporaryFile() as output, os.fdopen(reading, "rb", buffering=0) as events:
+        boot = {
+            "path": [entry or str(Path.cwd()) for entry in sys.path],
+            "module": module,
+            "request": dict(request),
+            "events": writing,
+            "leftover": str(leftover),
+        }
+        try:
+            child = _started(writing, output, environment)
+        finally:
+            os.close(writing)
+        try:
+            _say(child, boot)
+            answer = _last(_heard(child, events, limits, output), on_event)
+            return _answered(answer, child, output)
+        finally:
+            child.kill()
+            child.communicate()
+
+
+def _started(writing: int, output: IO[bytes], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603 - our own interpreter and our own text
+        [sys.executable, "-I", "-c", _BOOT],
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=output,
+        pass_fds=(writing,),
+        env={**os.environ, **environment},
+        start_new_session=True,
+    )
+
+
+def _say(child: subprocess.Popen[bytes], boot: Mapping[str, Any]) -> None:
+    if child.stdin is None:
+        raise RuntimeError("the child has no stdin")
+    with contextlib.suppress(BrokenPipeError):  # it died at once: the missing answer says so
+        child.stdin.write(json.dumps(boot).encode() + b"\n")
+        child.stdin.flush()
+
+
+def _heard(child: subprocess.Popen[bytes], events: FileIO, limits: Limits, output: IO[bytes]) -> Iterator[Event]:
+    """Yield the child's events until it closes its end. Kills it and raises beyond a limit."""
+    deadline = None if limits.seconds is None else monotonic() + limits.seconds
+    rest = b""
+    while True:
+        left = None if deadline is None else deadline - monotonic()
+        if left is not None and left <= 0:
+            raise _killed(child, "time", 0, output)
+        used = 0 if limits.memory is None else resident(child.pid)
+        if limits.memory is not None and used > limits.memory:
+            raise _killed(child, "memory", used, output)
+        wait = left if limits.memory is None else min(_LOOK_AT_MEMORY, left or _LOOK_AT_MEMORY)
+        if not ready([events.fileno()], wait):
+            continue
+        chunk = events.read(_CHUNK)
+        if not chunk:
+            return
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from (json.loads(line) for line in lines)
+
+
+def _last(events: Iterator[Event], on_event: Callable[[Event], None]) -> Event | None:
+    """Pass events on and return the one that ends the conversation, None where the child just ended."""
+    for event in events:
+        if event["event"] in {"done", "error", "bug", "import"}:
+            return event
+        on_event(event)
+    return None
+
+
+def _answered(answer: Event | None, child: subprocess.Popen[bytes], output: IO[bytes]) -> Event:
+    if answer is None:
+        status = child.wait()
+        raise ChildDiedError("signal" if status < 0 else "exit", abs(status), _tail(output))
+    if answer["event"] == "error":
+        kind = getattr(errors, answer["kind"])
+        raise kind(answer["message"], fix=answer["fix"])
+    if answer["event"] == "import":
+        raise NotImportableError(answer["reason"])
+    if answer["event"] == "bug":
+        raise RuntimeError(f"in the building process:\n{answer['traceback']}")
+    result: Event = answer["result"]
+    return result
+
+
+def _killed(child: subprocess.Popen[bytes], how: str, code: int, output: IO[bytes]) -> ChildDiedError:
+    child.kill()
+    child.wait()
+    return ChildDiedError(how, code, _tail(output))
+
+
+def _tail(output: IO[bytes]) -> str:
+    output.seek(0)
+    return output.read().decode(errors="replace")[-_TAIL:].strip()
+
+
+def resident(pid: int) -> int:
+    """Return the resident memory of a process in bytes; 0 when it is gone. Linux only."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (FileNotFoundError, ProcessLookupError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def signal_name(number: int) -> str:
+    """Return "SIGSEGV" for 11; a signal without a name is called by its number."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def serve(boot: Event) -> NoReturn:
+    """Run the function, answer, and leave without any library's exit code: the child's side."""
+    channel = os.fdopen(boot["events"], "w", encoding="utf-8")
+    leftover = Path(boot["leftover"])
+    lock = threading.Lock()
+    threading.Thread(target=_leave_with_parent, args=(leftover,), daemon=True).start()
+
+    def send(event: Event) -> None:
+        with lock:
+            try:
+                channel.write(json.dumps(event) + "\n")
+                channel.flush()
+            except BrokenPipeError:
+                _leave(leftover)
+
+    send(_answer(boot, send))
+    os._exit(0)
+
+
+def _answer(boot: Event, send: Callable[[Event], None]) -> Event:
+    try:
+        module = import_module(boot["module"])
+    except (ImportError, OSError) as error:
+        return {"event": "import", "reason": f"{type(error).__name__}: {error}"}
+    try:
+        return {"event": "done", "result": module.run(boot["request"], send)}
+    except errors.TrtHelperError as error:
+        return {
+            "event": "error",
+            "kind": type(error).__name__,
+            "message": error.message,
+            "fix": error.fix,
+        }
+    except Exception:  # any other is a bug of ours, and must not get lost with the process
+        return {"event": "bug", "traceback": traceback.format_exc()}
+
+
+def _leave_with_parent(leftover: Path) -> None:
+    """End this process with its parent, which holds stdin open for as long as it lives."""
+    sys.stdin.buffer.read()
+    _leave(leftover)
+
+
+def _leave(leftover: Path) -> NoReturn:
+    leftover.unlink(missing_ok=True)
+    os._exit(1)
