@@ -18,8 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-import zoo_cases  # noqa: F401, E402 - registers the cases
-from zoo import CASES  # noqa: E402
+from support import zoo_cases  # noqa: F401, E402 - registers the cases
+from support.zoo import CASES  # noqa: E402
 
 from trt_helper.builder.convert import Converted, convert  # noqa: E402
 from trt_helper.builder.settings import BuildSettings  # noqa: E402
@@ -86,7 +86,9 @@ def row(subject: Subject, done: Converted, seconds: float) -> str:
     """One line of the table: what was asked, what is there."""
     states = Counter(proof.state for proof in done.proofs)
     held = [
-        f"{len(names)} {what}" for what, names in (("guarded", done.hold.guards), ("added", done.hold.added)) if names
+        f"{len(names)} {what}"
+        for what, names in (("guarded", done.retention.guards), ("added", done.retention.added))
+        if names
     ]
     weights = done.engine.weight_bytes if done.engine else {}
     cells = (

@@ -16,9 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-import zoo_cases  # noqa: F401, E402 - registers the cases
-from false_claims import Claims  # noqa: E402
-from zoo import CASES  # noqa: E402
+from support import zoo_cases  # noqa: F401, E402 - registers the cases
+from support.false_claims import Claims  # noqa: E402
+from support.zoo import CASES  # noqa: E402
 
 from trt_helper.errors import BuildError  # noqa: E402
 from trt_helper.inputs.samples import Sample, load_samples  # noqa: E402

@@ -137,7 +137,7 @@ def others() -> Table:
         inputs = folder / "inputs"
         samples = load_samples(graph, [inputs] if inputs.is_dir() else [])
         oracle = EmulatedOracle(Emulator(graph), samples, references(graph, samples), Tolerance(1.0, 0.0))
-        error = oracle.judge(Plan()).excess
+        error = oracle.judge(Plan()).error_ratio
         row = []
         for share in SHARES:
             located = locate(graph, samples, Tolerance(error / share, 0.0), every_layer=False)

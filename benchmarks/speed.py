@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trt_helper.emulator.emulator import Emulator
-from trt_helper.emulator.layer_errors import survey
+from trt_helper.emulator.layer_errors import measure_layers
 from trt_helper.inputs.samples import load_samples
 from trt_helper.onnx_model.graph import read_graph
 from trt_helper.onnx_model.load import load
@@ -70,7 +70,7 @@ def measure(path: Path, inputs: list[Path]) -> tuple[float, ...]:
     trial = median(lambda: emulator.run(Plan(), {**feed}))  # a sample that it has not seen: nothing is used again
     last = itertools.cycle((Plan.of(graph.candidates[-2:]), Plan()))
     late = median(lambda: emulator.run(next(last), feed))
-    every_layer = median(lambda: survey(emulator, Plan(), [feed], Tolerance()), runs=3)
+    every_layer = median(lambda: measure_layers(emulator, Plan(), [feed], Tolerance()), runs=3)
     loading = median(lambda: session(optimised=True), runs=3)
     set_up = median(lambda: Emulator(read_graph(load(path))), runs=3)
     return (

@@ -61,7 +61,7 @@ CLASSES = frozenset(
     }
 )
 ENTRY = r" U ((?:create|get|init)\w*(?:Infer|Onnx|Plugin)\w*|_ZN\d+nv(?:caffe|uff)parser\w+)$"  # C++ names up to 8.6
-TARGET = Path(__file__).parents[1] / "tests" / "tensorrt_names.json"
+TARGET = Path(__file__).parents[1] / "tests" / "support" / "tensorrt_names.json"
 
 
 def main() -> None:

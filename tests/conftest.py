@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_helpers import own_folder
-from gate_models import write_project
-from subjects import MODELS, Subject, put
+from support.cli_helpers import own_folder
+from support.gate_models import write_project
+from support.subjects import MODELS, Subject, put
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +48,7 @@ def gate_project(located_project: Path, tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.fixture
 def export_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in a folder with the network of `export_cases`, which needs PyTorch, and leave no bytecode in it."""
-    from export_cases import source  # noqa: PLC0415 - optional
+    from support.export_cases import source  # noqa: PLC0415 - optional
 
     own_folder(tmp_path, monkeypatch)
     monkeypatch.setattr("sys.dont_write_bytecode", True)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from independent import run_on_ort, run_with_pairs
-from subjects import Subject
+from support.independent import run_on_ort, run_with_pairs
+from support.subjects import Subject
 
 from trt_helper.values import Plan
 

@@ -42,7 +42,7 @@ class Layer:
     module: str = ""  # path of the PyTorch module it came from, where the exporter wrote it
 
 
-class Narrow(Enum):
+class ReducedPrecision(Enum):
     """A float type of 16 bits."""
 
     FP16 = "fp16"
@@ -64,11 +64,11 @@ class Plan:
         return len(self.fp32)
 
 
-CURES = ("pins", "constants", "norms", "bf16")
+REWRITE_KINDS = ("pins", "constants", "norms", "bf16")
 
 
 @dataclass(frozen=True, slots=True)
-class Cure:
+class Rewrite:
     """One rewrite of the graph: of the initializer `name`, or of the layer `name` into the operator `op`."""
 
     kind: str
@@ -122,7 +122,7 @@ class TensorError:
     outside: int  # elements beyond both atol and rtol
     non_finite: int
     total: int
-    spread: float = 0.0  # largest finite magnitude of the reference
+    reference_max: float = 0.0  # largest finite magnitude of the reference
 
     def passes(self, tolerance: Tolerance) -> bool:
         """Whether this tensor is within `tolerance`; `outside` must have been counted with it."""
@@ -135,7 +135,7 @@ class TensorError:
         relative = getattr(self, f"{tolerance.stat.value}_rel")
         return bool(absolute <= atol or relative <= rtol)
 
-    def excess(self, tolerance: Tolerance) -> float:
+    def error_ratio(self, tolerance: Tolerance) -> float:
         """Error over tolerance: at most 1 for a tensor that passes, inf for a non-finite one."""
         if self.non_finite:
             return float("inf")
@@ -172,7 +172,7 @@ class Trial:
     plan: Plan
     verdict: Verdict
     outputs: tuple[TensorError, ...] = ()  # worst over the samples, one per output
-    excess: float = float("inf")  # worst error over tolerance: at most 1 passes
+    error_ratio: float = float("inf")  # worst error over tolerance: at most 1 passes
     sample: int = 0  # index of the sample that decided
     why: str = ""
 
@@ -197,7 +197,7 @@ FARTHER = 4.0  # times what FP16 explains: kernels sum in another order than the
 
 
 @dataclass(frozen=True, slots=True)
-class Inside:
+class IntermediateError:
     """One tensor between two kernels, against FP32: as the engine computed it and as FP16 is emulated."""
 
     layer: LayerName
@@ -212,4 +212,4 @@ class Inside:
         """Whether the engine is farther off than the precision explains."""
         if self.engine.non_finite or self.emulated.non_finite:
             return self.engine.non_finite > self.emulated.non_finite
-        return self.engine.max > FARTHER * max(self.emulated.max, self.engine.spread * HALF_STEP)
+        return self.engine.max > FARTHER * max(self.emulated.max, self.engine.reference_max * HALF_STEP)

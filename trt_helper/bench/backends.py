@@ -35,7 +35,7 @@ NO_CHECKPOINT = NotRun(
 
 
 @dataclass(frozen=True, eq=False)
-class Way:
+class Backend:
     """One way to run the model. An error of one that is `asked` for ends the command, that of another is a reason."""
 
     what: str
@@ -43,7 +43,7 @@ class Way:
     precision: str
     module: str  # of the child
     prepare: Prepare
-    asked: bool = False
+    requested: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -65,9 +65,9 @@ class Engines:
     exclude_tactics: Sequence[Mapping[str, Any]] = ()
 
 
-def ways(
+def backends(
     graph: Graph, plan: Plan, samples: Sequence[Sample], module: Module | None, engines: Engines
-) -> tuple[list[Way], list[NotRun]]:
+) -> tuple[list[Backend], list[NotRun]]:
     """Every way to run the model, the plan where it is not empty. Raises MachineError without PyTorch for a `module`.
 
     `samples` are all that will be run: engines are built for their sizes.
@@ -94,7 +94,7 @@ def _how(error: MachineError) -> str:
     return "run bench on such a machine"
 
 
-def _pytorch(module: Module) -> list[Way]:
+def _pytorch(module: Module) -> list[Backend]:
     try:
         release = version("torch")
     except PackageNotFoundError:
@@ -103,13 +103,13 @@ def _pytorch(module: Module) -> list[Way]:
         ) from None
     request = {**asdict(module), "checkpoint": str(module.checkpoint), "model_args": list(module.model_args)}
     return [
-        Way(
+        Backend(
             f"PyTorch {release.partition('+')[0]}, {device.upper()}, FP32",
             "pytorch",
             "fp32",
             "trt_helper.bench.torch_child",
             _ready({**request, "device": device}),
-            asked=device == "cpu",
+            requested=device == "cpu",
         )
         for device in ("cpu", *(() if find_gpu().missing else ("cuda",)))
     ]
@@ -120,7 +120,7 @@ def _ready(request: Request) -> Prepare:
     return lambda _folder, _building: request
 
 
-def _cpu(graph: Graph) -> Way:
+def _cpu(graph: Graph) -> Backend:
     def prepare(folder: Path, _building: Building) -> Request:
         file = loadable(graph)
         if isinstance(file, bytes):
@@ -130,23 +130,23 @@ def _cpu(graph: Graph) -> Way:
         return {"file": file, "external": external, "provider": "CPUExecutionProvider"}
 
     what = "ONNX Runtime, CPU, FP32"
-    return Way(what, "onnxruntime", "fp32", "trt_helper.bench.ort_child", prepare, asked=True)
+    return Backend(what, "onnxruntime", "fp32", "trt_helper.bench.ort_child", prepare, requested=True)
 
 
-def _emulated(graph: Graph, plan: Plan) -> Way:
+def _emulated(graph: Graph, plan: Plan) -> Backend:
     request = {
         "file": str(graph.source.path),
-        "cures": [asdict(cure) for cure in graph.cures],
+        "cures": [asdict(rewrite) for rewrite in graph.rewrites],
         "fp32": sorted(plan.fp32),
         "bf16": sorted(plan.bf16),
     }
     what = "emulated FP16 with the plan"
-    return Way(what, "emulate", "plan", "trt_helper.bench.emulate_child", _ready(request), asked=True)
+    return Backend(what, "emulate", "plan", "trt_helper.bench.emulate_child", _ready(request), requested=True)
 
 
 def _on_gpu(
     runner: Runner, graph: Graph, precision: str, plan: Plan, samples: Sequence[Sample], engines: Engines
-) -> Way:
+) -> Backend:
     def prepare(folder: Path, building: Building) -> Request:
         engine, typed = folder / "model.trt", folder / "typed.onnx"
         tactics = tuple(engines.exclude_tactics) if runner.name == "tensorrt" and precision == "plan" else ()
@@ -164,7 +164,7 @@ def _on_gpu(
         return {"file": str(file), "external": str(folder), "provider": runner.provider}
 
     child = "engine" if runner.builds else "ort"
-    return Way(
+    return Backend(
         f"{ENGINES[runner.name]}, {PRECISIONS[precision]}",
         runner.name,
         precision,

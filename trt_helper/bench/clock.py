@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from trt_helper.runners.exchange import NO_TYPES, read_feed
-from trt_helper.system.array_store import of_kernel
+from trt_helper.system.array_store import proc_value
 from trt_helper.values import Array
 
 Infer = Callable[[], Sequence[Array]]
@@ -38,7 +38,7 @@ class Memory:
 
 def memory_before(*, device: bool = False) -> Memory:
     """To be called when everything but the model has been loaded."""
-    return Memory(of_kernel("self/status", "VmRSS"), device_free() if device else None)
+    return Memory(proc_value("self/status", "VmRSS"), device_free() if device else None)
 
 
 def answer(infers: Sequence[Infer], request: Mapping[str, Any], send: Send, before: Memory) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def answer(infers: Sequence[Infer], request: Mapping[str, Any], send: Send, befo
     return {
         "spans": spans,
         "host_before": before.host,
-        "host": of_kernel("self/status", "VmHWM"),
+        "host": proc_value("self/status", "VmHWM"),
         "device": device_taken(before.device),
     }
 

@@ -10,13 +10,13 @@ from trt_helper.bench.clock import Send, answer, feed_of, memory_before
 from trt_helper.emulator.emulator import Emulator
 from trt_helper.onnx_model.graph import read_graph
 from trt_helper.onnx_model.load import load
-from trt_helper.values import Array, Cure, Plan
+from trt_helper.values import Array, Plan, Rewrite
 
 
 def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
     """Answer `measure`."""
     before = memory_before()
-    graph = read_graph(load(Path(request["file"])), [Cure(**cure) for cure in request["cures"]])
+    graph = read_graph(load(Path(request["file"])), [Rewrite(**rewrite) for rewrite in request["cures"]])
     emulator, feed = Emulator(graph), feed_of(request)
     plan = Plan(frozenset(request["fp32"]), frozenset(request["bf16"]))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trt_helper.bench.backends import Engines, Module, Request, Way, ways
+from trt_helper.bench.backends import Backend, Engines, Module, Request, backends
 from trt_helper.bench.rows import Estimated, Measured, NotRun, times
 from trt_helper.emulator.emulator import Emulator
 from trt_helper.errors import BuildError, InputError, MachineError, ModelError, RunError
@@ -88,15 +88,15 @@ def measure(
     Raises MachineError, ModelError, InputError and RunError where the model itself, or the module that was asked for,
     cannot be run; what else fails is a `NotRun`.
     """
-    found, not_run = ways(graph, plan, list(samples.values()), module, engines or Engines())
+    found, not_run = backends(graph, plan, list(samples.values()), module, engines or Engines())
     bench = _Bench(graph, timing, on_progress)
-    for way in found:
+    for backend in found:
         try:
-            bench.time(way, samples)
+            bench.time(backend, samples)
         except (BuildError, MachineError, ModelError, InputError, RunError) as error:
-            if way.asked:
+            if backend.requested:
                 raise
-            not_run.append(NotRun(way.what, error.message, error.fix))
+            not_run.append(NotRun(backend.what, error.message, error.fix))
     return Benched(tuple(bench.measured), tuple(not_run), tuple(bench.warnings))
 
 
@@ -111,22 +111,22 @@ class _Bench:
     warnings: list[str] = field(default_factory=list)
     modules: list[tuple[str, list[Array]]] = field(default_factory=list)  # the first answers of PyTorch
 
-    def time(self, way: Way, samples: Batches) -> None:
+    def time(self, backend: Backend, samples: Batches) -> None:
         """Prepare one way and run it with every batch."""
         with tempfile.TemporaryDirectory(prefix="trt-helper-") as name:
             folder = Path(name)
-            self.on_progress(way.what, 0, 1)
-            prepared = way.prepare(
-                folder, lambda phase, part: self.on_progress(f"{way.what}: {phase}", int(100 * part), 100)
+            self.on_progress(backend.what, 0, 1)
+            prepared = backend.prepare(
+                folder, lambda phase, part: self.on_progress(f"{backend.what}: {phase}", int(100 * part), 100)
             )
             for batch, sample in samples.items():
-                found = self._child(way, prepared, folder, batch, sample)
-                self.measured.append(self._row(way, batch, found))
+                found = self._child(backend, prepared, folder, batch, sample)
+                self.measured.append(self._row(backend, batch, found))
                 if batch == next(iter(samples)):
                     self.warnings += [str(note) for note in found.get("notes", ())]
-                    self._same(way, folder)
+                    self._same(backend, folder)
 
-    def _child(self, way: Way, prepared: Request, folder: Path, batch: int | None, sample: Sample) -> Request:
+    def _child(self, backend: Backend, prepared: Request, folder: Path, batch: int | None, sample: Sample) -> Request:
         write_feed(folder / "in.npz", sample)
         request = {
             **prepared,
@@ -138,20 +138,20 @@ class _Bench:
             "warm_up": self.timing.warm_up,
             "streams": self.timing.streams,
         }
-        what = way.what if batch is None else f"{way.what}, batch {batch}"
+        what = backend.what if batch is None else f"{backend.what}, batch {batch}"
         self.on_progress(what, 0, self.timing.repeats)
         try:
             return run(
-                way.module,
+                backend.module,
                 request,
                 limits=Limits(),
                 on_event=lambda event: self.on_progress(what, event["done"], event["of"]),
                 leftover=folder / "leftover",
-                environment=way.environment,
+                environment=backend.environment,
             )
         except NotImportableError as error:
             raise MachineError(
-                f"{way.what} cannot be loaded: {error}", fix="trt-helper doctor says what it needs"
+                f"{backend.what} cannot be loaded: {error}", fix="trt-helper doctor says what it needs"
             ) from error
         except ChildDiedError as died:
             how = signal_name(died.code) if died.how == "signal" else f"status {died.code}"
@@ -159,12 +159,12 @@ class _Bench:
                 f"{what} ended its process ({how})", fix="most often memory ran out: give a smaller --batch"
             ) from died
 
-    def _row(self, way: Way, batch: int | None, found: Request) -> Measured:
+    def _row(self, backend: Backend, batch: int | None, found: Request) -> Measured:
         seen = times(found["spans"])
         return Measured(
-            way.what,
-            way.runner,
-            way.precision,
+            backend.what,
+            backend.runner,
+            backend.precision,
             batch,
             self.timing.streams,
             seen.at_once,
@@ -180,11 +180,11 @@ class _Bench:
             found["device"],
         )
 
-    def _same(self, way: Way, folder: Path) -> None:
+    def _same(self, backend: Backend, folder: Path) -> None:
         """Tell where PyTorch runs another network than the model is: its answers are others."""
-        if way.runner == "pytorch":
-            self.modules.append((way.what, _outputs(folder)))
-        elif way.runner == "onnxruntime":
+        if backend.runner == "pytorch":
+            self.modules.append((backend.what, _outputs(folder)))
+        elif backend.runner == "onnxruntime":
             expected = _outputs(folder)
             self.warnings += [
                 f"{what} does not give the model's answers: is it the module that the model was exported from?"

@@ -14,8 +14,8 @@ from trt_helper.export.archive import Kind
 from trt_helper.export.checkpoint import read_checkpoint
 from trt_helper.export.run import module_of
 from trt_helper.export.specs import Input, parse_arguments
-from trt_helper.export.target import RUN, as_array, subject_of
-from trt_helper.export.user_code import guest, neighbours
+from trt_helper.export.target import RUN, as_array, export_target
+from trt_helper.export.user_code import neighbours, user_code
 from trt_helper.values import Array
 
 
@@ -38,14 +38,14 @@ def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
         arguments = parse_arguments(request["model_args"])
         module, _, notes = module_of(read, request["model"], arguments, None, allow_missing=True)
         inputs = tuple(Input(name, array.shape, array.dtype.name) for name, array in feed.items())
-        subject = subject_of(module, () if read.kind is Kind.PROGRAM else inputs)
-        flat, arrays = subject.flat(subject.module.to(device)), list(feed.values())
+        target = export_target(module, () if read.kind is Kind.PROGRAM else inputs)
+        flat, arrays = target.flat(target.module.to(device)), list(feed.values())
 
         def infer() -> list[Array]:
             with torch.inference_mode():
                 copies = [torch.from_numpy(array.copy()).to(device) for array in arrays]  # it may write into them
                 return [as_array(found) for found in flat(*copies)]
 
-        with guest("the module", fix=RUN):
+        with user_code("the module", fix=RUN):
             found = answer([infer] * request["streams"], request, send, before)
     return {**found, "notes": notes}

@@ -20,23 +20,23 @@ from trt_helper import __version__
 from trt_helper.builder.build import build
 from trt_helper.builder.engine import EngineBuild
 from trt_helper.builder.layer_info import half_share
-from trt_helper.builder.pin_retention import Hold, Ladder, guard
+from trt_helper.builder.pin_retention import Retention, RetentionSearch, guard
 from trt_helper.builder.proof import PinProof, prove
-from trt_helper.builder.requested_precision import asked_of
+from trt_helper.builder.requested_precision import requested_precisions
 from trt_helper.builder.settings import BuildSettings
 from trt_helper.errors import BuildError, OutputError
 from trt_helper.inputs.shapes import Range
 from trt_helper.onnx_model.graph import Graph
 from trt_helper.onnx_model.typed import TypedModel, render, state_conditions, write
 from trt_helper.system.files import PREFIX, cannot_write, make_folder_of, sha256_of, write_atomically
-from trt_helper.values import LayerName, Narrow, Plan
+from trt_helper.values import LayerName, Plan, ReducedPrecision
 
 
 @dataclass(frozen=True, eq=False)
 class Build:
     """One engine that was built and looked into."""
 
-    hold: Hold
+    retention: Retention
     typed_sha256: str  # of the model that TensorRT was given
     engine: EngineBuild
     proofs: tuple[PinProof, ...]
@@ -57,9 +57,9 @@ class Converted:
     half_share: float  # share of the engine's float work that is half precision; 0 without an engine
 
     @property
-    def hold(self) -> Hold:
+    def retention(self) -> Retention:
         """What was built besides the plan that was asked for."""
-        return self.builds[-1].hold if self.builds else Hold()
+        return self.builds[-1].retention if self.builds else Retention()
 
     @property
     def unproven(self) -> tuple[PinProof, ...]:
@@ -95,7 +95,7 @@ def convert(
     with _unproved(engine) as unproved:
         builds, typed = _builds(graph, plan, guards, unproved, profile, settings, on_progress)
         last = builds[-1]
-        plan = last.hold.plan(plan)
+        plan = last.retention.plan(plan)
         _require_pins(last)
         _require_half(graph, plan, last.engine)
         built = replace(last.engine, path=engine)
@@ -136,13 +136,13 @@ def _builds(
     on_progress: Callable[[str, float], None] | None,
 ) -> tuple[tuple[Build, ...], TypedModel]:
     """Build until every pin is kept or nothing is left to try; `engine` and the typed model are the last one's."""
-    ladder = Ladder(graph, plan, guards)
+    search = RetentionSearch(graph, plan, guards)
     builds: list[Build] = []
     with tempfile.TemporaryDirectory(prefix="trt-helper-") as folder:
         while True:
-            hold = ladder.hold()
-            typed = render(graph, hold.plan(plan))
-            guard(typed, hold.guards)
+            retention = search.retention()
+            typed = render(graph, retention.plan(plan))
+            guard(typed, retention.guards)
             state_conditions(typed.model)
             source = Path(folder) / "typed.onnx"
             write(typed, source)
@@ -153,16 +153,16 @@ def _builds(
                 settings=settings,
                 on_progress=on_progress,
             )
-            proofs = _prove(graph, hold.plan(plan), typed, built)
-            builds.append(Build(hold, sha256_of(source), built, proofs))
-            if not ladder.climb(proofs):
+            proofs = _prove(graph, retention.plan(plan), typed, built)
+            builds.append(Build(retention, sha256_of(source), built, proofs))
+            if not search.escalate(proofs):
                 return tuple(builds), typed
 
 
 def _prove(graph: Graph, plan: Plan, typed: TypedModel, built: EngineBuild) -> tuple[PinProof, ...]:
     pins = [name for name in graph.candidates if name in plan.fp32]
-    proofs = prove(pins, built.layers, asked_of(typed.model), program=built.program)
-    if not built.layers or built.has_narrow:
+    proofs = prove(pins, built.layers, requested_precisions(typed.model), program=built.program)
+    if not built.layers or built.has_reduced:
         return proofs
     everywhere = "nothing that the engine reads, holds or writes is less than FP32"
     return tuple(proof if proof.proven else replace(proof, state="honoured", evidence=everywhere) for proof in proofs)
@@ -182,13 +182,13 @@ def _require_pins(build: Build) -> None:
 
 def _require_half(graph: Graph, plan: Plan, built: EngineBuild) -> None:
     """Raise BuildError for an engine that is all FP32 although the plan leaves layers in FP16."""
-    asked = [name for name in graph.candidates if name not in plan.fp32]
-    if not asked or not built.layers or built.has_narrow:
+    half = [name for name in graph.candidates if name not in plan.fp32]
+    if not half or not built.layers or built.has_reduced:
         return
-    narrow = Narrow.BF16 if set(asked) <= plan.bf16 else Narrow.FP16
+    reduced = ReducedPrecision.BF16 if set(half) <= plan.bf16 else ReducedPrecision.FP16
     raise BuildError(
-        f"{len(asked)} layers were to be {narrow.name}, and {built.builder} made all {len(built.layers)} layers of the "
-        f"engine FP32 (first asked: {asked[0]!r})",
+        f"{len(half)} layers were to be {reduced.name}, and {built.builder} made all {len(built.layers)} layers of "
+        f"the engine FP32 (first asked: {half[0]!r})",
         fix="build with another version of TensorRT, or pin every layer if FP32 is what you want; no engine was left",
     )
 
@@ -220,14 +220,14 @@ def _sidecar(converted: Converted, profile: Mapping[str, Range], settings: Build
         "half_share": round(converted.half_share, 4),
         "weight_bytes": dict(built.weight_bytes),
         "pins": [proof_json(proof) for proof in converted.proofs],
-        "added": dict(converted.hold.added),
-        "guarded": sorted(converted.hold.guards),
+        "added": dict(converted.retention.added),
+        "guarded": sorted(converted.retention.guards),
         "builds": [
             {
                 "seconds": round(build.engine.seconds, 3),
                 "pins": dict(sorted(Counter(proof.state for proof in build.proofs).items())),
-                "added": sorted(build.hold.added),
-                "guarded": sorted(build.hold.guards),
+                "added": sorted(build.retention.added),
+                "guarded": sorted(build.retention.guards),
             }
             for build in converted.builds
         ],
@@ -264,11 +264,11 @@ def engine_evidence(converted: Converted) -> dict[str, Any]:
 
     With these pins and guards the next conversion needs one build.
     """
-    first, hold = converted.builds[0], converted.hold
+    first, retention = converted.builds[0], converted.retention
     not_kept = {proof.layer: f"{proof.state}: {proof.evidence}" for proof in first.proofs if not proof.proven}
     return {
         "builder": first.engine.builder,
-        "guards": sorted(hold.guards),
-        "added": dict(sorted(hold.added.items())),
-        "not-kept-without": {name: not_kept[name] for name in sorted(not_kept) if name in hold.cured},
+        "guards": sorted(retention.guards),
+        "added": dict(sorted(retention.added.items())),
+        "not-kept-without": {name: not_kept[name] for name in sorted(not_kept) if name in retention.retained},
     }

@@ -30,7 +30,7 @@ class EngineBuild:
     marked: tuple[str, ...] = ()  # ONNX tensors made outputs to be heard; none where all that is not fused can be
 
     @property
-    def has_narrow(self) -> bool:
+    def has_reduced(self) -> bool:
         """Whether anything is less than FP32: an operand, or a value inside a kernel that is cast to and fro."""
         operands = (tensor for one in self.layers for tensor in (*one.inputs, *one.constants, *one.outputs))
         inside = (one.name.startswith("__myl_") and "Cast" in one.name for one in self.layers)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from trt_helper.builder.kernel_source import ROUNDED, Flow
+from trt_helper.builder.kernel_source import ROUNDED, KernelSource
 from trt_helper.builder.layer_info import FLOAT_TYPES, onnx_names, type_name
 
 _TENSORS, _MAIN, _END = b"\ndescriptors {\n", b"\n}\nmain {\n", b"\n}"
@@ -138,7 +138,7 @@ def _operations(source: str) -> Operations:
     "ROUNDED" is FP32 between values that are rounded to FP16 before and after: TensorRT-RTX computes some FP16
     operations so. A sum of halves runs in FP32 too, and counts as FP16.
     """
-    called = Flow(source).count()
+    called = KernelSource(source).count()
     for reduction, scan, types in _TEMPLATE.findall(source):
         together = _TOGETHER.search(types)
         dtype = next((dtype for word, dtype in _WORDS.items() if word in types), "")

@@ -116,13 +116,13 @@ def _tensor(tensor: EngineTensor) -> dict[str, Any]:
 def annotated(graph: Graph, plan: Plan, config: Config) -> TypedModel:
     """The typed model with a note on each layer, as Netron shows it: precision, cause, error without the pin."""
     typed = render(graph, plan)
-    narrow = assign(graph, plan).layers
+    reduced = assign(graph, plan).layers
     layers = {layer.name: layer for layer in graph.layers}
     evidence = config.evidence.get("layers")
     for node in typed.model.graph:
         layer = layers.get(node.name or "")
         if layer is not None and layer.role is not Role.FIXED:
-            _note(node, "precision", narrow[layer.name].name if layer.name in narrow else "FP32")
+            _note(node, "precision", reduced[layer.name].name if layer.name in reduced else "FP32")
         if layer is not None and layer.name in plan.fp32:
             _note(node, "pinned", "yes")
         known = evidence.get(node.name) if isinstance(evidence, Mapping) else None

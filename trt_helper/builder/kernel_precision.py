@@ -14,7 +14,7 @@ from math import inf
 from trt_helper.builder.engine_program import Kernel, Operations, Program
 from trt_helper.builder.kernel_source import ROUNDED
 from trt_helper.builder.layer_info import EngineLayer
-from trt_helper.builder.requested_precision import Asked
+from trt_helper.builder.requested_precision import RequestedPrecision
 
 # ONNX operator -> the calls that TensorRT-RTX (1.4.0, 1.7.1) makes for it; "div mul" is one call of either
 # kind. A quotient that is made as a product calls "rcp" besides.
@@ -64,21 +64,21 @@ class Claim:
     layers: Sequence[EngineLayer]
     program: Program
     pins: Set[str]
-    asked: Mapping[str, Asked]
+    requested: Mapping[str, RequestedPrecision]
 
     def calls(self, name: str) -> tuple[str, ...]:
-        return CALLS.get(self.asked[name].op, ()) if name in self.asked else ()
+        return CALLS.get(self.requested[name].op, ()) if name in self.requested else ()
 
     def is_unknown(self, name: str) -> bool:
         """Whether `name` may compute anything."""
-        if name not in self.asked:
+        if name not in self.requested:
             return True
-        layer = self.asked[name]
+        layer = self.requested[name]
         return (layer.half or layer.full) and layer.op not in CALLS
 
     def once(self, names: Iterable[str]) -> tuple[str, ...]:
         """`names` without layers that compute what another one computes."""
-        formulas = ((name, self.asked[name].formula if name in self.asked else "") for name in names)
+        formulas = ((name, self.requested[name].formula if name in self.requested else "") for name in names)
         return tuple({(formula or name, name in self.pins): name for name, formula in formulas}.values())
 
     def holders(self, name: str) -> list[EngineLayer]:
@@ -90,7 +90,7 @@ class Claim:
         return tuple(
             name
             for name in one.onnx_layers
-            if name not in self.pins and not (name in self.asked and self.asked[name].op == "Cast")
+            if name not in self.pins and not (name in self.requested and self.requested[name].op == "Cast")
         )
 
 
@@ -98,7 +98,7 @@ ABSENT = "absent"
 
 
 @dataclass(frozen=True, slots=True)
-class Inside:
+class KernelPrecision:
     """`precision` is FP32 or FP16, "" where it cannot be told, and ABSENT where nothing of the pin is computed.
 
     Engine layers name ONNX layers that they only read from, too (seen on RTX 1.7.1).
@@ -108,41 +108,43 @@ class Inside:
     why: str
 
 
-def inside(pin: str, one: EngineLayer, claim: Claim) -> Inside | None:
+def kernel_precision(pin: str, one: EngineLayer, claim: Claim) -> KernelPrecision | None:
     """Judge a pin by what the engine says of the inside of `one`; None where it says nothing."""
     if one.kind == "runtime_fusion":
         return _in_steps(pin, claim.program)
     return _in_kernel(pin, one, claim)
 
 
-def _in_steps(pin: str, program: Program) -> Inside | None:
+def _in_steps(pin: str, program: Program) -> KernelPrecision | None:
     """Judge by the steps of a fused program that name the pin."""
     steps = [step for step in program.steps if pin in step.onnx_layers]
     types = frozenset[str]().union(*(step.types for step in steps))
     if not types:
         return None
     said = f"its step {' and '.join(dict.fromkeys(step.kind for step in steps))} works on {' and '.join(sorted(types))}"
-    return Inside(next(iter(types)) if len(types) == 1 else "", said)
+    return KernelPrecision(next(iter(types)) if len(types) == 1 else "", said)
 
 
-def _in_kernel(pin: str, one: EngineLayer, claim: Claim) -> Inside | None:
+def _in_kernel(pin: str, one: EngineLayer, claim: Claim) -> KernelPrecision | None:
     """Judge by the source of a generated kernel."""
     kernels = [kernel for kernel in claim.program.kernels if _is(kernel, one)]
     if not kernels or not all(kernel.variants for kernel in kernels):
         return None
-    if pin not in claim.asked or claim.asked[pin].op not in CALLS:
+    if pin not in claim.requested or claim.requested[pin].op not in CALLS:
         return _uncounted(kernels, one)
     expected = _expected(pin, one, claim)
     found = [_counted(ops, expected) for kernel in kernels for ops in kernel.variants]
-    return min(found, key=lambda inside: ("FP16", "", "FP32", ABSENT).index(inside.precision))
+    return min(found, key=lambda kernel_precision: ("FP16", "", "FP32", ABSENT).index(kernel_precision.precision))
 
 
-def _uncounted(kernels: Sequence[Kernel], one: EngineLayer) -> Inside:
+def _uncounted(kernels: Sequence[Kernel], one: EngineLayer) -> KernelPrecision:
     """Judge a pin whose calls are not known, an LSTM: any operation may be its own, so all have to be FP32."""
     types = {dtype for kernel in kernels for ops in kernel.variants for _, dtype in ops} | one.operand_types
     if types == {"FP32"}:
-        return Inside("FP32", "all that it reads and computes is FP32")
-    return Inside("", f"it works in {' and '.join(sorted(types))}, and what this layer computes there is not known")
+        return KernelPrecision("FP32", "all that it reads and computes is FP32")
+    return KernelPrecision(
+        "", f"it works in {' and '.join(sorted(types))}, and what this layer computes there is not known"
+    )
 
 
 def _is(kernel: Kernel, one: EngineLayer) -> bool:
@@ -174,26 +176,26 @@ def _expected(pin: str, one: EngineLayer, claim: Claim) -> _Expected:
         count = sum(bool(call & kinds) for call in calls[name])
         if claim.is_unknown(name):
             half, unknown = inf, name
-        elif claim.asked[name].half and name not in claim.pins:
-            op = claim.asked[name].op
+        elif claim.requested[name].half and name not in claim.pins:
+            op = claim.requested[name].op
             early, late = ALWAYS_FP32.get(op, ((), ()))
             holders = claim.holders(name)
             first, last = holders[0], holders[-1]
             full += sum(kind in kinds for kind in (*(early if first is one else ()), *(late if last is one else ())))
             half += count + (op == "Div" and "rcp" in kinds) if last is one or not late else 0
-        elif claim.asked[name].alone:
+        elif claim.requested[name].alone:
             alone += count
-        elif claim.asked[name].full or name in claim.pins:
+        elif claim.requested[name].full or name in claim.pins:
             full += count
     return _Expected(kinds, full, alone, half, unknown)
 
 
-def _counted(ops: Operations, expected: _Expected) -> Inside:
+def _counted(ops: Operations, expected: _Expected) -> KernelPrecision:
     of_kinds = [(dtype, count) for (kind, dtype), count in ops.items() if kind in expected.kinds]
     if not of_kinds:
-        return Inside(ABSENT, "its source computes nothing that this layer is known to compute")
+        return KernelPrecision(ABSENT, "its source computes nothing that this layer is known to compute")
     if {dtype for _, dtype in ops} == {"FP32"}:
-        return Inside("FP32", "all its operations are FP32")
+        return KernelPrecision("FP32", "all its operations are FP32")
     full, rounded, half = (
         sum(count for dtype, count in of_kinds if dtype in wanted)
         for wanted in (("FP32",), (ROUNDED,), ("FP16", "BF16"))
@@ -201,18 +203,18 @@ def _counted(ops: Operations, expected: _Expected) -> Inside:
     kinds = ", ".join(sorted({kind for kind, _ in ops if kind in expected.kinds}))
     said = f"its source computes {kinds} {_times(full + rounded)} in FP32"
     said += f" ({rounded} of them rounded before and after)" if rounded else ""
-    narrow = " or ".join(sorted({dtype for dtype, _ in of_kinds} - {"FP32", ROUNDED}))
-    said += f" and {_times(half)} in {narrow}" if half else " only"
+    reduced = " or ".join(sorted({dtype for dtype, _ in of_kinds} - {"FP32", ROUNDED}))
+    said += f" and {_times(half)} in {reduced}" if half else " only"
     if not full + rounded and half <= expected.half < inf:
-        return Inside(ABSENT, f"{said}, all of it for layers that are not pinned")
+        return KernelPrecision(ABSENT, f"{said}, all of it for layers that are not pinned")
     if expected.half == inf and half:
-        return Inside("", f"{said}; what {expected.unknown!r} computes there is not known")
+        return KernelPrecision("", f"{said}; what {expected.unknown!r} computes there is not known")
     if full >= expected.full and full + rounded >= expected.full + expected.alone and half <= expected.half:
-        return Inside("FP32", f"{said}, as asked for" if half else said)
-    asked = (
-        f"{expected.full + expected.alone} in FP32 and at most {expected.half:g} in {narrow or 'FP16'} were asked for"
+        return KernelPrecision("FP32", f"{said}, as asked for" if half else said)
+    requested = (
+        f"{expected.full + expected.alone} in FP32 and at most {expected.half:g} in {reduced or 'FP16'} were asked for"
     )
-    return Inside("" if full + rounded else "FP16", f"{said}, where {asked}")
+    return KernelPrecision("" if full + rounded else "FP16", f"{said}, where {requested}")
 
 
 def _times(number: int) -> str:

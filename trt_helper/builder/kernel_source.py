@@ -29,7 +29,7 @@ _ONE = re.compile(r"^(?:__float2half)?\(?(?:0x1p\+0|1\.0+e\+00)f?\)?$")
 _FARTHEST = 9  # copies from one name to the next that are followed; beyond, a value counts as rounded
 
 
-class Flow:
+class KernelSource:
     """Owns the values of one source."""
 
     def __init__(self, source: str) -> None:

@@ -19,12 +19,12 @@ from trt_helper.onnx_model.names import free_name, names_in
 from trt_helper.onnx_model.typed import TypedModel
 from trt_helper.values import LayerName, Plan, Role
 
-RUNGS = ("", "guard", "parent", "child")  # what is tried for a pin, in this order
-CURABLE = frozenset({"demoted", "fused", "unknown"})  # a pin that is gone is not computed: nothing can hold it
+MEASURES = ("", "guard", "parent", "child")  # what is tried for a pin, in this order
+RETAINABLE = frozenset({"demoted", "fused", "unknown"})  # a pin that is gone is not computed: nothing can hold it
 
 
 @dataclass(frozen=True, slots=True)
-class Hold:
+class Retention:
     """What is built besides the plan. Both map a layer to the pin of the plan for whose sake it is there."""
 
     added: Mapping[LayerName, LayerName] = field(default_factory=dict)  # pins
@@ -35,50 +35,50 @@ class Hold:
         return Plan(plan.fp32 | frozenset(self.added), plan.bf16 - frozenset(self.added))
 
     @property
-    def cured(self) -> frozenset[LayerName]:
+    def retained(self) -> frozenset[LayerName]:
         """The pins for whose sake something was done."""
         return frozenset(self.added.values()) | frozenset(self.guards.values())
 
 
-class Ladder:
+class RetentionSearch:
     """Remembers what was tried for each pin of a plan, and says what comes next."""
 
     def __init__(self, graph: Graph, plan: Plan, given: Iterable[LayerName] = ()) -> None:
         """`given` are layers whose guards an earlier conversion found necessary."""
         self._plan = plan
         self._layers = {layer.name: layer for layer in graph.layers}
-        self._rungs = {name: RUNGS.index("guard") for name in given if name in plan.fp32}
+        self._measures = {name: MEASURES.index("guard") for name in given if name in plan.fp32}
         self._given_up: set[LayerName] = set()
 
-    def hold(self) -> Hold:
+    def retention(self) -> Retention:
         """What the pins are built with now."""
         added: dict[LayerName, LayerName] = {}
         guards: dict[LayerName, LayerName] = {}
-        for name, rung in self._rungs.items():
-            if RUNGS[rung] == "guard":
+        for name, measure in self._measures.items():
+            if MEASURES[measure] == "guard":
                 guards[name] = name
-            elif neighbour := self._neighbour(name, RUNGS[rung]):
+            elif neighbour := self._neighbour(name, MEASURES[measure]):
                 added[neighbour] = name
-        return Hold(added, guards)
+        return Retention(added, guards)
 
-    def climb(self, proofs: Iterable[PinProof]) -> bool:
+    def escalate(self, proofs: Iterable[PinProof]) -> bool:
         """Take the next rung for every pin that was not kept; False when there is nothing left to try.
 
         A neighbour that was pinned for a pin's sake has to be kept as well. A pin for which every rung was tried in
         vain is built as it was at first.
         """
-        added = self.hold().added
-        failed = {added.get(one.layer, one.layer) for one in proofs if one.state in CURABLE} - self._given_up
+        added = self.retention().added
+        failed = {added.get(one.layer, one.layer) for one in proofs if one.state in RETAINABLE} - self._given_up
         for name in failed:
-            self._climb(name)
+            self._escalate(name)
         return bool(failed)
 
-    def _climb(self, name: LayerName) -> None:
-        rung = self._rungs.pop(name, 0) + 1
-        while rung < len(RUNGS) and RUNGS[rung] != "guard" and not self._neighbour(name, RUNGS[rung]):
-            rung += 1  # nobody there who could be pinned
-        if rung < len(RUNGS):
-            self._rungs[name] = rung
+    def _escalate(self, name: LayerName) -> None:
+        measure = self._measures.pop(name, 0) + 1
+        while measure < len(MEASURES) and MEASURES[measure] != "guard" and not self._neighbour(name, MEASURES[measure]):
+            measure += 1  # nobody there who could be pinned
+        if measure < len(MEASURES):
+            self._measures[name] = measure
         else:
             self._given_up.add(name)
 

@@ -14,9 +14,9 @@ from math import prod
 from typing import Literal
 
 from trt_helper.builder.engine_program import NO_TEXT, Program
-from trt_helper.builder.kernel_precision import ABSENT, Claim, Inside, inside
+from trt_helper.builder.kernel_precision import ABSENT, Claim, KernelPrecision, kernel_precision
 from trt_helper.builder.layer_info import EngineLayer, EngineTensor, float_types
-from trt_helper.builder.requested_precision import Asked
+from trt_helper.builder.requested_precision import RequestedPrecision
 
 PinState = Literal["honoured", "fused", "demoted", "gone", "unknown"]
 HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -62,7 +62,7 @@ class PinProof:
 def prove(
     pins: Sequence[str] | Set[str],
     layers: Sequence[EngineLayer],
-    asked: Mapping[str, Asked],
+    requested: Mapping[str, RequestedPrecision],
     *,
     program: Program = NO_TEXT,
 ) -> tuple[PinProof, ...]:
@@ -72,7 +72,7 @@ def prove(
     says of each node. A node that `asked` lacks may be anything: less is proven then.
     """
     ordered = sorted(pins) if isinstance(pins, Set) else pins
-    claim = Claim(layers, program, frozenset(pins), asked)
+    claim = Claim(layers, program, frozenset(pins), requested)
     return tuple(_proof(pin, claim) for pin in ordered)
 
 
@@ -80,8 +80,10 @@ def _proof(pin: str, claim: Claim) -> PinProof:
     holders = claim.holders(pin)
     if not holders:
         return PinProof(pin, "gone", (), (), (), (), "no engine layer names it")
-    heavy = pin in claim.asked and claim.asked[pin].op in HEAVY
-    known = [(one, inside(pin, one, claim)) for one in (_multiplying(holders) if heavy else _computing(holders))]
+    heavy = pin in claim.requested and claim.requested[pin].op in HEAVY
+    known = [
+        (one, kernel_precision(pin, one, claim)) for one in (_multiplying(holders) if heavy else _computing(holders))
+    ]
     there = [(one, said) for one, said in known if not (said and said.precision == ABSENT)] or known
     judged = [(_heavy if heavy else _light)(one, claim, said) for one, said in there]
     state, evidence = min(judged, key=lambda one: _WORST_FIRST.index(one[0]))
@@ -110,7 +112,7 @@ def _computing(holders: Sequence[EngineLayer]) -> Sequence[EngineLayer]:
     return [one for one in holders if _operations(one) != "Move"] or holders
 
 
-def _heavy(one: EngineLayer, _: Claim, known: Inside | None) -> tuple[PinState, str]:
+def _heavy(one: EngineLayer, _: Claim, known: KernelPrecision | None) -> tuple[PinState, str]:
     """Judge by the inside; where it says nothing, by the weights: if they are FP32 so is the arithmetic.
 
     A small product is a generated kernel (seen on RTX 1.4 and 1.7), which may cast what it reads.
@@ -133,7 +135,7 @@ def _largest_types(one: EngineLayer) -> frozenset[str]:
     return float_types(tensor for tensor, size in sizes.items() if size == largest)
 
 
-def _light(one: EngineLayer, claim: Claim, known: Inside | None) -> tuple[PinState, str]:
+def _light(one: EngineLayer, claim: Claim, known: KernelPrecision | None) -> tuple[PinState, str]:
     """Judge by what the engine says of the inside, and without that by the border and the spelled name."""
     if known:
         return _STATES[known.precision], f"{one.name} ({one.kind}): {known.why}"

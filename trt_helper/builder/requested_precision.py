@@ -17,17 +17,17 @@ _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _LARGE = (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS, ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
-def asked_of(model: ir.Model) -> Mapping[str, Asked]:
+def requested_precisions(model: ir.Model) -> Mapping[str, RequestedPrecision]:
     """Describe every node of the main graph of a typed model."""
     formulas: dict[ir.Value, str] = {}
-    found: dict[str, Asked] = {}
+    found: dict[str, RequestedPrecision] = {}
     for node in model.graph:
         formula = _formula(node, formulas)
         for index, value in enumerate(node.outputs):
             formulas[value] = formula if _only_moves(node) else f"{formula}.{index}"
         types = {value.dtype for value in (*node.inputs, *node.outputs) if value is not None}
         half, full = not types.isdisjoint(_NARROW), ir.DataType.FLOAT in types
-        found[node.name or ""] = Asked(_operator(node), half, full, _is_alone(node), formula)
+        found[node.name or ""] = RequestedPrecision(_operator(node), half, full, _is_alone(node), formula)
     return found
 
 
@@ -86,7 +86,7 @@ def _is_cast(node: ir.Node | None) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RequestedPrecision:
     """What the typed model asks of a layer.
 
     `half`: it reads or writes FP16 or BF16; `full`: FP32. `alone`: it is FP32 and no neighbour is, so that all that

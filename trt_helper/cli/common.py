@@ -17,8 +17,8 @@ from trt_helper.inputs.samples import RANDOM_WARNING, Sample
 from trt_helper.inputs.shapes import parse_shapes, samples_in
 from trt_helper.onnx_model.graph import Graph, read_graph
 from trt_helper.onnx_model.load import load
-from trt_helper.system.array_store import Store
-from trt_helper.values import Cure, Plan, Statistic, Tolerance
+from trt_helper.system.array_store import ArrayStore
+from trt_helper.values import Plan, Rewrite, Statistic, Tolerance
 
 
 def command_line() -> list[str]:
@@ -36,14 +36,14 @@ def open_config(config: Path | None, model: Path | None) -> tuple[Config, Path]:
 
 def open_plan(config: Config, path: Path) -> tuple[Graph, Plan]:
     """The model as the config's cures make it, and the config's plan. Raises ConfigError for another model."""
-    graph = open_graph(path, config.cures)
+    graph = open_graph(path, config.rewrites)
     require_same_model(config, graph.source.sha256, path)
     return graph, graph.plan(config.fp32_layers, config.bf16_layers)
 
 
-def open_graph(path: Path, cures: Sequence[Cure] = ()) -> Graph:
+def open_graph(path: Path, rewrites: Sequence[Rewrite] = ()) -> Graph:
     """Load, check and normalise a model, and rewrite it by the cures of a config."""
-    return read_graph(load(path), cures)
+    return read_graph(load(path), rewrites)
 
 
 def open_reference(graph: Graph, path: Path | None) -> Graph:
@@ -64,7 +64,7 @@ def open_samples(
     inputs: Sequence[Path] | None,
     script: str | None,
     shapes: Sequence[str] | None,
-    store: Store | None = None,
+    store: ArrayStore | None = None,
 ) -> list[Sample]:
     """The user's samples, or a random one with a plain warning; the first one also at the ends of given ranges."""
     if not inputs and not script:

@@ -79,7 +79,7 @@ def _measure(
     from trt_helper.cli.console import progress
     from trt_helper.emulator.compare import compare_all
     from trt_helper.emulator.emulator import Emulator
-    from trt_helper.emulator.layer_errors import survey
+    from trt_helper.emulator.layer_errors import measure_layers
     from trt_helper.inputs.references import references
 
     emulator = Emulator(graph)
@@ -96,7 +96,7 @@ def _measure(
             done += 1
             report("layers", done, total)
 
-        return errors, survey(emulator, plan, [sample.feed for sample in samples], tolerance, count)
+        return errors, measure_layers(emulator, plan, [sample.feed for sample in samples], tolerance, count)
 
 
 def _compare_records(a: Path | None, b: Path | None, *, alone: bool, as_json: bool) -> None:

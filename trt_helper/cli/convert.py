@@ -173,9 +173,9 @@ def _remember(path: Path, config: Config, converted: Converted) -> None:
     from trt_helper.cli.console import note
     from trt_helper.config.plan_file import write_config
 
-    if len(converted.builds) == 1 or not converted.hold.cured:
+    if len(converted.builds) == 1 or not converted.retention.retained:
         return
-    pins = tuple(dict.fromkeys((*config.fp32_layers, *converted.hold.added)))
+    pins = tuple(dict.fromkeys((*config.fp32_layers, *converted.retention.added)))
     evidence = {**config.evidence, "engine": engine_evidence(converted)}
     write_config(replace(config, fp32_layers=pins, evidence=evidence), path)
     note(f"{path} now says what keeps its pins in the engine: the next conversion needs one build")

@@ -47,9 +47,9 @@ def run(
     max_trials: Annotated[
         int | None, typer.Option(min=2, metavar="N", help="Stop after N trials.", show_default=False)
     ] = None,
-    cures: Annotated[
+    rewrites: Annotated[
         str,
-        typer.Option(metavar="KIND,...", help="What may be done: pins, constants, norms, bf16."),
+        typer.Option("--cures", metavar="KIND,...", help="What may be done: pins, constants, norms, bf16."),
     ] = "pins",
     time_limit: Annotated[
         float | None, typer.Option(min=0, metavar="S", help="Stop after S seconds.", show_default=False)
@@ -80,10 +80,10 @@ def run(
     from trt_helper.inputs.metric import load_metric
     from trt_helper.report.record import evidence_yaml, located_json, record_path, write_record
     from trt_helper.search.locate import Budget
-    from trt_helper.system.array_store import Store
+    from trt_helper.system.array_store import ArrayStore
     from trt_helper.system.files import make_folder_of, require_writable
 
-    kinds = _kinds(cures)
+    kinds = _kinds(rewrites)
     if (metric is None) != (metric_threshold is None):
         raise typer.BadParameter("--metric and --metric-threshold go together")
     run_record = record or record_path(output)
@@ -95,7 +95,7 @@ def run(
     base = read_config(config) if config else Config()
     tolerance = common.tolerance(graph, atol, rtol, check_error_stat, base.tolerance if config else None)
     make_folder_of(output)
-    store = Store.within(memory_limit << 20 if memory_limit else None, output.absolute().parent, on_file=warn)
+    store = ArrayStore.within(memory_limit << 20 if memory_limit else None, output.absolute().parent, on_file=warn)
     samples = common.open_samples(graph, inputs, data_loader_script, shapes, store)
     judged_by = load_metric(metric, metric_threshold) if metric and metric_threshold is not None else None
     budget = Budget(max_trials, max_pins, time_limit)
@@ -114,22 +114,22 @@ def run(
         show_json(result)
     else:
         show(text.before_after(located))
-        if located.without_cure or located.plan.bf16:
-            show("", text.cures(located))
+        if located.without_rewrite or located.plan.bf16:
+            show("", text.rewrites(located))
         if located.plan.fp32:
             show("", text.pins(located))
-        if located.inside:
-            show("", text.inside(located.inside, 20))
+        if located.intermediate_errors:
+            show("", text.intermediate_errors(located.intermediate_errors, 20))
         show("", text.summary(located, output, run_record))
     raise typer.Exit(_status(located.after))
 
 
-def _kinds(cures: str) -> frozenset[str]:
-    from trt_helper.values import CURES
+def _kinds(rewrites: str) -> frozenset[str]:
+    from trt_helper.values import REWRITE_KINDS
 
-    kinds = frozenset(cures.split(","))
-    if not kinds <= frozenset(CURES):
-        raise typer.BadParameter(f"--cures {cures!r}: the kinds are {', '.join(CURES)}")
+    kinds = frozenset(rewrites.split(","))
+    if not kinds <= frozenset(REWRITE_KINDS):
+        raise typer.BadParameter(f"--cures {rewrites!r}: the kinds are {', '.join(REWRITE_KINDS)}")
     return kinds
 
 
@@ -204,7 +204,7 @@ class _Keeper:
             sha256=self.graph.source.sha256,
             fp32_layers=tuple(name for name in self.graph.candidates if name in plan.fp32),
             exclude_tactics=self.tactics,
-            cures=self.graph.cures,
+            rewrites=self.graph.rewrites,
             bf16_layers=tuple(name for name in self.graph.candidates if name in plan.bf16),
             tolerance=self.tolerance,
             evidence={**evidence, "shapes": self._shapes, **self.asked},
@@ -230,7 +230,7 @@ def _search(
     from trt_helper.errors import TrtHelperError
     from trt_helper.search.locate import Event, locate
     from trt_helper.search.strategy import Try
-    from trt_helper.search.with_rewrites import locate_with_cures
+    from trt_helper.search.with_rewrites import locate_with_rewrites
     from trt_helper.values import Trial
 
     def on_event(event: Event) -> None:
@@ -244,7 +244,7 @@ def _search(
         with keeper.journal, progress() as report:
             if keeper.journal.trials:
                 warn(f"going on with an interrupted search: {keeper.journal.trials} trials are known")
-            find = locate if kinds == {"pins"} else partial(locate_with_cures, kinds=kinds, on_graph=keeper.search)
+            find = locate if kinds == {"pins"} else partial(locate_with_rewrites, kinds=kinds, on_graph=keeper.search)
             return find(
                 keeper.graph,
                 keeper.samples,

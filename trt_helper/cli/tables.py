@@ -16,7 +16,7 @@ from trt_helper.format.text import batch_text, cell, figure, plain, rate, table
 from trt_helper.onnx_model.graph import Graph
 from trt_helper.search.locate import Located
 from trt_helper.system.machine import Ability
-from trt_helper.values import Inside, LayerReport, TensorError, Tolerance, Trial
+from trt_helper.values import IntermediateError, LayerReport, TensorError, Tolerance, Trial
 
 LONGEST_PROOF = 400
 UNPROVEN = {
@@ -61,12 +61,12 @@ def pins(located: Located) -> Table:
     return made
 
 
-def cures(located: Located) -> Table:
+def rewrites(located: Located) -> Table:
     """How the graph is rewritten, and what happens without that."""
     made = table("Cures that cost nothing at run time", "what", "by", "error without it", names=2)
-    for cure, without in located.without_cure.items():
-        how = f"one {cure.op}" if cure.op else "bringing it into FP16's range"
-        made.add_row(cell(cure.name), how, trial_figure(without))
+    for rewrite, without in located.without_rewrite.items():
+        how = f"one {rewrite.op}" if rewrite.op else "bringing it into FP16's range"
+        made.add_row(cell(rewrite.name), how, trial_figure(without))
     for name in located.pins:
         if name in located.plan.bf16:
             lacking = located.without(name)
@@ -97,13 +97,13 @@ def layers(reports: Sequence[LayerReport], pinned: frozenset[str], limit: int) -
                 figure(report.isolated.max),
                 figure(report.accumulated.max),
                 figure(report.accumulated.median),
-                figure(report.accumulated.spread),
+                figure(report.accumulated.reference_max),
                 f"{report.isolated.non_finite} / {report.accumulated.non_finite}",
             )
     return made
 
 
-def inside(found: Sequence[Inside], limit: int) -> Table:
+def intermediate_errors(found: Sequence[IntermediateError], limit: int) -> Table:
     """Tensors between an engine's kernels, in topological order; at most `limit` rows, the worst ones."""
     chosen = sorted(found, key=lambda one: (not one.is_farther, -one.engine.non_finite, -_relative(one.engine)))[:limit]
     made = table(
@@ -123,7 +123,7 @@ def inside(found: Sequence[Inside], limit: int) -> Table:
 
 
 def _relative(error: TensorError) -> float:
-    return error.max / error.spread if error.spread else error.max
+    return error.max / error.reference_max if error.reference_max else error.max
 
 
 def per_sample(sources: Sequence[str], errors: Sequence[Iterable[TensorError]], tolerance: Tolerance) -> Table:
@@ -173,8 +173,8 @@ def summary(located: Located, output: Path, record: Path) -> str:
     """What was decided, how sure it is, and what comes next."""
     count, of = len(located.plan), len(located.graph.candidates)
     cured = (
-        f" with {len(located.without_cure)} cure{'s' * (len(located.without_cure) > 1)}"
-        if located.without_cure
+        f" with {len(located.without_rewrite)} cure{'s' * (len(located.without_rewrite) > 1)}"
+        if located.without_rewrite
         else " as it is"
     )
     said = f"FP16 is accurate{cured}: no layer needs FP32" if not count else f"{count} of {of} layers stay in FP32"
@@ -285,9 +285,9 @@ def conversion(converted: Converted) -> list[Table | str]:
         for proof in converted.proofs:
             made.add_row(cell(proof.layer), proof.state, cell(proof.evidence, longest=LONGEST_PROOF))
         shown += [made, ""]
-    for name, pin in converted.hold.added.items():
+    for name, pin in converted.retention.added.items():
         shown.append(f"pinned besides: {plain(name)}, without which TensorRT undid {plain(pin)}")
-    for name in converted.hold.guards:
+    for name in converted.retention.guards:
         shown.append(f"guarded: {plain(name)}, which TensorRT computed in FP16 without")
     if converted.typed_onnx:
         shown.append(f"typed ONNX: {plain(str(converted.typed_onnx))} ({converted.casts} casts)")

@@ -14,7 +14,7 @@ from yaml.composer import ComposerError
 
 from trt_helper.errors import ConfigError, UsageError, nearest
 from trt_helper.system.files import tidy, write_atomically
-from trt_helper.values import CURES, Cure, LayerName, Statistic, Tolerance
+from trt_helper.values import REWRITE_KINDS, LayerName, Rewrite, Statistic, Tolerance
 
 KEYS = ("model", "FP32_LAYERS_FOR_FP16", "TRT_EXCLUDE_TACTIC", "cures", "atol", "rtol", "check-error-stat", "evidence")
 TACTIC_KEYS = ("layer", "tactic", "kernel", "tensorrt", "gpu")
@@ -31,7 +31,7 @@ class Config:
     sha256: str = ""
     fp32_layers: tuple[LayerName, ...] = ()
     exclude_tactics: tuple[Mapping[str, Any], ...] = ()
-    cures: tuple[Cure, ...] = ()  # how the graph is rewritten before the plan is applied
+    rewrites: tuple[Rewrite, ...] = ()  # how the graph is rewritten before the plan is applied
     bf16_layers: tuple[LayerName, ...] = ()  # layers that compute in BF16, the cure of that name
     tolerance: Tolerance = field(default_factory=Tolerance)
     evidence: Mapping[str, Any] = field(default_factory=dict)
@@ -48,15 +48,15 @@ def read_config(path: Path) -> Config:
                 fix=f"did you mean {near!r}?" if near else f"the keys are: {', '.join(KEYS)}",
             )
     model, sha256 = _model(data.get("model"), path)
-    cures = _cures(data.get("cures"), path)
+    rewrites = _rewrites(data.get("cures"), path)
     return Config(
         path=path,
         model=model,
         sha256=sha256,
         fp32_layers=_names(data.get("FP32_LAYERS_FOR_FP16"), path),
         exclude_tactics=_tactics(data.get("TRT_EXCLUDE_TACTIC"), path),
-        cures=tuple(cure for cure in cures if cure.kind != "bf16"),
-        bf16_layers=tuple(cure.name for cure in cures if cure.kind == "bf16"),
+        rewrites=tuple(rewrite for rewrite in rewrites if rewrite.kind != "bf16"),
+        bf16_layers=tuple(rewrite.name for rewrite in rewrites if rewrite.kind == "bf16"),
         tolerance=_tolerance(data, path),
         evidence=_mapping(data.get("evidence"), "evidence", path),
     )
@@ -191,7 +191,7 @@ def _tactic_fault(fields: Mapping[str, Any]) -> str:
     return "" if all(isinstance(text, str) for text in texts) else "has a kernel, tensorrt or gpu that is no text"
 
 
-def _cures(value: object, path: Path) -> tuple[Cure, ...]:
+def _rewrites(value: object, path: Path) -> tuple[Rewrite, ...]:
     """One mapping each: {constants: TENSOR}, {norms: LAYER, as: OPERATOR} or {bf16: LAYER}."""
     if value is None:
         return ()
@@ -202,13 +202,13 @@ def _cures(value: object, path: Path) -> tuple[Cure, ...]:
         fields = dict(_mapping(entry, "an entry of cures", path))
         op = fields.pop("as", "")
         kind, name = next(iter(fields.items()), ("", ""))
-        sound = len(fields) == 1 and kind in CURES[1:] and isinstance(name, str) and isinstance(op, str)
+        sound = len(fields) == 1 and kind in REWRITE_KINDS[1:] and isinstance(name, str) and isinstance(op, str)
         if not sound or (kind == "norms") != bool(op):
             raise ConfigError(
                 f"{path}: cures holds {_shown(entry)}",
                 fix="an entry is {constants: TENSOR}, {norms: LAYER, as: LayerNormalization} or {bf16: LAYER}",
             )
-        found.append(Cure(kind, name, op))
+        found.append(Rewrite(kind, name, op))
     return tuple(found)
 
 
@@ -260,9 +260,11 @@ def write_config(config: Config, path: Path) -> None:
         data["model"] = {"path": seen_from(path.parent, config.model), "sha256": config.sha256}
     data["FP32_LAYERS_FOR_FP16"] = list(config.fp32_layers)
     data["TRT_EXCLUDE_TACTIC"] = [dict(entry) for entry in config.exclude_tactics]
-    if config.cures or config.bf16_layers:
-        cures = [{cure.kind: cure.name, **({"as": cure.op} if cure.op else {})} for cure in config.cures]
-        data["cures"] = [*cures, *({"bf16": name} for name in config.bf16_layers)]
+    if config.rewrites or config.bf16_layers:
+        rewrites = [
+            {rewrite.kind: rewrite.name, **({"as": rewrite.op} if rewrite.op else {})} for rewrite in config.rewrites
+        ]
+        data["cures"] = [*rewrites, *({"bf16": name} for name in config.bf16_layers)]
     data |= tolerance_yaml(config.tolerance)
     if config.evidence:
         data["evidence"] = dict(config.evidence)

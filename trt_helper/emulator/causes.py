@@ -27,13 +27,13 @@ def cause(report: LayerReport) -> tuple[str, str]:
             return name, value
     if isolated.max == 0:
         return "", ""
-    return "rounding", f"off by {isolated.max:.2g} where values reach {isolated.spread:.3g}"
+    return "rounding", f"off by {isolated.max:.2g} where values reach {isolated.reference_max:.3g}"
 
 
 def _by_weights(report: LayerReport) -> tuple[str, str]:
     if report.weights_overflow:
         return "constant", f"{report.weights_overflow} of its weights pass {HALF_MAX:.0f}"
-    if report.weights_underflow and report.isolated.max > FINE * report.isolated.spread:
+    if report.weights_underflow and report.isolated.max > FINE * report.isolated.reference_max:
         return "underflow", f"{report.weights_underflow} of its weights become 0"
     return "", ""
 
@@ -44,16 +44,16 @@ def _by_range(report: LayerReport) -> tuple[str, str]:
     if report.overflow or isolated.non_finite or peak > HALF_MAX:
         return "overflow", f"values up to {peak:.3g}, FP16 ends at {HALF_MAX:.0f}"
     if report.underflow and report.underflow >= isolated.total // 2:
-        shown = f"{report.underflow} of {isolated.total} results become 0, the largest is {isolated.spread:.3g}"
+        shown = f"{report.underflow} of {isolated.total} results become 0, the largest is {isolated.reference_max:.3g}"
         return "underflow", shown
     return "", ""
 
 
 def _by_difference(report: LayerReport) -> tuple[str, str]:
     isolated, op = report.isolated, report.layer.op
-    if op in DISCONTINUOUS and report.read > 1 and isolated.max > FINE * max(isolated.spread, 1.0):
+    if op in DISCONTINUOUS and report.read > 1 and isolated.max > FINE * max(isolated.reference_max, 1.0):
         whole = f", only whole numbers beyond {WHOLE_MAX:.0f}" if report.read > WHOLE_MAX else ""
         return "coordinate", f"reads positions or phases up to {report.read:.3g}{whole}"
-    if op in ("Sub", "Add") and 0 < isolated.spread < CANCELLED * report.read:
-        return "cancellation", f"reads up to {report.read:.3g}, leaves up to {isolated.spread:.3g}"
+    if op in ("Sub", "Add") and 0 < isolated.reference_max < CANCELLED * report.read:
+        return "cancellation", f"reads up to {report.read:.3g}, leaves up to {isolated.reference_max:.3g}"
     return "", ""

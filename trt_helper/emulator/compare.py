@@ -58,7 +58,7 @@ def compare_all(
 
 def worst(errors: Iterable[TensorError], tolerance: Tolerance) -> TensorError:
     """The error furthest beyond the tolerance, the first of equals."""
-    return max(errors, key=lambda error: (error.excess(tolerance), error.non_finite, error.max))
+    return max(errors, key=lambda error: (error.error_ratio(tolerance), error.non_finite, error.max))
 
 
 def median(values: Array) -> float:
@@ -95,7 +95,7 @@ class _Sums:
     mean: float = 0.0
     max_rel: float = 0.0
     mean_rel: float = 0.0
-    spread: float = 0.0  # largest magnitude of the reference
+    reference_max: float = 0.0  # largest magnitude of the reference
     outside: int = 0
     total: int = 0
 
@@ -106,7 +106,7 @@ def _differences(a: Array, b: Array, allowed: tuple[float, float], *, keep: bool
     dtype = np.result_type(a, b)
     difference, relative = (np.empty(size if keep else min(size, BLOCK), dtype) for _ in range(2))
     magnitude = np.empty(min(size, BLOCK), b.dtype)
-    most, index, total, most_rel, total_rel, spread, outside = -1.0, 0, 0.0, 0.0, 0.0, 0.0, 0
+    most, index, total, most_rel, total_rel, reference_max, outside = -1.0, 0, 0.0, 0.0, 0.0, 0.0, 0
     for start in range(0, size, BLOCK):
         here = b[start : start + BLOCK]
         first = start if keep else 0
@@ -116,7 +116,7 @@ def _differences(a: Array, b: Array, allowed: tuple[float, float], *, keep: bool
         top = float(d[at])
         if not math.isfinite(top):
             return _Sums(top, difference, relative)
-        spread = max(spread, float(np.abs(here, out=m).max()))
+        reference_max = max(reference_max, float(np.abs(here, out=m).max()))
         if not m.min():
             m += (m == 0) * b.dtype.type(SMALLEST)
         top_rel = float(np.divide(d, m, out=r).max())
@@ -128,7 +128,7 @@ def _differences(a: Array, b: Array, allowed: tuple[float, float], *, keep: bool
         total += _sum(d)
         total_rel += _sum(r)
     means = total / size, total_rel / size
-    return _Sums(most, difference, relative, index, means[0], most_rel, means[1], spread, outside, size)
+    return _Sums(most, difference, relative, index, means[0], most_rel, means[1], reference_max, outside, size)
 
 
 def _sum(block: Array) -> float:
@@ -150,7 +150,7 @@ def _statistics(name: TensorName, sums: _Sums, medians: tuple[float, float], sha
         outside=sums.outside,
         non_finite=0,
         total=sums.total,
-        spread=sums.spread,
+        reference_max=sums.reference_max,
     )
 
 

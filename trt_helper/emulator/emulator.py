@@ -15,16 +15,16 @@ import numpy as np
 import onnx_ir as ir
 
 from trt_helper.emulator.checkpoints import LIMIT, Keys, Prefixes
-from trt_helper.emulator.kernels import EmulationError, Kernel, Kernels, Rounding
+from trt_helper.emulator.kernels import EmulationError, Kernel, Kernels, Rounder
 from trt_helper.onnx_model.graph import Graph, captured
 from trt_helper.onnx_model.precision import Precisions, assign
-from trt_helper.system.array_store import Store
-from trt_helper.values import Array, Layer, Narrow, Plan, Role, TensorName, Tensors
+from trt_helper.system.array_store import ArrayStore
+from trt_helper.values import Array, Layer, Plan, ReducedPrecision, Role, TensorName, Tensors
 
-Rounded = dict[tuple[TensorName, Narrow], Array]  # what has been rounded for its readers
+Rounded = dict[tuple[TensorName, ReducedPrecision], Array]  # what has been rounded for its readers
 Watch = Callable[[str, Array, Array], None]  # layer, a float tensor of it, and what a half holds of that
 FP32 = Precisions({}, {})
-FP16 = Narrow.FP16
+FP16 = ReducedPrecision.FP16
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -51,21 +51,21 @@ class _Prepared:
 class Emulator:
     """Evaluates plans of one graph. Changing the plan or the sample needs no set-up. Thread-safe."""
 
-    def __init__(self, graph: Graph, store: Store | None = None) -> None:
+    def __init__(self, graph: Graph, store: ArrayStore | None = None) -> None:
         self.graph = graph
-        self.store = store or Store.within(None)  # for rounded weights and other arrays that are kept
-        self._round = {kind: Rounding(kind) for kind in Narrow}
+        self.store = store or ArrayStore.within(None)  # for rounded weights and other arrays that are kept
+        self._round = {kind: Rounder(kind) for kind in ReducedPrecision}
         self._weights: Tensors = {}
         self._prefixes = Prefixes(self.store.reserve(LIMIT))
         self._last: tuple[Plan, Precisions, Keys] | None = None  # one plan is run on many samples
-        self._narrow_weights: dict[tuple[TensorName, Narrow], Array] = {}
+        self._reduced_weights: dict[tuple[TensorName, ReducedPrecision], Array] = {}
         self._rounded_away: dict[str, tuple[int, int]] = {}
         kernels = Kernels(graph.model)
         last = _last_readers(graph)
         self._last_asked = _last_readers(graph, through_movement=True)
         self._steps = tuple(self._prepare(layer, kernels, last.get(layer.name, ())) for layer in graph.layers)
         self._index = {layer.name: index for index, layer in enumerate(graph.layers)}
-        self._makers = {name: step for step in self._steps for name, _ in step.writes}
+        self._producers = {name: step for step in self._steps for name, _ in step.writes}
         self._constant_outputs = {
             value.name: value.const_value.numpy()
             for value in graph.model.graph.outputs
@@ -113,15 +113,15 @@ class Emulator:
         for step in self._steps:
             name = step.layer.name
             expected = self._compute(step, reference, {}, FP32)
-            narrow = precisions.layers.get(name)
+            reduced = precisions.layers.get(name)
             same = all(trial.get(read) is reference.get(read) for read, _, weight in step.reads if not weight)
-            if same and not narrow:
+            if same and not reduced:
                 found = isolated = expected
             else:
                 found = self._attempt(step, trial, rounded, precisions, expected)
                 isolated = found if same else expected
-                if narrow and not same:
-                    alone = Precisions({name: narrow}, {})
+                if reduced and not same:
+                    alone = Precisions({name: reduced}, {})
                     isolated = self._attempt(step, reference, {}, alone, expected)
             yield Step(step.layer, expected, found, isolated)
             reference.update(expected)
@@ -154,7 +154,7 @@ class Emulator:
         return any(
             weight
             and follows
-            and not np.array_equal(self._weights[read], self._narrow_weight(read, FP16), equal_nan=True)
+            and not np.array_equal(self._weights[read], self._reduced_weight(read, FP16), equal_nan=True)
             for read, follows, weight in reads
         )
 
@@ -164,18 +164,18 @@ class Emulator:
             overflow = underflow = 0
             for read, follows, weight in self._steps[self._index[name]].reads:
                 if weight and follows:
-                    exact, half = self._weights[read], self._narrow_weight(read, FP16)
+                    exact, half = self._weights[read], self._reduced_weight(read, FP16)
                     overflow += int(np.count_nonzero(np.isfinite(exact) & ~np.isfinite(half)))
                     underflow += int(np.count_nonzero((exact != 0) & (half == 0)))
             self._rounded_away[name] = overflow, underflow
         return self._rounded_away[name]
 
-    def all_values(self, feed: Mapping[TensorName, Array], store: Store | None = None) -> Tensors:
+    def all_values(self, feed: Mapping[TensorName, Array], store: ArrayStore | None = None) -> Tensors:
         """Every tensor of the FP32 model at once, kept in `store`."""
         store = store or self.store.part()
         values: Tensors = {**feed}
         for step in self._steps:
-            values.update(store.hold_all(self._compute(step, values, {}, FP32)))
+            values.update(store.keep_all(self._compute(step, values, {}, FP32)))
         return values
 
     def inject(self, roundings: Iterable[tuple[TensorName, str]], reference: Tensors) -> Tensors:
@@ -220,22 +220,23 @@ class Emulator:
             return self._constant_outputs[name]
         if name in rounded:
             return self._round[FP16](current)
-        maker = self._makers.get(name)
-        if not rounded or maker is None or maker.layer.role is not Role.MOVEMENT:
+        producer = self._producers.get(name)
+        if not rounded or producer is None or producer.layer.role is not Role.MOVEMENT:
             return current
         arrived = [
             self._moved_constant(read, rounded) if weight else self._travelled(read, rounded, reference, changed)
-            for read, _, weight in maker.reads
+            for read, _, weight in producer.reads
         ]
         before = [
-            self._weights[read] if weight else changed.get(read, reference.get(read)) for read, _, weight in maker.reads
+            self._weights[read] if weight else changed.get(read, reference.get(read))
+            for read, _, weight in producer.reads
         ]
         if all(a is b for a, b in zip(arrived, before, strict=True)):
             return current
-        return dict(zip((write for write, _ in maker.writes), maker.kernel.run(arrived), strict=True))[name]
+        return dict(zip((write for write, _ in producer.writes), producer.kernel.run(arrived), strict=True))[name]
 
     def _moved_constant(self, name: TensorName, rounded: Collection[TensorName]) -> Array:
-        return self._narrow_weight(name, FP16) if name in rounded else self._weights[name]
+        return self._reduced_weight(name, FP16) if name in rounded else self._weights[name]
 
     def _prepare(self, layer: Layer, kernels: Kernels, last_read: tuple[TensorName, ...]) -> _Prepared:
         node, ports = self.graph.nodes[layer.name], self.graph.ports[layer.name]
@@ -263,17 +264,17 @@ class Emulator:
     def _compute(
         self, step: _Prepared, values: Tensors, rounded: Rounded, precisions: Precisions, watch: Watch | None = None
     ) -> Tensors:
-        narrow = precisions.layers.get(step.layer.name)
+        reduced = precisions.layers.get(step.layer.name)
         feeds = [
-            self._read(name, narrow if follows else None, weight, values, rounded, precisions)
+            self._read(name, reduced if follows else None, weight, values, rounded, precisions)
             for name, follows, weight in step.reads
         ]
         results = step.kernel.run(feeds)
         written = {
-            name: self._round[narrow](result) if narrow and rounds else result
+            name: self._round[reduced](result) if reduced and rounds else result
             for (name, rounds), result in zip(step.writes, results, strict=True)
         }
-        if watch and narrow:
+        if watch and reduced:
             for (name, follows, weight), array in zip(step.reads, feeds, strict=True):
                 if follows:
                     watch(step.layer.name, self._weights[name] if weight else values[name], array)
@@ -296,24 +297,24 @@ class Emulator:
     def _read(
         self,
         name: TensorName,
-        narrow: Narrow | None,
+        reduced: ReducedPrecision | None,
         weight: bool,
         values: Tensors,
         rounded: Rounded,
         precisions: Precisions,
     ) -> Array:
         if weight:
-            return self._narrow_weight(name, narrow) if narrow else self._weights[name]
-        if not narrow or precisions.tensors.get(name) is narrow:
+            return self._reduced_weight(name, reduced) if reduced else self._weights[name]
+        if not reduced or precisions.tensors.get(name) is reduced:
             return values[name]
-        if (name, narrow) not in rounded:
-            rounded[name, narrow] = self._round[narrow](values[name])
-        return rounded[name, narrow]
+        if (name, reduced) not in rounded:
+            rounded[name, reduced] = self._round[reduced](values[name])
+        return rounded[name, reduced]
 
-    def _narrow_weight(self, name: TensorName, narrow: Narrow) -> Array:
-        if (name, narrow) not in self._narrow_weights:
-            self._narrow_weights[name, narrow] = self.store.hold(self._round[narrow](self._weights[name]))
-        return self._narrow_weights[name, narrow]
+    def _reduced_weight(self, name: TensorName, reduced: ReducedPrecision) -> Array:
+        if (name, reduced) not in self._reduced_weights:
+            self._reduced_weights[name, reduced] = self.store.keep(self._round[reduced](self._weights[name]))
+        return self._reduced_weights[name, reduced]
 
     def _outputs(self, values: Tensors) -> Tensors:
         return {name: self._constant_outputs.get(name, values.get(name)) for name in self.graph.outputs}  # type: ignore[misc]
@@ -322,8 +323,8 @@ class Emulator:
 def _forget(names: tuple[TensorName, ...], values: Tensors, rounded: Rounded) -> None:
     for name in names:
         values.pop(name, None)
-        for narrow in Narrow:
-            rounded.pop((name, narrow), None)
+        for reduced in ReducedPrecision:
+            rounded.pop((name, reduced), None)
 
 
 def _last_readers(graph: Graph, *, through_movement: bool = False) -> dict[str, tuple[TensorName, ...]]:

@@ -15,7 +15,7 @@ import onnxruntime as ort
 from trt_helper.errors import ModelError, TrtHelperError, first_line
 from trt_helper.onnx_model.graph import captured, subgraphs
 from trt_helper.onnx_model.ort_session import session_options
-from trt_helper.values import Array, Narrow
+from trt_helper.values import Array, ReducedPrecision
 
 PLAIN = frozenset(  # attributes that their text tells apart
     getattr(ir.AttributeType, kind + many) for kind in ("INT", "FLOAT", "STRING") for many in ("", "S")
@@ -123,18 +123,18 @@ def _info(value: ir.Value, name: str) -> onnx.ValueInfoProto:
     return info
 
 
-class Rounding:
+class Rounder:
     """Rounds FP32 arrays to the nearest half and back: what an FP16 tensor can hold. The same for BF16.
 
     ONNX Runtime honours an explicit pair of casts at every optimisation level, and does it some 30
     times faster than numpy's `astype`.
     """
 
-    def __init__(self, kind: Narrow = Narrow.FP16) -> None:
-        narrow = onnx.TensorProto.FLOAT16 if kind is Narrow.FP16 else onnx.TensorProto.BFLOAT16
+    def __init__(self, kind: ReducedPrecision = ReducedPrecision.FP16) -> None:
+        reduced = onnx.TensorProto.FLOAT16 if kind is ReducedPrecision.FP16 else onnx.TensorProto.BFLOAT16
         single = onnx.TensorProto.FLOAT
         nodes = [
-            onnx.helper.make_node("Cast", ["x"], ["h"], to=narrow),
+            onnx.helper.make_node("Cast", ["x"], ["h"], to=reduced),
             onnx.helper.make_node("Cast", ["h"], ["y"], to=single),
         ]
         infos = [onnx.helper.make_tensor_value_info(name, single, None) for name in "xy"]

@@ -14,7 +14,7 @@ from trt_helper.emulator.emulator import Emulator, Step
 from trt_helper.values import Array, LayerReport, Plan, Statistic, TensorError, TensorName, Tolerance
 
 
-def survey(
+def measure_layers(
     emulator: Emulator,
     plan: Plan,
     feeds: Sequence[Mapping[TensorName, Array]],

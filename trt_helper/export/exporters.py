@@ -23,7 +23,7 @@ from onnxscript.optimizer import fold_constants
 
 from trt_helper.errors import ModelError
 from trt_helper.export.specs import Input
-from trt_helper.export.target import SCRIPT, Subject, flattened
+from trt_helper.export.target import SCRIPT, ExportTarget, flattened
 from trt_helper.export.user_code import stdout_to
 from trt_helper.onnx_model.graph import NAME_SCOPES
 
@@ -42,13 +42,13 @@ class Attempt:
 
 
 def export_with(
-    exporter: str, subject: Subject, tensors: Sequence[torch.Tensor], outputs: list[str], opset: int, folder: Path
+    exporter: str, target: ExportTarget, tensors: Sequence[torch.Tensor], outputs: list[str], opset: int, folder: Path
 ) -> Attempt:
     """Export with `dynamo` or `torchscript`; temporary files go to `folder`. Raises ModelError with its reason."""
     make = _dynamo if exporter == "dynamo" else _torchscript
     try:
         with _silence() as said, torch.no_grad():
-            model = make(subject, tuple(tensors), outputs, opset, folder)
+            model = make(target, tuple(tensors), outputs, opset, folder)
     except MemoryError:
         raise
     except (Exception, SystemExit) as error:  # the exporters raise what any part of torch raises
@@ -63,7 +63,7 @@ def export_with(
             fix=f"give --opset {found}, or --exporter torchscript",
         )
     _tidy(model)
-    _name_inputs_sizes(model, subject.inputs)
+    _name_inputs_sizes(model, target.inputs)
     _name_layers(model)
     frozen = dict.fromkeys(
         f"{str(w.message).splitlines()[0].split('. ')[0]} ({Path(w.filename).name}, line {w.lineno})"
@@ -100,8 +100,10 @@ def _tidy(model: ir.Model) -> None:
             node.metadata_props[NAME_SCOPES] = known
 
 
-def _dynamo(subject: Subject, tensors: tuple[torch.Tensor, ...], outputs: list[str], opset: int, _: Path) -> ir.Model:
-    names = [given.name for given in subject.inputs]
+def _dynamo(
+    target: ExportTarget, tensors: tuple[torch.Tensor, ...], outputs: list[str], opset: int, _: Path
+) -> ir.Model:
+    names = [given.name for given in target.inputs]
     options: dict[str, Any] = {
         "dynamo": True,
         "optimize": False,  # it takes an epsilon of 1e-8 or less for zero and removes it (onnxscript 0.7.2)
@@ -111,26 +113,26 @@ def _dynamo(subject: Subject, tensors: tuple[torch.Tensor, ...], outputs: list[s
         "output_names": outputs,
     }
     model: ir.Model
-    if subject.program is not None:
-        model = torch.onnx.export(subject.program, **options).model
+    if target.program is not None:
+        model = torch.onnx.export(target.program, **options).model
         return model
     shapes: tuple[dict[int, Any] | None, ...] = tuple(
         {axis: torch.export.Dim.DYNAMIC(min=low, max=high) for axis, (low, high) in given.dynamic.items()} or None
-        for given in subject.inputs
+        for given in target.inputs
     )
     dynamic = (shapes,) if any(shapes) else None  # forward is flat: one parameter, *tensors
-    with flattened(subject) as module:
+    with flattened(target) as module:
         made = torch.onnx.export(module, tensors, dynamic_shapes=dynamic, **options)
     model = made.model
     return model
 
 
 def _torchscript(
-    subject: Subject, tensors: tuple[torch.Tensor, ...], outputs: list[str], opset: int, folder: Path
+    target: ExportTarget, tensors: tuple[torch.Tensor, ...], outputs: list[str], opset: int, folder: Path
 ) -> ir.Model:
     path = folder / "traced.onnx"
-    symbols = shared_symbols(subject.inputs)
-    with flattened(subject) as module:
+    symbols = shared_symbols(target.inputs)
+    with flattened(target) as module:
         traced = module
         if isinstance(
             getattr(module, SCRIPT, None), torch.jit.ScriptModule
@@ -142,11 +144,11 @@ def _torchscript(
             path,
             dynamo=False,
             opset_version=opset,
-            input_names=[given.name for given in subject.inputs],
+            input_names=[given.name for given in target.inputs],
             output_names=outputs,
             dynamic_axes={
                 given.name: {axis: symbols[given.name, axis] for axis in given.dynamic}
-                for given in subject.inputs
+                for given in target.inputs
                 if given.dynamic
             },
         )

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from trt_helper.emulator.compare import compare
 from trt_helper.errors import InputError
 from trt_helper.export.specs import Input
-from trt_helper.export.target import Subject, as_array
+from trt_helper.export.target import ExportTarget, as_array
 from trt_helper.inputs.references import references
 from trt_helper.inputs.samples import Sample
 from trt_helper.onnx_model.graph import Graph
@@ -55,25 +55,24 @@ class Parity:
 
 def of_range(error: TensorError) -> float:
     """The largest difference of an output over its largest value; inf where it is not finite or of another size."""
-    return float("inf") if error.non_finite else error.max / max(error.spread, SMALLEST)
+    return float("inf") if error.non_finite else error.max / max(error.reference_max, SMALLEST)
 
 
 def check(
-    subject: Subject, graph: Graph, tolerance: float, on_progress: Callable[[str, int, int], None] | None = None
+    target: ExportTarget, graph: Graph, tolerance: float, on_progress: Callable[[str, int, int], None] | None = None
 ) -> Parity:
     """Ask both; `graph` is what was exported. Raises ModelError where one of them does not run."""
-    sets = [("given", _given(subject.inputs)), *_sizes(subject.inputs, graph)]
+    sets = [("given", _given(target.inputs)), *_sizes(target.inputs, graph)]
     samples = [
-        Sample(f"{kind} values", feed_of(subject.inputs, sets[0][1], kind))
-        for kind in ("mixed", "positive", "negative")
+        Sample(f"{kind} values", feed_of(target.inputs, sets[0][1], kind)) for kind in ("mixed", "positive", "negative")
     ]
-    samples += [Sample(f"{name} sizes", feed_of(subject.inputs, sizes, "mixed")) for name, sizes in sets[1:]]
+    samples += [Sample(f"{name} sizes", feed_of(target.inputs, sizes, "mixed")) for name, sizes in sets[1:]]
     checked: list[Checked] = []
-    why = _state(subject, samples[0])
+    why = _state(target, samples[0])
     for index, sample in enumerate(samples):
         if on_progress:
             on_progress("parity", index, len(samples))
-        expected = [as_array(tensor) for tensor in subject.run(dict(sample.feed))]
+        expected = [as_array(tensor) for tensor in target.run(dict(sample.feed))]
         try:
             (found,) = references(graph, [sample])
         except InputError as error:  # a size that was fixed when tracing
@@ -87,9 +86,9 @@ def check(
     return Parity(tuple(checked), tolerance, why)
 
 
-def _state(subject: Subject, sample: Sample) -> str:
+def _state(target: ExportTarget, sample: Sample) -> str:
     """What to say where the module gives two answers to one question."""
-    first, second = (subject.run(dict(sample.feed)) for _ in range(2))
+    first, second = (target.run(dict(sample.feed)) for _ in range(2))
     pairs = zip(first, second, strict=False)
     if len(first) == len(second) and all(
         a.shape == b.shape and np.array_equal(as_array(a), as_array(b), equal_nan=a.is_floating_point())

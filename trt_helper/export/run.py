@@ -23,8 +23,8 @@ from trt_helper.export.decomposed import decomposed
 from trt_helper.export.exporters import Attempt, export_with
 from trt_helper.export.parity import Parity, check, feed_of, fixed_axes, traced
 from trt_helper.export.specs import Input
-from trt_helper.export.target import Subject, subject_of
-from trt_helper.export.user_code import guest, load_callable, neighbours
+from trt_helper.export.target import ExportTarget, export_target
+from trt_helper.export.user_code import load_callable, neighbours, user_code
 from trt_helper.export.weights import load_weights
 from trt_helper.onnx_model.graph import Graph, read_graph
 from trt_helper.onnx_model.load import load
@@ -86,11 +86,11 @@ def export(
         report("reading the checkpoint", 0, 1)
         read = read_checkpoint(checkpoint, trust=trust_checkpoint)
         content, entry, notes = module_of(read, model, model_args or {}, key, allow_missing)
-        subject = subject_of(content, tuple(inputs))
+        target = export_target(content, tuple(inputs))
         make_folder_of(output)
         with tempfile.TemporaryDirectory(prefix=PREFIX, dir=output.parent) as folder:
-            wanted = _order(exporter, subject, read.kind)
-            made = _first_that_holds(subject, wanted, opset, Path(folder) / output.name, parity, report)
+            wanted = _order(exporter, target, read.kind)
+            made = _first_that_holds(target, wanted, opset, Path(folder) / output.name, parity, report)
             notes += [*made.notes, *decomposed(made.graph.layers, opset)]
             provenance = _provenance(read, model, entry, made, opset)
             if made.parity.holds:
@@ -132,7 +132,7 @@ def module_of(
             raise ModelError(
                 f"{model} is a {type(made).__name__}", fix="name a class or function that gives the module"
             )
-        with guest(model, fix="give its arguments with --model-arg NAME=VALUE, or mend it"):
+        with user_code(model, fix="give its arguments with --model-arg NAME=VALUE, or mend it"):
             made = made(**arguments)
     if not isinstance(made, torch.nn.Module):
         raise ModelError(
@@ -158,13 +158,13 @@ def _single(module: Any) -> Any:
     return module
 
 
-def _order(exporter: str, subject: Subject, kind: Kind) -> tuple[tuple[str, ...], str]:
+def _order(exporter: str, target: ExportTarget, kind: Kind) -> tuple[tuple[str, ...], str]:
     """Which exporters to try, and why not the first one of all."""
     if exporter != "auto":
         return (exporter,), ""
     if kind is Kind.SCRIPT:
         return ("torchscript",), "the checkpoint is a TorchScript file"
-    if subject.program is not None:
+    if target.program is not None:
         return ("dynamo",), ""
     return EXPORTERS, ""
 
@@ -179,30 +179,30 @@ class _Made:
 
 
 def _first_that_holds(
-    subject: Subject, order: tuple[tuple[str, ...], str], opset: int, path: Path, tolerance: float, report: Progress
+    target: ExportTarget, order: tuple[tuple[str, ...], str], opset: int, path: Path, tolerance: float, report: Progress
 ) -> _Made:
     """The first exporter whose model gives the module's answers; else the one that comes nearest."""
-    feed = feed_of(subject.inputs, {given.name: given.shape for given in subject.inputs}, "mixed")
-    outputs = subject.output_names(feed)
-    examples = traced(subject.inputs) if subject.program is None else subject.inputs
-    tensors = subject.tensors(feed_of(examples, {given.name: given.shape for given in examples}, "mixed"))
+    feed = feed_of(target.inputs, {given.name: given.shape for given in target.inputs}, "mixed")
+    outputs = target.output_names(feed)
+    examples = traced(target.inputs) if target.program is None else target.inputs
+    tensors = target.tensors(feed_of(examples, {given.name: given.shape for given in examples}, "mixed"))
     exporters, why = order
     made: list[_Made] = []
     failures: list[ModelError] = []
     for exporter in exporters:
         report(f"exporting with {exporter}", 0, 1)
-        target = path.parent / exporter / path.name
-        target.parent.mkdir()
+        file = path.parent / exporter / path.name
+        file.parent.mkdir()
         try:
-            attempt = export_with(exporter, subject, tensors, outputs, opset, target.parent)
-            _write(attempt.model, target)
-            graph = read_graph(load(target))
-            found = check(subject, graph, tolerance, report)
+            attempt = export_with(exporter, target, tensors, outputs, opset, file.parent)
+            _write(attempt.model, file)
+            graph = read_graph(load(file))
+            found = check(target, graph, tolerance, report)
         except ModelError as error:
-            failures.append(_without(error, target))
+            failures.append(_without(error, file))
             why = failures[-1].message
             continue
-        made.append(_Made(exporter, why, graph, found, _notes(subject, attempt)))
+        made.append(_Made(exporter, why, graph, found, _notes(target, attempt)))
         if found.holds:
             return made[-1]
         why = f"what {exporter} exports answers differently (off by {found.worst:.2g} of the output's range)"
@@ -217,9 +217,9 @@ def _without(error: ModelError, path: Path) -> ModelError:
     return ModelError(error.message.replace(str(path), "the exported model"), fix=error.fix.replace(str(path), "it"))
 
 
-def _notes(subject: Subject, attempt: Attempt) -> list[str]:
+def _notes(target: ExportTarget, attempt: Attempt) -> list[str]:
     notes = [f"the exporter fixed a decision: {said}" for said in attempt.frozen]
-    fixed = fixed_axes(subject.inputs, attempt.model)
+    fixed = fixed_axes(target.inputs, attempt.model)
     if fixed:
         notes.append(f"the exported model has one size only where --dynamic asked for several: {', '.join(fixed)}")
     return notes

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from trt_helper.errors import ModelError, UsageError
 from trt_helper.export.specs import Input
-from trt_helper.export.user_code import guest
+from trt_helper.export.user_code import user_code
 from trt_helper.values import Array
 
 SCRIPT = "script"  # the attribute under which a ScriptModule is wrapped
@@ -39,7 +39,7 @@ class _Scripted(torch.nn.Module):  # type: ignore[misc]  # torch's types are not
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class ExportTarget:
     """What is exported. `program` is set where the checkpoint was a torch.export program."""
 
     module: torch.nn.Module
@@ -78,7 +78,7 @@ class Subject:
 
     def run(self, feed: dict[str, Array]) -> list[torch.Tensor]:
         """The module's answer, FP32, no gradients. Raises ModelError with the user's frames."""
-        with guest("the module", fix=RUN), torch.no_grad():
+        with user_code("the module", fix=RUN), torch.no_grad():
             return [out.detach().clone() for out in self.flat(self.module)(*self.tensors(feed))]
 
     def tensors(self, feed: dict[str, Array]) -> tuple[torch.Tensor, ...]:
@@ -87,7 +87,7 @@ class Subject:
 
     def output_names(self, feed: dict[str, Array]) -> list[str]:
         """A name for each output tensor, after the keys and places at which the module returns it."""
-        with guest("the module", fix=RUN), torch.no_grad():
+        with user_code("the module", fix=RUN), torch.no_grad():
             args, kwargs = self.arguments(self.tensors(feed))
             leaves = pytree.tree_flatten_with_path(self.module(*args, **kwargs))[0]
         found: list[str] = []
@@ -115,7 +115,7 @@ def _containers(value: Any) -> Any:
     return inner
 
 
-def subject_of(content: Any, inputs: tuple[Input, ...]) -> Subject:
+def export_target(content: Any, inputs: tuple[Input, ...]) -> ExportTarget:
     """An nn.Module, a ScriptModule or an ExportedProgram with its inputs. Raises UsageError."""
     if isinstance(content, torch.export.ExportedProgram):
         return _program(content, inputs)
@@ -123,21 +123,21 @@ def subject_of(content: Any, inputs: tuple[Input, ...]) -> Subject:
         raise UsageError("no --input was given", fix="give every tensor that forward takes: --input NAME:1x3x224x224")
     if isinstance(content, torch.jit.ScriptModule):
         names = tuple(argument.name for argument in content.forward.schema.arguments[1:])
-        return _frozen(Subject(_Scripted(content), inputs, names, any_name=False))
+        return _frozen(ExportTarget(_Scripted(content), inputs, names, any_name=False))
     parameters = inspect.signature(content.forward).parameters.values()
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     names = tuple(parameter.name for parameter in parameters if parameter.kind in named)
     free = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
     positional = any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters)
-    return _frozen(Subject(content, inputs, names, any_name=free and not positional))
+    return _frozen(ExportTarget(content, inputs, names, any_name=free and not positional))
 
 
-def _frozen(subject: Subject) -> Subject:
-    subject.module.eval().requires_grad_(requires_grad=False)
-    return subject
+def _frozen(target: ExportTarget) -> ExportTarget:
+    target.module.eval().requires_grad_(requires_grad=False)
+    return target
 
 
-def _program(program: Any, inputs: tuple[Input, ...]) -> Subject:
+def _program(program: Any, inputs: tuple[Input, ...]) -> ExportTarget:
     """Inputs of a torch.export program are its example inputs; --input may only rename them."""
     if program.example_inputs is None:
         raise ModelError("the program holds no example inputs", fix="save it with the PyTorch that exported it")
@@ -156,7 +156,7 @@ def _program(program: Any, inputs: tuple[Input, ...]) -> Subject:
                 f"--input {asked.name!r}: the program takes {'x'.join(map(str, given.shape))} {given.dtype}",
                 fix="the sizes and the dynamic axes of a torch.export program are its own: give these, or no --input",
             )
-    return Subject(program.module(), own, (), any_name=False, program=program)
+    return ExportTarget(program.module(), own, (), any_name=False, program=program)
 
 
 def _program_bounds(program: Any) -> list[dict[int, tuple[int, int]]]:
@@ -177,15 +177,15 @@ def _program_bounds(program: Any) -> list[dict[int, tuple[int, int]]]:
 
 
 @contextmanager
-def flattened(subject: Subject) -> Iterator[torch.nn.Module]:
+def flattened(target: ExportTarget) -> Iterator[torch.nn.Module]:
     """A copy of the module whose forward is flat; parameters are shared with it, state is not."""
     try:
-        memo: dict[int, Any] = {id(parameter): parameter for parameter in subject.module.parameters()}
-        module = subject.module if isinstance(subject.module, _Scripted) else copy.deepcopy(subject.module, memo)
+        memo: dict[int, Any] = {id(parameter): parameter for parameter in target.module.parameters()}
+        module = target.module if isinstance(target.module, _Scripted) else copy.deepcopy(target.module, memo)
     except Exception:  # a user's module may refuse to be copied in any way
-        module = subject.module
+        module = target.module
     own = vars(module).get("forward")
-    object.__setattr__(module, "forward", subject.flat(module))
+    object.__setattr__(module, "forward", target.flat(module))
     try:
         yield module
     finally:

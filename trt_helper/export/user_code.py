@@ -26,7 +26,7 @@ WHERE = "--model is FILE.py:CALLABLE or PACKAGE.MODULE:CALLABLE"
 
 
 @contextlib.contextmanager
-def guest(what: str, *, fix: str) -> Iterator[None]:
+def user_code(what: str, *, fix: str) -> Iterator[None]:
     """Run the user's code in the block. Raises ModelError: `what` and what was raised where; `fix` is the remedy."""
     try:
         with stdout_to(), _no_network():
@@ -115,7 +115,7 @@ def load_callable(text: str) -> Any:
     file = _file_of(text)
     if file is None and (where.endswith(".py") or os.sep in where):
         raise UsageError(f"--model: {where} does not exist", fix=WHERE)
-    with guest(f"{where}", fix="mend the file: it is imported to define the network, and needs what it imports"):
+    with user_code(f"{where}", fix="mend the file: it is imported to define the network, and needs what it imports"):
         module = _import_file(file) if file else importlib.import_module(where)
     found: Any = module
     for part in name.split("."):

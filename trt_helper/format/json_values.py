@@ -27,7 +27,7 @@ def error_json(error: TensorError) -> Json:
         "outside": error.outside,
         "non_finite": error.non_finite,
         "elements": error.total,
-        "spread": number(error.spread),
+        "spread": number(error.reference_max),
     }
 
 

@@ -34,7 +34,7 @@ from trt_helper.gate.findings import (
     regressions,
     some,
 )
-from trt_helper.gate.plan_run import EngineReplay, Replay
+from trt_helper.gate.plan_run import EnginePlanRun, PlanRun
 from trt_helper.gate.result import EMULATE, Gated, Request
 from trt_helper.inputs import cache
 from trt_helper.inputs.metric import Metric, load_metric
@@ -48,9 +48,9 @@ from trt_helper.runners.run import Runner, runner_here
 from trt_helper.system.files import tidy
 from trt_helper.system.machine import find_gpu
 from trt_helper.system.versions import versions
-from trt_helper.values import CURES, LayerName, Plan, Tensors
+from trt_helper.values import REWRITE_KINDS, LayerName, Plan, Tensors
 
-AnyReplay = Replay | EngineReplay
+AnyPlanRun = PlanRun | EnginePlanRun
 ALONE = "judge this config alone; memory may have run out, or a data loader or metric ended the process"
 
 
@@ -89,7 +89,7 @@ def gate(request: Request) -> Gated:
 def _attempt(request: Request) -> Gated:
     try:
         config = read_config(request.config)
-        graph = read_graph(load(model_path(config, request.model)), config.cures)
+        graph = read_graph(load(model_path(config, request.model)), config.rewrites)
         missing = tuple(some(list(_missing_layers(graph, config, request))))
         if missing:
             return Gated(request.config, ConfigError.exit_status, missing, graph.source.path, graph.source.sha256)
@@ -111,7 +111,7 @@ def _judged(graph: Graph, config: Config, request: Request) -> Gated:
     metric = _metric(config, request)
     about = cache.subject(graph, samples)
     expected = cache.cached_references(original, samples, {**about, "model": original.source.sha256})
-    run = _replayed(graph, config, samples, expected, runner, request.repeats)
+    run = _run_plan(graph, config, samples, expected, runner, request.repeats)
     again = f"find the plan again: {_locate_command(config, graph, request)}"
     accept = "if that is meant to be, run the same command with --update-baseline"
     figure = metric.figure(expected, run.found) if metric and run.found else None
@@ -153,18 +153,18 @@ def _setup(runner: Runner | None, reference: str | None) -> base.Setup:
     return base.Setup(runner.name, find_gpu().name or None, known, reference)
 
 
-def _replayed(
+def _run_plan(
     graph: Graph,
     config: Config,
     samples: Sequence[Sample],
     expected: Sequence[Tensors],
     runner: Runner | None,
     repeats: int,
-) -> AnyReplay:
+) -> AnyPlanRun:
     """Run the plan on every sample: emulated without a `runner`, else as what `convert` makes of it there."""
     plan, tolerance = graph.plan(config.fp32_layers, config.bf16_layers), config.tolerance
     if runner is None:
-        return Replay(graph, plan, samples, expected, tolerance)
+        return PlanRun(graph, plan, samples, expected, tolerance)
     settings = BuildSettings(tensorrt=runner.name == "tensorrt", exclude_tactics=config.exclude_tactics)
     oracle = RunnerOracle(
         graph,
@@ -177,7 +177,7 @@ def _replayed(
         repeats=repeats,
         guards=recorded_guards(config, graph.candidates),
     )
-    return EngineReplay(oracle, plan)
+    return EnginePlanRun(oracle, plan)
 
 
 def _original(graph: Graph, request: Request) -> Graph:
@@ -262,9 +262,9 @@ def _locate_command(config: Config, graph: Graph, request: Request) -> str:
     words += [word for text in given_shapes(config) for word in ("--shapes", text)]
     words += ["--data-loader-script", request.script] if request.script else []
     words += ["--metric", request.metric] if request.metric else []
-    kinds = {cure.kind for cure in config.cures} | ({"bf16"} if config.bf16_layers else set())
+    kinds = {rewrite.kind for rewrite in config.rewrites} | ({"bf16"} if config.bf16_layers else set())
     words += ["--runner", request.runner] if request.runner != EMULATE else []
-    words += ["--cures", ",".join(kind for kind in CURES if kind in kinds | {"pins"})] if kinds else []
+    words += ["--cures", ",".join(kind for kind in REWRITE_KINDS if kind in kinds | {"pins"})] if kinds else []
     return shlex.join([*words, "-o", file])
 
 
@@ -306,7 +306,7 @@ def _changes(graph: Graph, config: Config, plan: Plan) -> Iterator[Finding]:
 
 
 def _unneeded_pins(
-    run: AnyReplay, metric: Metric | None, about: Mapping[str, Any], config: Config, request: Request, fix: str
+    run: AnyPlanRun, metric: Metric | None, about: Mapping[str, Any], config: Config, request: Request, fix: str
 ) -> Iterator[Finding]:
     """A warning for each pin without which the plan passes, too."""
     if not run.pins or not (_are_unproven(run, config, request) if request.check_pins is None else request.check_pins):
@@ -318,12 +318,12 @@ def _unneeded_pins(
     yield from some([Finding("pin", "warning", n, f"pin {named(n)} {said}", fix, lines.get(n, 0)) for n in found])
 
 
-def _passing_without(run: AnyReplay, metric: Metric | None, about: Mapping[str, Any]) -> list[LayerName]:
+def _passing_without(run: AnyPlanRun, metric: Metric | None, about: Mapping[str, Any]) -> list[LayerName]:
     """The pins without which the plan passes. What the emulator said once is remembered, by all that it depends on."""
-    if not isinstance(run, Replay):
+    if not isinstance(run, PlanRun):
         return [name for name in run.pins if run.passes_without(name, metric)]  # an engine each, on the one GPU
-    cures = [[cure.kind, cure.name, cure.op] for cure in run.graph.cures]
-    plan = [sorted(run.plan.fp32), sorted(run.plan.bf16), *cures]
+    rewrites = [[rewrite.kind, rewrite.name, rewrite.op] for rewrite in run.graph.rewrites]
+    plan = [sorted(run.plan.fp32), sorted(run.plan.bf16), *rewrites]
     key = {**about, "plan": plan, "tolerance": asdict(run.tolerance), "metric": metric and metric.name}
     known = None if metric else cache.remembered(key)  # what a metric says can change with its file
     if isinstance(known, list) and set(known) <= set(run.pins):
@@ -336,13 +336,13 @@ def _passing_without(run: AnyReplay, metric: Metric | None, about: Mapping[str, 
     return found
 
 
-def _are_unproven(run: AnyReplay, config: Config, request: Request) -> bool:
+def _are_unproven(run: AnyPlanRun, config: Config, request: Request) -> bool:
     """Whether no `locate` has shown that each pin is needed, for this model, plan, tolerance and these inputs.
 
     For engines that is not asked: to find out would take one for each pin.
     """
     evidence = config.evidence
-    return isinstance(run, Replay) and not (
+    return isinstance(run, PlanRun) and not (
         evidence.get("minimal") is True
         and evidence.get("tolerance") == tolerance_yaml(config.tolerance)
         and config.sha256 == run.graph.source.sha256

@@ -19,7 +19,7 @@ from trt_helper.search.oracle import EmulatedOracle, PerSample
 from trt_helper.values import Array, LayerName, Plan, Tensors, Tolerance, Trial, Verdict
 
 
-class Replay:
+class PlanRun:
     """One plan on its samples in the emulator, which it owns."""
 
     def __init__(
@@ -50,7 +50,7 @@ class Replay:
             return Trial(self.plan, Verdict.UNRESOLVED, why=error.message)
         total = sum(counts, Counter())
         self.overflow = {layer.name: total[layer.name] for layer in self.graph.layers if total[layer.name]}
-        trial = self._oracle.weigh(self.plan, self.found)
+        trial = self._oracle.judge_outputs(self.plan, self.found)
         self.errors = self._oracle.per_sample[self.plan]
         return trial
 
@@ -72,7 +72,7 @@ class Replay:
         return all(e.passes(self.tolerance) for e in compare_all(found, self.expected[index], self.tolerance))
 
 
-class EngineReplay:
+class EnginePlanRun:
     """One plan on its samples, as an engine or as a typed model on a GPU. Nobody sees where FP16 overflows in there.
 
     Raises BuildError and RunError where there is no verdict, DisagreementError where repeats disagree about it.

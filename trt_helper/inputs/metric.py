@@ -29,7 +29,7 @@ class Metric:
     threshold: float
     name: str
 
-    def excess(self, reference: Sequence[Tensors], found: Sequence[Tensors]) -> float:
+    def error_ratio(self, reference: Sequence[Tensors], found: Sequence[Tensors]) -> float:
         """How far the figure has fallen, over how far it may fall: at most 1 passes, 0 is as good as FP32.
 
         Raises InputError when the function fails, or when FP32 itself does not reach the threshold.

@@ -18,14 +18,14 @@ from trt_helper.inputs.samples import Sample, shape_text
 from trt_helper.onnx_model.graph import Graph
 from trt_helper.onnx_model.names import name_nodes
 from trt_helper.onnx_model.ort_session import session_options
-from trt_helper.system.array_store import Store
+from trt_helper.system.array_store import ArrayStore
 from trt_helper.values import Array, Tensors
 
 
-def references(graph: Graph, samples: Sequence[Sample], store: Store | None = None) -> list[Tensors]:
+def references(graph: Graph, samples: Sequence[Sample], store: ArrayStore | None = None) -> list[Tensors]:
     """FP32 outputs of the original file, one dictionary a sample, kept in `store`; half outputs as FP32."""
-    run, store = runner(graph), store or Store.within(None)
-    return [store.hold_all(run(sample)) for sample in samples]
+    run, store = runner(graph), store or ArrayStore.within(None)
+    return [store.keep_all(run(sample)) for sample in samples]
 
 
 def require_alike(graph: Graph, reference: Graph) -> None:

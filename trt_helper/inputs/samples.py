@@ -24,7 +24,7 @@ import onnx_ir as ir
 
 from trt_helper.errors import InputError, first_line, nearest
 from trt_helper.onnx_model.graph import Graph
-from trt_helper.system.array_store import Store
+from trt_helper.system.array_store import ArrayStore
 from trt_helper.values import Array, Feed
 
 DEFAULT_DIMENSION = 1  # for a dynamic dimension that nobody gives
@@ -53,15 +53,15 @@ def load_samples(
     *,
     script: str | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
-    store: Store | None = None,
+    store: ArrayStore | None = None,
 ) -> list[Sample]:
     """Real samples from `paths` and `script`, else one random one, kept in `store`.
 
     Raises InputError for what does not fit.
     """
-    store = store or Store.within(None)
+    store = store or ArrayStore.within(None)
     found = chain.from_iterable((*map(_read_path, paths), _run_script(script) if script else ()))
-    samples = [Sample(source, store.hold_all(_fit(graph, feed, source))) for source, feed in found]
+    samples = [Sample(source, store.keep_all(_fit(graph, feed, source))) for source, feed in found]
     samples = samples or [random_sample(graph, shapes or {})]
     for sample in samples:
         _require_one_size_per_symbol(graph, sample)

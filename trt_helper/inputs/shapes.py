@@ -12,7 +12,7 @@ import onnx_ir as ir
 from trt_helper.errors import InputError, nearest
 from trt_helper.inputs.samples import DEFAULT_DIMENSION, Sample, element_count, load_samples, resized
 from trt_helper.onnx_model.graph import Graph
-from trt_helper.system.array_store import Store
+from trt_helper.system.array_store import ArrayStore
 
 Shape = tuple[int, ...]
 Range = tuple[Shape, Shape, Shape]  # min, opt, max
@@ -64,7 +64,7 @@ def samples_in(
     paths: Sequence[Path],
     script: str | None,
     ranges: Mapping[str, Range],
-    store: Store | None = None,
+    store: ArrayStore | None = None,
 ) -> list[Sample]:
     """`samples.load_samples`, and the first of them again at the ends of the ranges. Raises InputError."""
     samples = load_samples(

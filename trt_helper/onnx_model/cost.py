@@ -72,15 +72,15 @@ def prices(graph: Graph, shapes: Shapes, gpu: Gpu = USUAL) -> dict[LayerName, fl
 
 
 def _seconds(graph: Graph, layer: Layer, precisions: Precisions, shapes: Shapes, gpu: Gpu) -> float:
-    narrow, stored, weights = precisions.layers.get(layer.name), precisions.tensors, graph.model.graph.initializers
-    width = NARROW if narrow else SINGLE
+    reduced, stored, weights = precisions.layers.get(layer.name), precisions.tensors, graph.model.graph.initializers
+    width = NARROW if reduced else SINGLE
     if not _is_kernel(layer):
-        broken = [name for name in layer.inputs if name not in weights and stored.get(name) is not narrow]
+        broken = [name for name in layer.inputs if name not in weights and stored.get(name) is not reduced]
         return (NARROW + SINGLE) * _elements(broken, shapes) / gpu.bandwidth if layer.role is Role.COMPUTE else 0.0
     moved = width * _elements((*layer.outputs, *(name for name in layer.inputs if name in weights)), shapes)
     for name in layer.inputs:
         moved += 0 if name in weights else (NARROW if name in stored else SINGLE) * _elements((name,), shapes)
-    peak = gpu.half if narrow and layer.op in PRODUCTS else gpu.single
+    peak = gpu.half if reduced and layer.op in PRODUCTS else gpu.single
     return max(operations(graph, layer, shapes) / peak, moved / gpu.bandwidth)
 
 

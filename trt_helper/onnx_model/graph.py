@@ -14,7 +14,7 @@ from trt_helper.onnx_model.load import Model
 from trt_helper.onnx_model.normalise import normalise
 from trt_helper.onnx_model.rewrites import apply, raise_opset
 from trt_helper.onnx_model.roles import Ports, picks, role_and_ports, shape_only_values
-from trt_helper.values import Cure, Layer, LayerName, Plan, Role, TensorName
+from trt_helper.values import Layer, LayerName, Plan, Rewrite, Role, TensorName
 
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"  # torch.onnx's dynamo exporter: "['', 'gate', 'gate.norm', 'mul_4']"
 
@@ -33,7 +33,7 @@ class Graph:
     picking: frozenset[LayerName]
     inexact: frozenset[TensorName]  # initializers that movement layers mix with tensors and that half would change
     was_half: bool  # the file computes in half precision, at least in part
-    cures: tuple[Cure, ...] = ()  # how it was rewritten after normalising
+    rewrites: tuple[Rewrite, ...] = ()  # how it was rewritten after normalising
 
     @property
     def candidates(self) -> tuple[LayerName, ...]:
@@ -75,12 +75,12 @@ class Graph:
         return frozenset(found)
 
 
-def read_graph(model: Model, cures: Sequence[Cure] = ()) -> Graph:
+def read_graph(model: Model, rewrites: Sequence[Rewrite] = ()) -> Graph:
     """Normalise a copy of `model`, rewrite it by `cures` and describe its layers."""
     copy = model.ir_model.clone()
-    raise_opset(copy, cures)
+    raise_opset(copy, rewrites)
     normal = normalise(copy)
-    heirs = apply(normal.model, cures) if cures else {}
+    successors = apply(normal.model, rewrites) if rewrites else {}
     graph = normal.model.graph
     shapes = shape_only_values(graph)
     opset = normal.model.opset_imports.get("", 1)
@@ -102,12 +102,15 @@ def read_graph(model: Model, cures: Sequence[Cure] = ()) -> Graph:
         layers=tuple(layers),
         nodes=nodes,
         ports=ports,
-        aliases={**{name: heirs.get(heir, heir) for name, heir in normal.aliases.items()}, **heirs},
+        aliases={
+            **{name: successors.get(successor, successor) for name, successor in normal.aliases.items()},
+            **successors,
+        },
         half_io=normal.half_io,
         picking=frozenset(name for name, node in nodes.items() if picks(node)),
         inexact=_inexact_constants(layers, nodes, ports),
         was_half=normal.was_half,
-        cures=tuple(cures),
+        rewrites=tuple(rewrites),
     )
 
 

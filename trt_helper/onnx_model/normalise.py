@@ -77,7 +77,9 @@ def normalise(model: ir.Model) -> Normalised:
         raise ModelError("every output is a constant", fix="there is nothing to decide in this model")
     vanished = [name for name in before if name not in alive]
     parents = _reversed(before)  # a no-op before an output went into what computes the output
-    aliases = {n: heir for n in vanished if (heir := _heir(n, before, alive) or _heir(n, parents, alive))}
+    aliases = {
+        n: successor for n in vanished if (successor := _successor(n, before, alive) or _successor(n, parents, alive))
+    }
     return Normalised(
         model,
         {**aliases, **folded},
@@ -245,7 +247,7 @@ def fold_batchnorm(model: ir.Model) -> dict[str, str]:
         return {}
     origins = {node.name: dict(node.metadata_props) for node in model.graph}
     rewrite(model, BATCHNORM_RULES)
-    heirs: dict[str, str] = {}
+    successors: dict[str, str] = {}
     for node in model.graph:
         norm, parent = norms.get(node.outputs[0].name, ("", None))
         if node.op_type == "BatchNormalization":
@@ -254,8 +256,8 @@ def fold_batchnorm(model: ir.Model) -> dict[str, str]:
             node.name = parent
             node.metadata_props.clear()
             node.metadata_props.update(origins.get(parent, {}))  # the convolution's module, not the norm's
-            heirs[norm] = parent
-    return heirs
+            successors[norm] = parent
+    return successors
 
 
 def _absorb_statistics(node: ir.Node) -> None:
@@ -283,11 +285,11 @@ def _consumers(node: ir.Node) -> tuple[str, ...]:
 
 
 def _reversed(consumers: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    makers: dict[str, list[str]] = {name: [] for name in consumers}
-    for name, readers in consumers.items():
-        for reader in readers:
-            makers.setdefault(reader, []).append(name)
-    return {name: tuple(found) for name, found in makers.items()}
+    producers: dict[str, list[str]] = {name: [] for name in consumers}
+    for name, names in consumers.items():
+        for consumer in names:
+            producers.setdefault(consumer, []).append(name)
+    return {name: tuple(found) for name, found in producers.items()}
 
 
 def _restore_names(
@@ -304,7 +306,7 @@ def _restore_names(
             taken.add(name)
 
 
-def _heir(name: str, links: dict[str, tuple[str, ...]], alive: set[str]) -> str | None:
+def _successor(name: str, links: dict[str, tuple[str, ...]], alive: set[str]) -> str | None:
     """The surviving layer that is nearest to a vanished one, in the direction of `links`."""
     queue, seen = list(links[name]), {name}
     while queue:

@@ -13,15 +13,15 @@ import onnx_ir as ir
 
 from trt_helper.onnx_model.graph import Graph
 from trt_helper.onnx_model.roles import SHAPE_READING
-from trt_helper.values import Layer, LayerName, Narrow, Plan, Role, TensorName
+from trt_helper.values import Layer, LayerName, Plan, ReducedPrecision, Role, TensorName
 
 
 @dataclass(frozen=True, slots=True)
 class Precisions:
     """What is narrow under a plan. Floats that are not listed are FP32; initializers are what their reader is."""
 
-    layers: Mapping[LayerName, Narrow]  # layers that read and write 16 bits
-    tensors: Mapping[TensorName, Narrow]  # tensors that are stored in 16 bits
+    layers: Mapping[LayerName, ReducedPrecision]  # layers that read and write 16 bits
+    tensors: Mapping[TensorName, ReducedPrecision]  # tensors that are stored in 16 bits
 
 
 def assign(graph: Graph, plan: Plan) -> Precisions:
@@ -33,20 +33,20 @@ def assign(graph: Graph, plan: Plan) -> Precisions:
     comparing (TopK, ArgMax, a cast to integers) sees FP32 whenever it is given FP32.
     """
     wanted = _wanted_wide(graph, plan)
-    layers: dict[LayerName, Narrow] = {}
+    layers: dict[LayerName, ReducedPrecision] = {}
     inputs = {value.name for value in graph.inputs if value.name}
-    tensors = dict.fromkeys(set(graph.half_io) & inputs, Narrow.FP16)
+    tensors = dict.fromkeys(set(graph.half_io) & inputs, ReducedPrecision.FP16)
     for layer in graph.layers:
-        kind: Narrow | None = Narrow.FP16
+        kind: ReducedPrecision | None = ReducedPrecision.FP16
         if layer.role is Role.FIXED or layer.name in plan.fp32:
             continue
         if layer.name in plan.bf16:
-            kind = Narrow.BF16
+            kind = ReducedPrecision.BF16
         elif layer.role is Role.MOVEMENT:
             as_given = layer.name in graph.picking or layer.op in SHAPE_READING
             keeps = as_given or any(name in wanted for name in layer.outputs)
             if keeps and _is_given_wide(graph, layer, tensors):
-                kind = Narrow.BF16 if not as_given and _is_given_bf16(graph, layer, tensors) else None
+                kind = ReducedPrecision.BF16 if not as_given and _is_given_bf16(graph, layer, tensors) else None
         if kind is not None:
             layers[layer.name] = kind
             tensors.update((layer.outputs[index], kind) for index in graph.ports[layer.name].outputs)
@@ -59,22 +59,22 @@ def _moved(graph: Graph, layer: Layer) -> list[ir.Value]:
     return [value for value in moved if value is not None]
 
 
-def _is_given_wide(graph: Graph, layer: Layer, tensors: Mapping[TensorName, Narrow]) -> bool:
+def _is_given_wide(graph: Graph, layer: Layer, tensors: Mapping[TensorName, ReducedPrecision]) -> bool:
     """Whether something is moved that half would change: a tensor that is not FP16, or an inexact constant."""
     moved = _moved(graph, layer)
     names = [value.name for value in moved if not value.is_initializer()]
     constants = [value.name for value in moved if value.is_initializer()]
     return (
         not names
-        or any(tensors.get(name or "") is not Narrow.FP16 for name in names)
+        or any(tensors.get(name or "") is not ReducedPrecision.FP16 for name in names)
         or any(name in graph.inexact for name in constants)
     )
 
 
-def _is_given_bf16(graph: Graph, layer: Layer, tensors: Mapping[TensorName, Narrow]) -> bool:
+def _is_given_bf16(graph: Graph, layer: Layer, tensors: Mapping[TensorName, ReducedPrecision]) -> bool:
     """Whether all that is moved is BF16, so that it can stay so."""
     moved = _moved(graph, layer)
-    return bool(moved) and all(tensors.get(value.name or "") is Narrow.BF16 for value in moved)
+    return bool(moved) and all(tensors.get(value.name or "") is ReducedPrecision.BF16 for value in moved)
 
 
 def _wanted_wide(graph: Graph, plan: Plan) -> set[TensorName]:

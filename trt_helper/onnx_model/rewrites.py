@@ -17,7 +17,7 @@ from onnxscript import version_converter
 
 from trt_helper.errors import ConfigError, ModelError, first_line, nearest
 from trt_helper.onnx_model.names import free_name, names_in
-from trt_helper.values import Cure
+from trt_helper.values import Rewrite
 
 HALF_MAX = 65504.0
 SATURATED = 32768.0  # half of FP16's range: what is added to a mask cannot push it to infinity
@@ -25,20 +25,20 @@ OPSETS = {"LayerNormalization": 17, "RMSNormalization": 23}  # in which they app
 CARRY = frozenset(("Reshape", "Expand", "Unsqueeze", "Squeeze", "Identity"))  # as a broadcast in many steps
 
 
-def find(graph: ir.Graph, kinds: Iterable[str]) -> tuple[Cure, ...]:
+def find(graph: ir.Graph, kinds: Iterable[str]) -> tuple[Rewrite, ...]:
     """All cures of these kinds that `graph` offers, in topological order."""
-    found: list[Cure] = []
+    found: list[Rewrite] = []
     if "constants" in kinds:
         values = graph.initializers.values()
-        found += [Cure("constants", value.name or "") for value in values if value.uses() and _saturates(value)]
+        found += [Rewrite("constants", value.name or "") for value in values if value.uses() and _saturates(value)]
     if "norms" in kinds:
-        found += [Cure("norms", norm.node.name or "", norm.op) for norm in _norms(graph)]
+        found += [Rewrite("norms", norm.node.name or "", norm.op) for norm in _norms(graph)]
     return tuple(found)
 
 
-def raise_opset(model: ir.Model, cures: Iterable[Cure]) -> None:
+def raise_opset(model: ir.Model, rewrites: Iterable[Rewrite]) -> None:
     """Convert `model`, before it is normalised, to the opset that the cures' operators need."""
-    needed = max((OPSETS[cure.op] for cure in cures if cure.op in OPSETS), default=0)
+    needed = max((OPSETS[rewrite.op] for rewrite in rewrites if rewrite.op in OPSETS), default=0)
     if model.opset_imports.get("", 1) >= needed:
         return
     try:
@@ -50,30 +50,32 @@ def raise_opset(model: ir.Model, cures: Iterable[Cure]) -> None:
         ) from error
 
 
-def apply(model: ir.Model, cures: Sequence[Cure]) -> dict[str, str]:
+def apply(model: ir.Model, rewrites: Sequence[Rewrite]) -> dict[str, str]:
     """Rewrite the normalised `model` in place; returns which layer answers to the name of each that is gone.
 
     Raises ConfigError for a cure that the model does not offer.
     """
     graph = model.graph
-    offered = {(cure.kind, cure.name): cure for cure in find(graph, {cure.kind for cure in cures})}
-    norms = {norm.node.name: norm for norm in _norms(graph)} if any(cure.kind == "norms" for cure in cures) else {}
+    offered = {(rewrite.kind, rewrite.name): rewrite for rewrite in find(graph, {rewrite.kind for rewrite in rewrites})}
+    norms = (
+        {norm.node.name: norm for norm in _norms(graph)} if any(rewrite.kind == "norms" for rewrite in rewrites) else {}
+    )
     before = {node.name or "" for node in graph}
-    heirs: dict[str, str] = {}
-    for cure in cures:
-        if (cure.kind, cure.name) not in offered:
-            near = nearest(cure.name, [name for kind, name in offered if kind == cure.kind])
+    successors: dict[str, str] = {}
+    for rewrite in rewrites:
+        if (rewrite.kind, rewrite.name) not in offered:
+            near = nearest(rewrite.name, [name for kind, name in offered if kind == rewrite.kind])
             hint = f"did you mean {near!r}?" if near else "run `trt-helper locate --cures ...` again on this model"
-            raise ConfigError(f"the model offers no cure of {cure.name!r} by {cure.kind}", fix=hint)
-        if cure.kind == "constants":
-            _saturate(graph.initializers[cure.name])
+            raise ConfigError(f"the model offers no cure of {rewrite.name!r} by {rewrite.kind}", fix=hint)
+        if rewrite.kind == "constants":
+            _saturate(graph.initializers[rewrite.name])
         else:
-            norm = norms[cure.name]
+            norm = norms[rewrite.name]
             _fuse(graph, norm)
-            heirs |= {node.name or "": cure.name for node in norm.members}
+            successors |= {node.name or "": rewrite.name for node in norm.members}
     RemoveUnusedNodesPass()(model)
     alive = {node.name or "" for node in graph}
-    return {name: heir for name, heir in heirs.items() if name in before - alive}
+    return {name: successor for name, successor in successors.items() if name in before - alive}
 
 
 def _saturates(value: ir.Value) -> bool:
@@ -205,7 +207,7 @@ def _norms(graph: ir.Graph) -> list[_Norm]:
     )
     squares = {v.producer(): v for v in starts if v is not None and v.producer() is not None}
     starts |= dict.fromkeys(
-        maker.inputs[0] for maker in squares if maker is not None and maker.op_type in ("Mul", "Pow")
+        producer.inputs[0] for producer in squares if producer is not None and producer.op_type in ("Mul", "Pow")
     )
     found: dict[ir.Node, _Norm] = {}
     for norm in (norm for x in starts if x is not None and (norm := _norm_of(x, place))):

@@ -22,10 +22,10 @@ from trt_helper.onnx_model.graph import Graph, captured, subgraphs
 from trt_helper.onnx_model.names import free_name, names_in
 from trt_helper.onnx_model.precision import Precisions, assign
 from trt_helper.system.files import cannot_write
-from trt_helper.values import Narrow, Plan
+from trt_helper.values import Plan, ReducedPrecision
 
 FLOAT, HALF, BRAIN = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
-TYPES = {Narrow.FP16: HALF, Narrow.BF16: BRAIN}
+TYPES = {ReducedPrecision.FP16: HALF, ReducedPrecision.BF16: BRAIN}
 SUFFIX = {FLOAT: "fp32", HALF: "fp16", BRAIN: "bf16"}
 PROTOBUF_LIMIT = 1_800_000_000  # bytes; above it weights go into a file of their own
 
@@ -60,8 +60,8 @@ class _Renderer:
     def render(self, plan: Plan) -> TypedModel:
         order = list(self.graph)
         for value in self._values():
-            if narrow := self.precisions.tensors.get(value.name or ""):
-                value.type = ir.TensorType(TYPES[narrow])
+            if reduced := self.precisions.tensors.get(value.name or ""):
+                value.type = ir.TensorType(TYPES[reduced])
         for node in order:
             self._type_attributes(node)
             self._type_inputs(node)
@@ -83,11 +83,11 @@ class _Renderer:
 
     def _type_inputs(self, node: ir.Node) -> None:
         follow = self.source.ports[node.name or ""].inputs
-        narrow = self.precisions.layers.get(node.name or "")
+        reduced = self.precisions.layers.get(node.name or "")
         for index, value in enumerate(node.inputs):
             if value is None or value.dtype not in SUFFIX:
                 continue
-            wanted = TYPES[narrow] if narrow and index in follow else FLOAT
+            wanted = TYPES[reduced] if reduced and index in follow else FLOAT
             node.replace_input_with(index, self._as(value, wanted))
         for value in captured(node):
             if value.dtype in (HALF, BRAIN):
@@ -100,21 +100,21 @@ class _Renderer:
         key = (value.name or "", wanted)
         if key not in self.casts:
             if value.const_value is not None and value.is_initializer():
-                self.casts[key] = self._narrow_copy(value, wanted)
+                self.casts[key] = self._reduced_copy(value, wanted)
             else:
                 self.casts[key] = self._cast(value, wanted)
         return self.casts[key]
 
-    def _narrow_copy(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
+    def _reduced_copy(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
         array = value.const_value.numpy()  # type: ignore[union-attr]
-        narrow, exact = round_to_half(array) if wanted is HALF else (array.astype(ml_dtypes.bfloat16), True)
+        reduced, exact = round_to_half(array) if wanted is HALF else (array.astype(ml_dtypes.bfloat16), True)
         if not exact:
             self.unrepresentable.append(value.name or "")
         copy = ir.Value(
             name=self._name(f"{value.name}_{SUFFIX[wanted]}"),
-            const_value=ir.Tensor(narrow),
+            const_value=ir.Tensor(reduced),
             type=ir.TensorType(wanted),
-            shape=ir.Shape(narrow.shape),
+            shape=ir.Shape(reduced.shape),
         )
         self.graph.register_initializer(copy)
         return copy

@@ -124,7 +124,7 @@ def _facts(record: Record) -> dict[str, Any]:
     many = {
         "tolerance of": {n: f"{p['atol']:g} or {p['rtol']:g} rel" for n, p in tolerance.get("per-output", {}).items()},
         "sample": {source: "held out" if source in held_out else "used" for source in sources(record)},
-        "cure of": dict.fromkeys(map(_cure, record.get("cures", ())), "yes"),
+        "cure of": dict.fromkeys(map(_rewrite, record.get("cures", ())), "yes"),
         "input": {value["name"]: _typed(value) for value in record.get("inputs", ())},
         "output": {value["name"]: _typed(value) for value in record.get("outputs", ())},
         "version of": record["versions"],
@@ -132,9 +132,9 @@ def _facts(record: Record) -> dict[str, Any]:
     return whole | {f"{kind} {name}": value for kind, found in many.items() for name, value in found.items()}
 
 
-def _cure(cure: Mapping[str, Any]) -> str:
+def _rewrite(rewrite: Mapping[str, Any]) -> str:
     """A rewrite of the graph in words."""
-    return ", ".join(f"{key} {value}" for key, value in cure.items() if isinstance(value, str))
+    return ", ".join(f"{key} {value}" for key, value in rewrite.items() if isinstance(value, str))
 
 
 def _typed(value: Mapping[str, Any]) -> str:
@@ -223,7 +223,7 @@ def _error_json(error: TensorError | None, tolerance: Tolerance) -> Json | None:
         "mean": _finite(error.mean),
         "median": _finite(error.median),
         "non_finite": error.non_finite,
-        "excess": _finite(error.excess(tolerance)),
+        "excess": _finite(error.error_ratio(tolerance)),
         "passes": error.passes(tolerance),
     }
 

@@ -134,7 +134,7 @@ def outputs_figure(record: Record) -> Figure | None:
 def _output_rows(errors: Iterable[TensorError], plan: str, tolerance: Tolerance) -> list[dict[str, Any]]:
     rows = []
     for error in errors:
-        over = error.excess(tolerance)
+        over = error.error_ratio(tolerance)
         stat = Statistic.MAX if tolerance.stat is Statistic.ELEMWISE else tolerance.stat
         shown = f"{error.non_finite} not finite" if error.non_finite else figure(getattr(error, stat.value))
         atol, rtol = tolerance.of(error.name)

@@ -22,7 +22,7 @@ from trt_helper.search.locate import Located
 from trt_helper.system import machine
 from trt_helper.system.files import write_atomically
 from trt_helper.system.versions import versions
-from trt_helper.values import Inside, LayerReport, Plan, TensorError, Tolerance
+from trt_helper.values import IntermediateError, LayerReport, Plan, TensorError, Tolerance
 
 
 def layer_json(report: LayerReport, *, pinned: bool) -> Json:
@@ -60,8 +60,12 @@ def located_json(located: Located) -> Json:
         "fp32_layers": [name for name in located.pins if name in located.plan.fp32],
         "bf16_layers": [name for name in located.pins if name in located.plan.bf16],
         "cures": [
-            {cure.kind: cure.name, **({"as": cure.op} if cure.op else {}), "without": outputs_json(trial.outputs)}
-            for cure, trial in located.without_cure.items()
+            {
+                rewrite.kind: rewrite.name,
+                **({"as": rewrite.op} if rewrite.op else {}),
+                "without": outputs_json(trial.outputs),
+            }
+            for rewrite, trial in located.without_rewrite.items()
         ],
         "minimal": located.minimal,
         "trials": len(located.trials),
@@ -71,7 +75,7 @@ def located_json(located: Located) -> Json:
         "held_out": list(located.held_out),
         "before": outputs_json(located.before.outputs),
         "after": outputs_json(located.after.outputs),
-        "excess": {"before": number(located.before.excess), "after": number(located.after.excess)},
+        "excess": {"before": number(located.before.error_ratio), "after": number(located.after.error_ratio)},
         "not_computed": {"before": located.before.why, "after": located.after.why},
         "because": located.because,
         "share": share_json(located.graph, located.plan, located.shapes),
@@ -79,11 +83,15 @@ def located_json(located: Located) -> Json:
         "search": list(_search_json(located)),
         "pins": [_pin_json(located, name) for name in located.pins],
         "layers": [layer_json(r, pinned=r.layer.name in located.plan.fp32) for r in located.layers],
-        **({"inside": [_inside_json(one) for one in located.inside]} if located.inside else {}),
+        **(
+            {"inside": [_intermediate_json(one) for one in located.intermediate_errors]}
+            if located.intermediate_errors
+            else {}
+        ),
         "curve": [
             {
                 "pins": p.pins,
-                "foreseen": number(p.foreseen),
+                "foreseen": number(p.predicted),
                 "measured": number(p.measured or 0.0) if p.measured is not None else None,
             }
             for p in located.curve
@@ -93,7 +101,7 @@ def located_json(located: Located) -> Json:
     }
 
 
-def _inside_json(one: Inside) -> Json:
+def _intermediate_json(one: IntermediateError) -> Json:
     return {
         "layer": one.layer,
         "tensor": one.tensor,
@@ -154,7 +162,7 @@ def _search_json(located: Located) -> Iterator[Json]:
             "removed": sorted(before - now),
             "because": because,
             "verdict": trial.verdict.value,
-            "excess": number(trial.excess),
+            "excess": number(trial.error_ratio),
             "not_computed": trial.why,
             "outputs": {e.name: {"max": number(e.max), "non_finite": e.non_finite} for e in trial.outputs},
         }
@@ -163,7 +171,7 @@ def _search_json(located: Located) -> Iterator[Json]:
 
 def _per_sample_json(located: Located) -> list[Json]:
     """Every output of every sample, before and after; before is not known where cures changed the graph."""
-    found = {**located.per_sample, **({"before": ()} if located.without_cure else {})}
+    found = {**located.per_sample, **({"before": ()} if located.without_rewrite else {})}
     return [
         {
             "source": source,
@@ -193,7 +201,7 @@ def _pin_json(located: Located, name: str) -> Json:
         "cause": why,
         "cause_evidence": shown,
         "without": outputs_json(without.outputs) if without else {},
-        "without_excess": number(without.excess) if without else None,
+        "without_excess": number(without.error_ratio) if without else None,
         "not_computed": without.why if without else "",
     }
 
@@ -251,7 +259,7 @@ def compared_json(
     """`compare --json`: every output of every sample, and every layer."""
     passed = all(error.passes(tolerance) for _, outputs in samples for error in outputs)
     found = outputs_json(worst(errors, tolerance) for errors in zip(*(outputs for _, outputs in samples), strict=True))
-    changed = plan.fp32 or plan.bf16 or graph.cures
+    changed = plan.fp32 or plan.bf16 or graph.rewrites
     return {
         "schema": SCHEMA,
         "verdict": "pass" if passed else "fail",
@@ -290,8 +298,8 @@ def converted_json(converted: Converted) -> Json:
         if engine
         else None,
         "pins": [proof_json(proof) for proof in converted.proofs],
-        "added": dict(converted.hold.added),
-        "guarded": sorted(converted.hold.guards),
+        "added": dict(converted.retention.added),
+        "guarded": sorted(converted.retention.guards),
         "builds": len(converted.builds),
     }
 

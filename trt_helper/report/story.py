@@ -34,11 +34,11 @@ class Card:
 
 def headline(record: Record) -> str:
     """The answer in one sentence."""
-    pins, wide, cures = (len(record.get(key, ())) for key in ("fp32_layers", "bf16_layers", "cures"))
+    pins, wide, rewrites = (len(record.get(key, ())) for key in ("fp32_layers", "bf16_layers", "cures"))
     passed = record["verdict"] == "pass"
     done = [f"{pins} of {_candidates(record)} layers {'stays' if pins == 1 else 'stay'} in FP32"] if pins else []
     done += [f"{wide} in BF16"] if wide else []
-    done += [f"{cures} {'part' if cures == 1 else 'parts'} of the graph rewritten"] if cures else []
+    done += [f"{rewrites} {'part' if rewrites == 1 else 'parts'} of the graph rewritten"] if rewrites else []
     if not done:
         return "FP16 is accurate as it is" if passed else "FP16 misses the tolerance; no layer is pinned"
     return f"{', '.join(done)}; the outputs are {'then' if passed else 'still not'} within tolerance"
@@ -65,7 +65,7 @@ def numbers(record: Record) -> list[tuple[str, str]]:
     errors = after(record)
     if errors and not record.get("metric"):
         was = [before.get(error.name, error) for error in errors]
-        _, worst = max(zip(was, errors, strict=True), key=lambda pair: tuple(e.excess(tolerance) for e in pair))
+        _, worst = max(zip(was, errors, strict=True), key=lambda pair: tuple(e.error_ratio(tolerance) for e in pair))
         old = f"{_brief(before[worst.name], tolerance)} → " if worst.name in before and changed(record) else ""
         label = f"{plain(worst.name, 40)}: error, allowed {allowed(tolerance, worst.name)}"
         found.insert(0, (old + _brief(worst, tolerance), label))
@@ -126,7 +126,7 @@ def after(record: Record) -> list[TensorError]:
         return list(errors_of(record["after"]))
     tolerance = tolerance_of(record)
     every = [list(errors_of(sample["outputs"])) for sample in record.get("samples", ()) if not isinstance(sample, str)]
-    return [max(column, key=lambda error: error.excess(tolerance)) for column in zip(*every, strict=False)]
+    return [max(column, key=lambda error: error.error_ratio(tolerance)) for column in zip(*every, strict=False)]
 
 
 def allowed(tolerance: Tolerance, name: str) -> str:
@@ -181,8 +181,8 @@ def _broke(record: Record) -> Iterator[str]:
     if not missed:
         yield "Nothing: with every layer in FP16 each output is within tolerance."
         return
-    worst = max(missed, key=lambda error: (error.excess(tolerance), error.max))
-    over = worst.excess(tolerance)
+    worst = max(missed, key=lambda error: (error.error_ratio(tolerance), error.max))
+    over = worst.error_ratio(tolerance)
     so = f" ({times(over)} times too much)" if over < float("inf") and tolerance.stat is not Statistic.ELEMWISE else ""
     yield (
         f"With every layer in FP16, the output {plain(worst.name, 60)} {_off(worst, tolerance.stat)}{so};"
@@ -192,12 +192,12 @@ def _broke(record: Record) -> Iterator[str]:
     yield of + _samples(record, tolerance)
 
 
-def cure_words(cure: Mapping[str, Any]) -> str:
+def cure_words(rewrite: Mapping[str, Any]) -> str:
     """How a part of the graph is rewritten."""
-    if "norms" in cure:
-        label = short([cure["norms"]])[0]
-        return f"The norm that ends in {label} is one {plain(cure.get('as', 'operator'), 40)} again, at no cost"
-    return f"The constant {plain(cure.get('constants', ''), 60)} is brought into FP16's range, at no cost"
+    if "norms" in rewrite:
+        label = short([rewrite["norms"]])[0]
+        return f"The norm that ends in {label} is one {plain(rewrite.get('as', 'operator'), 40)} again, at no cost"
+    return f"The constant {plain(rewrite.get('constants', ''), 60)} is brought into FP16's range, at no cost"
 
 
 def worst_without(outputs: Mapping[str, Any]) -> str:
@@ -256,11 +256,11 @@ def _done(record: Record) -> Iterator[str]:
         yield f"No layer is pinned: all {of} compute in FP16."
     if record.get("bf16_layers"):
         yield f"{len(record['bf16_layers'])} layers compute in BF16, which has the range of FP32."
-    for cure in record.get("cures", ())[:MOST_NAMED]:
-        yield f"{cure_words(cure)}; without that: {worst_without(cure['without'])}."
+    for rewrite in record.get("cures", ())[:MOST_NAMED]:
+        yield f"{cure_words(rewrite)}; without that: {worst_without(rewrite['without'])}."
     errors = after(record)
     if errors and changed(record) and not record.get("metric"):
-        worst = max(errors, key=lambda error: (error.excess(tolerance), error.max))
+        worst = max(errors, key=lambda error: (error.error_ratio(tolerance), error.max))
         yield (
             f"The worst output, {plain(worst.name, 60)}, then {_off(worst, tolerance.stat)}; allowed is"
             f" {allowed(tolerance, worst.name)}."
@@ -276,8 +276,8 @@ def _sure(record: Record, engine: Record | None) -> Iterator[str]:
     pins = record.get("pins", ())
     proofs = [pin for pin in pins if pin["without"] or pin["not_computed"]]
     if pins and record.get("minimal"):
-        excess = [pin["without_excess"] for pin in proofs]
-        least = min((e for e in excess if e is not None), default=None)
+        error_ratio = [pin["without_excess"] for pin in proofs]
+        least = min((e for e in error_ratio if e is not None), default=None)
         so = f": without it the error is at least {times(least)} times the tolerance" if least is not None else ""
         yield f"Each pin was taken out once more and the result did not pass{so}."
     found = sources(record)

@@ -16,7 +16,7 @@ from trt_helper.builder.layer_info import EngineLayer
 from trt_helper.emulator.compare import compare
 from trt_helper.emulator.emulator import Emulator
 from trt_helper.onnx_model.graph import Graph
-from trt_helper.values import Array, Inside, Plan, Role, TensorName, Tensors, Tolerance
+from trt_helper.values import Array, IntermediateError, Plan, Role, TensorName, Tensors, Tolerance
 
 Computed = Mapping[TensorName, tuple[Array, EngineLayer]]
 """ONNX tensor -> what an engine computed for it, and its kernel."""
@@ -61,15 +61,15 @@ def computed(engine: EngineBuild, graph: Graph, heard: Tensors) -> Computed:
     return {name: (heard[name], kernels[name]) for name in engine.marked if name in heard and name in kernels}
 
 
-def inside(
+def intermediate_errors(
     emulator: Emulator, plan: Plan, feed: Mapping[TensorName, Array], found: Computed, tolerance: Tolerance
-) -> tuple[Inside, ...]:
+) -> tuple[IntermediateError, ...]:
     """What an engine computed against FP32, next to what is emulated, in the graph's order.
 
     Tensors of another shape than ONNX gives them are left out: they are not what they were taken for.
     """
     return tuple(
-        Inside(
+        IntermediateError(
             step.layer.name,
             name,
             found[name][1].name,
@@ -83,7 +83,7 @@ def inside(
     )
 
 
-def complaint(found: Sequence[Inside], *, excludable: bool) -> str | None:
+def complaint(found: Sequence[IntermediateError], *, excludable: bool) -> str | None:
     """What to say of tensors that precision does not explain; with what to exclude, where tactics can be."""
     farther = [one for one in found if one.is_farther]
     if not farther:

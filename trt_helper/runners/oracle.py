@@ -18,10 +18,21 @@ from trt_helper.inputs.metric import Metric
 from trt_helper.inputs.samples import Sample
 from trt_helper.inputs.shapes import Range
 from trt_helper.onnx_model.graph import Graph
-from trt_helper.runners.intermediate_errors import complaint, computed, inside, to_hear
+from trt_helper.runners.intermediate_errors import complaint, computed, intermediate_errors, to_hear
 from trt_helper.runners.run import Runner, execute, listen, runner_here
-from trt_helper.search.oracle import PerSample, weigh
-from trt_helper.values import DISAGREE, Array, Inside, LayerName, Plan, TensorName, Tensors, Tolerance, Trial, Verdict
+from trt_helper.search.oracle import PerSample, judge_outputs
+from trt_helper.values import (
+    DISAGREE,
+    Array,
+    IntermediateError,
+    LayerName,
+    Plan,
+    TensorName,
+    Tensors,
+    Tolerance,
+    Trial,
+    Verdict,
+)
 
 MARKED_ENGINES = 4  # neighbours of what is made an output in one of them can still be fused with others
 
@@ -59,8 +70,8 @@ class RunnerOracle:
         with tempfile.TemporaryDirectory(prefix="trt-helper-") as folder:
             runs = self._run(plan, Path(folder))
         self.inferences += self.repeats * len(self.samples)
-        weighed = [weigh(plan, found, self.references, self.tolerance, self.metric) for found in runs]
-        worst = max(range(len(runs)), key=lambda index: weighed[index][0].excess)
+        weighed = [judge_outputs(plan, found, self.references, self.tolerance, self.metric) for found in runs]
+        worst = max(range(len(runs)), key=lambda index: weighed[index][0].error_ratio)
         self.per_sample[plan] = weighed[worst][1]
         return agreed([trial for trial, _ in weighed]), runs[worst]
 
@@ -70,7 +81,9 @@ class RunnerOracle:
             self, samples=[self.samples[i] for i in indices], references=[self.references[i] for i in indices]
         )
 
-    def inside(self, plan: Plan, emulator: Emulator, warn: Callable[[str], None]) -> tuple[Inside, ...]:
+    def intermediate_errors(
+        self, plan: Plan, emulator: Emulator, warn: Callable[[str], None]
+    ) -> tuple[IntermediateError, ...]:
         """What the engine of `plan` computes between its kernels, on the first sample.
 
         It is evidence from an engine of its own, and never decides anything: where there is none, `warn` hears why.
@@ -88,7 +101,9 @@ class RunnerOracle:
             warn(said)
         return found
 
-    def _heard(self, plan: Plan, emulator: Emulator, sample: Sample, warn: Callable[[str], None]) -> tuple[Inside, ...]:
+    def _heard(
+        self, plan: Plan, emulator: Emulator, sample: Sample, warn: Callable[[str], None]
+    ) -> tuple[IntermediateError, ...]:
         """From one engine where TensorRT has debug tensors, else from several with some tensors as outputs each."""
         tensors = to_hear(self.graph, plan)
         found: dict[TensorName, tuple[Array, EngineLayer]] = {}
@@ -104,7 +119,7 @@ class RunnerOracle:
                     f"{engine.builder} has no debug tensors: the inside is that of {engines} engines, each with "
                     f"some {len(marks)} tensors as outputs, which changes what is fused"
                 )
-        return inside(emulator, plan, sample.feed, found, self.tolerance)
+        return intermediate_errors(emulator, plan, sample.feed, found, self.tolerance)
 
     def _listened(self, plan: Plan, marks: Sequence[TensorName], sample: Sample) -> tuple[EngineBuild, Tensors]:
         with tempfile.TemporaryDirectory(prefix="trt-helper-") as folder:
@@ -152,9 +167,9 @@ def runner_oracle(graph: Graph, *, runner: str, **how: Any) -> RunnerOracle:
 
 def agreed(trials: Sequence[Trial]) -> Trial:
     """The worst of the repeats where all have the same verdict; else UNRESOLVED, with the range that was seen."""
-    worst = max(trials, key=lambda trial: trial.excess)
+    worst = max(trials, key=lambda trial: trial.error_ratio)
     if len({trial.verdict for trial in trials}) == 1:
         return worst
-    best = min(trial.excess for trial in trials)
-    why = f"{DISAGREE}: {best:.3g} to {worst.excess:.3g} times the tolerance in {len(trials)} runs"
+    best = min(trial.error_ratio for trial in trials)
+    why = f"{DISAGREE}: {best:.3g} to {worst.error_ratio:.3g} times the tolerance in {len(trials)} runs"
     return replace(worst, verdict=Verdict.UNRESOLVED, why=why)

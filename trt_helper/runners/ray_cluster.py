@@ -28,7 +28,7 @@ from trt_helper.onnx_model.graph import Graph, read_graph
 from trt_helper.onnx_model.load import Model
 from trt_helper.search.oracle import PerSample, emulated
 from trt_helper.system.versions import versions
-from trt_helper.values import Array, Cure, Plan, Trial, Verdict
+from trt_helper.values import Array, Plan, Rewrite, Trial, Verdict
 
 RETRIES = 3  # times that a trial is begun again after its worker was lost
 APART = 1 << 10  # bytes; larger weights travel beside the model, and every worker of a machine reads the same copy
@@ -103,7 +103,7 @@ class ClusterOracle:
     task: Any  # the remote function
     slots: int  # trials that the cluster can run at a time
     which: tuple[int, ...]
-    ahead: Callable[[], Iterable[Plan]] = field(default=tuple, init=False)  # what may be asked for next
+    speculative: Callable[[], Iterable[Plan]] = field(default=tuple, init=False)  # what may be asked for next
     inferences: int = field(default=0, init=False)
     per_sample: dict[Plan, PerSample] = field(default_factory=dict, init=False)  # the errors of every plan judged
 
@@ -129,8 +129,8 @@ class ClusterOracle:
 
     def _begun(self, asked: Key) -> ray.ObjectRef:
         """Begin this trial, and as many of those ahead as there is room for; give up the others."""
-        ahead = ((self.job, self.which, plan) for plan in self.ahead())
-        keys = list(islice(chain([asked], ahead), self.slots))
+        speculative = ((self.job, self.which, plan) for plan in self.speculative())
+        keys = list(islice(chain([asked], speculative), self.slots))
         _cancel(self.running, self.running.keys() - keys)
         for key in keys:
             if key not in self.running:
@@ -176,7 +176,7 @@ class _Packed:
 
     path: Path
     sha256: str
-    cures: tuple[Cure, ...]
+    rewrites: tuple[Rewrite, ...]
     proto: bytes  # large weights are external there, and their location is a place in `weights`
     weights: tuple[Array, ...]
 
@@ -198,7 +198,7 @@ def _packed(graph: Graph) -> _Packed:
             if attribute.type is ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
                 node.attributes[name] = ir.AttrTensor(name, ir.tensor(attribute.value.numpy(), attribute.value.dtype))
     proto: onnx.ModelProto = ir.to_proto(model)
-    return _Packed(graph.source.path, graph.source.sha256, graph.cures, proto.SerializeToString(), tuple(weights))
+    return _Packed(graph.source.path, graph.source.sha256, graph.rewrites, proto.SerializeToString(), tuple(weights))
 
 
 def _unpacked(packed: _Packed) -> Graph:
@@ -208,7 +208,7 @@ def _unpacked(packed: _Packed) -> Graph:
         if isinstance(tensor, ir.ExternalTensor):
             array = packed.weights[int(str(tensor.location))]
             value.const_value = ir.Tensor(array, dtype=tensor.dtype, shape=tensor.shape, name=tensor.name)
-    return read_graph(Model(packed.path, packed.sha256, model), packed.cures)
+    return read_graph(Model(packed.path, packed.sha256, model), packed.rewrites)
 
 
 def _initializers(model: ir.Model) -> list[ir.Value]:

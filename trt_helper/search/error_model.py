@@ -23,7 +23,7 @@ from typing import Protocol
 
 import numpy as np
 
-from trt_helper.search.strategy import Guess
+from trt_helper.search.strategy import Prediction
 from trt_helper.values import Array, LayerName, Plan, Statistic, TensorName
 
 ValueName = tuple[TensorName, LayerName]  # a tensor and its maker; weights have no tensor, inputs no maker
@@ -41,21 +41,21 @@ class Names(Protocol):
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Rounding:
+class RoundingEffect:
     """One value that the empty plan rounds; weights have a maker and no reader.
 
     `together` and `apart` are signed errors over tolerance at the watched elements of the outputs.
     """
 
-    makers: frozenset[LayerName]  # rounded unless all of these are pinned
-    readers: tuple[LayerName, ...]  # and then still rounded for each of these that is not
-    together: Array  # everybody reads it rounded
-    apart: tuple[Array, ...] = ()  # only this reader does; empty where that was not looked at
+    producers: frozenset[LayerName]  # rounded unless all of these are pinned
+    consumers: tuple[LayerName, ...]  # and then still rounded for each of these that is not
+    for_all_consumers: Array  # everybody reads it rounded
+    per_consumer: tuple[Array, ...] = ()  # only this reader does; empty where that was not looked at
     value: ValueName = ("", "")
 
     @property
     def names(self) -> frozenset[LayerName]:
-        return self.makers.union(self.readers)
+        return self.producers.union(self.consumers)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -69,13 +69,13 @@ class Conflict:
     errors: Array  # signed, over the tolerance, at the watched elements
 
 
-class Foresight:
+class ErrorModel:
     """Foretells the error of any plan, over the tolerance, from what single roundings do."""
 
     def __init__(
         self,
         layers: Sequence[LayerName],
-        roundings: Sequence[Rounding],
+        rounding_effects: Sequence[RoundingEffect],
         statistic: Statistic = Statistic.MAX,
         conflicts: Sequence[Conflict] = (),
         prices: Mapping[LayerName, float] | None = None,
@@ -83,48 +83,48 @@ class Foresight:
         self._layers = tuple(layers)
         self._prices = prices or {}  # what pinning a layer costs; decides only between equals
         self._statistic = statistic
-        self._roundings = _blame(roundings, conflicts, self._prices)
-        classes = _Classes(self._roundings)
-        self._together = [classes.of(index, -1) for index in range(len(self._roundings))]
-        self._apart = [
-            tuple(classes.of(index, reader) for reader in range(len(rounding.apart)))
-            for index, rounding in enumerate(self._roundings)
+        self._rounding_effects = _blame(rounding_effects, conflicts, self._prices)
+        classes = _Classes(self._rounding_effects)
+        self._for_all = [classes.of(index, -1) for index in range(len(self._rounding_effects))]
+        self._per_consumer = [
+            tuple(classes.of(index, consumer) for consumer in range(len(rounding.per_consumer)))
+            for index, rounding in enumerate(self._rounding_effects)
         ]
         self._squares = classes.squares()
         self._touching: dict[LayerName, list[int]] = {name: [] for name in layers}
-        self._heard_by: dict[int, set[LayerName]] = {}
-        for index, rounding in enumerate(self._roundings):
+        self._layers_of: dict[int, set[LayerName]] = {}
+        for index, rounding in enumerate(self._rounding_effects):
             for name in rounding.names:
                 self._touching[name].append(index)
-                for number in (self._together[index], *self._apart[index]):
-                    self._heard_by.setdefault(abs(number), set()).add(name)
+                for number in (self._for_all[index], *self._per_consumer[index]):
+                    self._layers_of.setdefault(abs(number), set()).add(name)
 
     def error(self, plan: Plan) -> float:
         """Foreseen error over tolerance of `plan`."""
-        return self._size(self._total(self._loud(plan.fp32)))
+        return self._size(self._total(self._active(plan.fp32)))
 
-    def guess(self) -> Guess:
+    def prediction(self) -> Prediction:
         """The order in which pins help most, what each further one leaves, and what any plan would."""
         given_up, errors = self._give_up()
-        return Guess(given_up[::-1], errors[::-1], self.error, self.without)
+        return Prediction(given_up[::-1], errors[::-1], self.error, self.without)
 
     def _of_rounding(self, index: int, pinned: Names) -> tuple[int, ...]:
         """The classes of effects that rounding `index` has under a set of pins, negative for the opposite effect."""
-        rounding = self._roundings[index]
-        if not all(name in pinned for name in rounding.makers):
-            return (self._together[index],)
-        rounding_readers = [i for i, name in enumerate(rounding.readers) if name not in pinned]
+        rounding = self._rounding_effects[index]
+        if not all(name in pinned for name in rounding.producers):
+            return (self._for_all[index],)
+        rounding_readers = [i for i, name in enumerate(rounding.consumers) if name not in pinned]
         if not rounding_readers:
             return ()
-        if len(rounding_readers) == len(rounding.readers) or not rounding.apart:
-            return (self._together[index],)
-        return tuple(self._apart[index][i] for i in rounding_readers)
+        if len(rounding_readers) == len(rounding.consumers) or not rounding.per_consumer:
+            return (self._for_all[index],)
+        return tuple(self._per_consumer[index][i] for i in rounding_readers)
 
-    def _loud(self, pinned: frozenset[LayerName]) -> Counter[int]:
-        return Counter(c for index in range(len(self._roundings)) for c in self._of_rounding(index, pinned))
+    def _active(self, pinned: frozenset[LayerName]) -> Counter[int]:
+        return Counter(c for index in range(len(self._rounding_effects)) for c in self._of_rounding(index, pinned))
 
-    def _total(self, loud: Iterable[int]) -> Array:
-        present = set(loud)
+    def _total(self, active: Iterable[int]) -> Array:
+        present = set(active)
         total: Array = self._squares[sorted(abs(c) for c in present if -c not in present)].sum(axis=0)
         return total
 
@@ -137,25 +137,27 @@ class Foresight:
     def _give_up(self) -> tuple[list[LayerName], list[float]]:
         """Give up the pin that is missed least, one after the other, until nothing is pinned."""
         kept = dict.fromkeys(self._layers)
-        loud: Counter[int] = Counter()
+        active: Counter[int] = Counter()
         order: list[LayerName] = []
         errors = [0.0]
         for name in self._negligible():
-            self._toggle(name, kept, loud)
+            self._toggle(name, kept, active)
             order.append(name)
             errors.append(errors[-1])
-        total = self._total(loud)
-        change = {name: self._change(name, kept, loud) for name in kept}
+        total = self._total(active)
+        change = {name: self._change(name, kept, active) for name in kept}
         while kept:
             name = self._least_missed({other: self._size(total + change[other]) for other in kept})
-            self._toggle(name, kept, loud)
-            total = self._total(loud)
+            self._toggle(name, kept, active)
+            total = self._total(active)
             order.append(name)
             errors.append(self._size(total))
-            touched = {abs(c) for index in self._touching[name] for c in (self._together[index], *self._apart[index])}
-            near = {other for number in touched for other in self._heard_by[number]}
+            touched = {
+                abs(c) for index in self._touching[name] for c in (self._for_all[index], *self._per_consumer[index])
+            }
+            near = {other for number in touched for other in self._layers_of[number]}
             for other in near & kept.keys():
-                change[other] = self._change(other, kept, loud)
+                change[other] = self._change(other, kept, active)
             change.pop(name)
         return order, errors
 
@@ -164,29 +166,29 @@ class Foresight:
         least = min(sizes.values()) * (1 + TIE)
         return max((name for name in sizes if sizes[name] <= least), key=lambda name: self._prices.get(name, 0.0))
 
-    def _toggle(self, name: LayerName, kept: dict[LayerName, None], loud: Counter[int]) -> None:
+    def _toggle(self, name: LayerName, kept: dict[LayerName, None], active: Counter[int]) -> None:
         before = [c for index in self._touching[name] for c in self._of_rounding(index, kept)]
         kept.pop(name)
-        loud.subtract(before)
-        loud.update(c for index in self._touching[name] for c in self._of_rounding(index, kept))
-        for c in [c for c, count in loud.items() if count <= 0]:
-            del loud[c]
+        active.subtract(before)
+        active.update(c for index in self._touching[name] for c in self._of_rounding(index, kept))
+        for c in [c for c, count in active.items() if count <= 0]:
+            del active[c]
 
-    def _change(self, name: LayerName, kept: dict[LayerName, None], loud: Counter[int]) -> Array:
+    def _change(self, name: LayerName, kept: dict[LayerName, None], active: Counter[int]) -> Array:
         """What giving up `name` adds to the squared errors."""
         counts = Counter(c for index in self._touching[name] for c in self._of_rounding(index, _Without(kept, name)))
         counts.subtract(c for index in self._touching[name] for c in self._of_rounding(index, kept))
         change: Array = np.zeros(self._squares.shape[1])
         for number in sorted({abs(c) for c in counts}):
-            was = (loud[number] > 0) != (loud[-number] > 0)
-            now = (loud[number] + counts[number] > 0) != (loud[-number] + counts[-number] > 0)
+            was = (active[number] > 0) != (active[-number] > 0)
+            now = (active[number] + counts[number] > 0) != (active[-number] + counts[-number] > 0)
             change += (int(now) - int(was)) * self._squares[number]
         return change
 
     def _negligible(self) -> list[LayerName]:
         """Layers that can be given up all at once, smallest effect first."""
         own = {
-            name: sum(float(self._squares[abs(self._together[i])].max(initial=0.0)) for i in self._touching[name])
+            name: sum(float(self._squares[abs(self._for_all[i])].max(initial=0.0)) for i in self._touching[name])
             for name in self._layers
         }
         ordered = sorted(self._layers, key=lambda layer: own[layer])
@@ -196,30 +198,30 @@ class Foresight:
     def without(self, plan: Plan) -> Mapping[LayerName, float]:
         """Foreseen error over tolerance of `plan` without each of its pins, the most expensive and last layer first."""
         kept = {name: None for name in self._layers if name in plan.fp32}
-        loud = self._loud(plan.fp32)
-        total = self._total(loud)
+        active = self._active(plan.fp32)
+        total = self._total(active)
         names = [*reversed(kept)]
         names.sort(key=lambda name: -self._prices.get(name, 0.0))
-        return {name: self._size(total + self._change(name, kept, loud)) for name in names}
+        return {name: self._size(total + self._change(name, kept, active)) for name in names}
 
 
 def _blame(
-    roundings: Sequence[Rounding], conflicts: Sequence[Conflict], prices: Mapping[LayerName, float]
-) -> tuple[Rounding, ...]:
+    rounding_effects: Sequence[RoundingEffect], conflicts: Sequence[Conflict], prices: Mapping[LayerName, float]
+) -> tuple[RoundingEffect, ...]:
     """Let one party of each conflict do its harm alone, so that silencing those takes the fewest and cheapest pins."""
     if not conflicts:
-        return tuple(roundings)
-    place = {rounding.value: index for index, rounding in enumerate(roundings)}
+        return tuple(rounding_effects)
+    place = {rounding.value: index for index, rounding in enumerate(rounding_effects)}
     ways = product(*([[place[value] for value in party] for party in conflict.parties] for conflict in conflicts))
 
     def pins(way: Iterable[Sequence[int]]) -> tuple[int, float]:
-        names = frozenset[LayerName]().union(*(roundings[index].names for party in way for index in party))
+        names = frozenset[LayerName]().union(*(rounding_effects[index].names for party in way for index in party))
         return len(names), sum(prices.get(name, 0.0) for name in sorted(names))
 
-    blamed = list(roundings)
+    blamed = list(rounding_effects)
     for party, conflict in zip(min(islice(ways, MOST_BLAMES), key=pins), conflicts, strict=True):
         for index in party:
-            blamed[index] = replace(blamed[index], together=conflict.errors, apart=())
+            blamed[index] = replace(blamed[index], for_all_consumers=conflict.errors, per_consumer=())
     return tuple(blamed)
 
 
@@ -239,16 +241,16 @@ class _Classes:
     Only neighbours are compared; an effect that was set to another's exact opposite is recognised anywhere.
     """
 
-    def __init__(self, roundings: Sequence[Rounding]) -> None:
+    def __init__(self, rounding_effects: Sequence[RoundingEffect]) -> None:
         self._effects: list[Array] = []
         self._exact: dict[bytes, int] = {}
         self._numbers: dict[tuple[int, int], int] = {}
         near: dict[LayerName, list[int]] = {}
-        for index, rounding in enumerate(roundings):
-            for reader, errors in enumerate((rounding.together, *rounding.apart), start=-1):
+        for index, rounding in enumerate(rounding_effects):
+            for consumer, errors in enumerate((rounding.for_all_consumers, *rounding.per_consumer), start=-1):
                 known = {number for name in rounding.names for number in near.get(name, ())}
                 number = self._find(errors, known)
-                self._numbers[index, reader] = number
+                self._numbers[index, consumer] = number
                 for name in rounding.names:
                     near.setdefault(name, []).append(abs(number))
 
@@ -265,9 +267,9 @@ class _Classes:
         self._exact[errors.tobytes()] = len(self._effects)
         return len(self._effects)
 
-    def of(self, index: int, reader: int) -> int:
+    def of(self, index: int, consumer: int) -> int:
         """The class of one effect; reader -1 is all of them together."""
-        return self._numbers[index, reader]
+        return self._numbers[index, consumer]
 
     def squares(self) -> Array:
         """Squared errors, shape (1 + classes, watched elements); no class has number 0."""

@@ -129,7 +129,7 @@ def _trial_json(trial: Trial) -> dict[str, Any]:
         "plan": _plan_json(trial.plan),
         "verdict": trial.verdict.value,
         "outputs": [asdict(error) for error in trial.outputs],
-        "excess": trial.excess,
+        "excess": trial.error_ratio,
         "sample": trial.sample,
         "why": trial.why,
     }
@@ -141,7 +141,7 @@ def _trial(entry: Mapping[str, Any]) -> Trial:
         plan=_plan(entry["plan"]),
         verdict=Verdict(entry["verdict"]),
         outputs=outputs,
-        excess=float(entry["excess"]),
+        error_ratio=float(entry["excess"]),
         sample=int(entry["sample"]),
         why=str(entry["why"]),
     )

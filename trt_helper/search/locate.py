@@ -9,19 +9,30 @@ from itertools import count
 from typing import Any
 
 from trt_helper.emulator.emulator import Emulator
-from trt_helper.emulator.layer_errors import survey
+from trt_helper.emulator.layer_errors import measure_layers
 from trt_helper.inputs.metric import Metric
 from trt_helper.inputs.references import references
 from trt_helper.inputs.samples import Sample, hold_out
 from trt_helper.onnx_model.cost import Shapes, prices
 from trt_helper.onnx_model.graph import Graph
-from trt_helper.search.error_model import Conflict, Foresight, Rounding
+from trt_helper.search.error_model import Conflict, ErrorModel, RoundingEffect
 from trt_helper.search.journal import Journal
 from trt_helper.search.oracle import EmulatedOracle, PerSample, control_error, median_warnings
-from trt_helper.search.rounding_effects import conflict, looked_at, roundings
-from trt_helper.search.strategy import HOPE, Guess, Stop, Strategy, Try, drive, smallest
-from trt_helper.system.array_store import Store
-from trt_helper.values import Cure, Feed, Inside, LayerReport, Plan, Statistic, Tensors, Tolerance, Trial, Verdict
+from trt_helper.search.rounding_effects import conflict, looked_at, rounding_effects
+from trt_helper.search.strategy import HOPE, Prediction, Stop, Strategy, Try, drive, smallest
+from trt_helper.system.array_store import ArrayStore
+from trt_helper.values import (
+    Feed,
+    IntermediateError,
+    LayerReport,
+    Plan,
+    Rewrite,
+    Statistic,
+    Tensors,
+    Tolerance,
+    Trial,
+    Verdict,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +40,7 @@ class CurvePoint:
     """The best plan of a size: error over tolerance as foreseen, and as measured where it was tried."""
 
     pins: int
-    foreseen: float
+    predicted: float
     measured: float | None
 
 
@@ -55,10 +66,12 @@ class Located:
     curve: tuple[CurvePoint, ...]
     reasons: tuple[str, ...] = ()  # why each of the trials was made
     per_sample: Mapping[str, PerSample] = field(default_factory=dict)  # 'before' and 'after'; () if not computable
-    without_cure: Mapping[Cure, Trial] = field(default_factory=dict)  # the plan without each cure of the graph
+    without_rewrite: Mapping[Rewrite, Trial] = field(default_factory=dict)  # the plan without each cure of the graph
     shapes: Shapes = field(default_factory=dict)  # of every tensor, for the first sample
     runner: str = "emulate"  # what judged the trials
-    inside: tuple[Inside, ...] = ()  # what its engine of the empty plan computed between kernels: no verdict
+    intermediate_errors: tuple[
+        IntermediateError, ...
+    ] = ()  # what its engine of the empty plan computed between kernels: no verdict
 
     @property
     def pins(self) -> tuple[str, ...]:
@@ -107,7 +120,7 @@ def locate(
     expected: Sequence[Tensors] | None = None,
     oracle: Callable[..., Any] | None = None,
     runner: str = "emulate",
-    store: Store | None = None,
+    store: ArrayStore | None = None,
     on_event: Callable[[Event], None] = lambda _event: None,
     on_warning: Callable[[str], None] = lambda _text: None,
     on_progress: Progress = quiet,
@@ -125,7 +138,7 @@ def locate(
     """
     listener = _Listener(on_event, on_warning, on_progress, [])
     search = _Search(graph, samples, tolerance, metric, budget, journal, listener, oracle, expected, store)
-    stop, plan = search.run(smallest(graph.candidates, search.guess))
+    stop, plan = search.run(smallest(graph.candidates, search.prediction))
     if budget.pins is not None and len(plan) > budget.pins:
         stop, plan = search.best_within(budget.pins, len(plan))
     after = search.judge_all(plan)
@@ -151,8 +164,10 @@ def locate(
         trials=tuple(search.trials),
         shapes=search.shapes(),
         per_sample={"before": search.per_sample(Plan()), "after": search.per_sample(plan)},
-        layers=search.survey() if plan.fp32 or every_layer else (),
-        inside=search.inside(before) if runner != "emulate" and before.verdict is Verdict.FAIL else (),
+        layers=search.measure_layers() if plan.fp32 or every_layer else (),
+        intermediate_errors=search.intermediate_errors(before)
+        if runner != "emulate" and before.verdict is Verdict.FAIL
+        else (),
         inferences=search.inferences,
         seconds=time.monotonic() - search.started,
         warnings=tuple(listener.warnings),
@@ -190,7 +205,7 @@ class _Search:
         listener: _Listener,
         oracle: Callable[..., Any] | None,
         expected: Sequence[Tensors] | None,
-        store: Store | None,
+        store: ArrayStore | None,
     ) -> None:
         self.started = time.monotonic()
         self.graph = graph
@@ -207,16 +222,16 @@ class _Search:
         self._emulated = EmulatedOracle(self.emulator, **how)
         self._oracle: Any = oracle(graph, **how) if oracle else self._emulated
         self.searched, self.held_out = hold_out(samples)
-        self.evidence: Guess | None = None
+        self.evidence: Prediction | None = None
         self.trials: list[Trial] = []
         self.reasons: list[str] = []
         self.inferences = len(samples) if expected is None else 0
         self._feeds: list[Feed] = []  # what the evidence is taken from
-        self._roundings: list[Rounding] = []
+        self._rounding_effects: list[RoundingEffect] = []
         self._conflicts: list[Conflict] = []
         self._prices: dict[str, float] = {}
         self._shapes: Shapes = {}
-        self._ahead: Callable[[], Iterable[Plan]] = tuple
+        self._speculative: Callable[[], Iterable[Plan]] = tuple
         self._judged: dict[tuple[tuple[int, ...], Plan], Trial] = {}
         self._per_sample: dict[Plan, PerSample] = {}
 
@@ -227,7 +242,7 @@ class _Search:
             self.listener.event(event)
             if isinstance(event, Try):
                 self.reasons.append(event.because)
-                self._ahead = event.ahead
+                self._speculative = event.speculative
             if isinstance(event, Trial):
                 self.trials.append(event)
                 if event.verdict is Verdict.PASS and (best is None or len(event.plan) < len(best)):
@@ -242,7 +257,7 @@ class _Search:
 
     def _try(self, plan: Plan) -> Trial:
         """Judge a plan for the search. It passes when the held-out samples agree; else they are held out no longer."""
-        trial = self._judge(plan, self.searched, self._ahead)
+        trial = self._judge(plan, self.searched, self._speculative)
         if trial.verdict is not Verdict.PASS or not self.held_out:
             return trial
         everywhere = self.judge_all(plan)
@@ -269,7 +284,7 @@ class _Search:
             if all(trial.plan != plan for trial in self.trials):
                 self.reasons.append(f"the first {pins} pins in the foreseen order")
                 self.trials.append(self._judge(plan, self.searched))
-        best = min((t for t in self.trials if len(t.plan) <= pins), key=lambda t: (t.excess, len(t.plan))).plan
+        best = min((t for t in self.trials if len(t.plan) <= pins), key=lambda t: (t.error_ratio, len(t.plan))).plan
         because = f"the best of those tried with at most {pins} pins; {enough} pins are enough"
         return Stop(best, minimal=False, because=because), best
 
@@ -280,18 +295,20 @@ class _Search:
         measured: dict[int, float] = {}
         for trial in self.trials:
             size = len(trial.plan)
-            measured[size] = min(measured.get(size, float("inf")), trial.excess)
+            measured[size] = min(measured.get(size, float("inf")), trial.error_ratio)
         errors = self.evidence.errors
         sizes = {round(step * (len(errors) - 1) / 64) for step in range(65)} | measured.keys()
         return tuple(CurvePoint(k, errors[k], measured.get(k)) for k in sorted(sizes))
 
-    def survey(self) -> tuple[LayerReport, ...]:
+    def measure_layers(self) -> tuple[LayerReport, ...]:
         """What FP16 does to every layer, over all samples."""
         done, total = count(1), len(self.samples) * len(self.graph.layers)
         self.inferences += 3 * len(self.samples)  # reference, accumulated and isolated
         feeds = [sample.feed for sample in self.samples]
         told = self.listener.progress
-        return survey(self.emulator, Plan(), feeds, self.tolerance, lambda: told("every layer", next(done), total))
+        return measure_layers(
+            self.emulator, Plan(), feeds, self.tolerance, lambda: told("every layer", next(done), total)
+        )
 
     def judge_all(self, plan: Plan) -> Trial:
         """Judge a plan on every sample, held out or not."""
@@ -302,19 +319,19 @@ class _Search:
         self.inferences += len(self.samples)
         return self._emulated.judge(plan)
 
-    def inside(self, failed: Trial) -> tuple[Inside, ...]:
+    def intermediate_errors(self, failed: Trial) -> tuple[IntermediateError, ...]:
         """What the engine of a plan that failed computed between its kernels, if that can be seen here."""
         look = getattr(self._oracle.on([failed.sample]), "inside", None)
         return look(failed.plan, self.emulator, self.listener.warn) if look else ()
 
-    def _judge(self, plan: Plan, samples: Sequence[Sample], ahead: Callable[[], Iterable[Plan]] = tuple) -> Trial:
+    def _judge(self, plan: Plan, samples: Sequence[Sample], speculative: Callable[[], Iterable[Plan]] = tuple) -> Trial:
         """Judge a plan on `samples`; what was judged before is remembered. `ahead` is what may be asked next."""
         which = [index for index, sample in enumerate(self.samples) if sample in samples]
         key = (tuple(which), plan)
         if key not in self._judged:
             oracle = self._oracle.on(which)
             if hasattr(oracle, "ahead"):  # it judges several plans side by side
-                oracle.ahead = ahead
+                oracle.speculative = speculative
             judge = self.journal.remember(oracle.judge, label(self.graph, which)) if self.journal else oracle.judge
             self._judged[key] = judge(plan)
             self.inferences += oracle.inferences
@@ -338,11 +355,11 @@ class _Search:
             self._per_sample.update(oracle.per_sample)
         return self._per_sample.get(plan, ())
 
-    def guess(self, trial: Trial) -> Guess:
+    def prediction(self, trial: Trial) -> Prediction:
         """What the evidence says after `trial`: what each rounding does, and what those do that surprised."""
         if self.evidence is None:
             self._feeds = [self.searched[i].feed for i in looked_at(len(self.searched), trial.sample)]
-            self._roundings, passes = roundings(
+            self._rounding_effects, passes = rounding_effects(
                 self.emulator,
                 self._feeds,
                 self._watched_tolerance(),
@@ -350,48 +367,48 @@ class _Search:
             )
             self.inferences += passes
             self._prices = prices(self.graph, self.shapes())
-            self.evidence = self._foresee()
+            self.evidence = self._predict()
             self._warn_when_spread(self.evidence, self._judge(Plan(), self.searched))
         if trial.verdict is Verdict.PASS or self.metric is not None:
             return self.evidence
         expected = self.evidence.error(trial.plan)
-        if trial.excess > SURPRISE * max(expected, 1.0) and len(self._conflicts) < MOST_CONFLICTS:
+        if trial.error_ratio > SURPRISE * max(expected, 1.0) and len(self._conflicts) < MOST_CONFLICTS:
             worst = self.searched[trial.sample].feed
             found, passes = conflict(self.emulator, self._feeds, worst, self.tolerance, trial, expected)
             self.inferences += passes
             if found is not None:
                 self._conflicts.append(found)
-                self.evidence = self._foresee()
+                self.evidence = self._predict()
         return self.evidence
 
-    def _foresee(self) -> Guess:
+    def _predict(self) -> Prediction:
         layers, stat = self.graph.candidates, self.tolerance.stat
-        return Foresight(layers, self._roundings, stat, self._conflicts, self._prices).guess()
+        return ErrorModel(layers, self._rounding_effects, stat, self._conflicts, self._prices).prediction()
 
     def _watched_tolerance(self) -> Tolerance:
         """The tolerance that the roundings are held against; for a metric, one that FP16 misses as far."""
         if self.metric is None:
             return self.tolerance
         nothing = self._judge(Plan(), self.searched)
-        missed = min(max(nothing.excess, 1.0), MOST_MISSED)
+        missed = min(max(nothing.error_ratio, 1.0), MOST_MISSED)
         finite = {e.name: e.max if not e.non_finite else 0.0 for e in nothing.outputs}
-        allowed = {e.name: max(finite[e.name] / missed, e.spread * METRIC_SHARE) for e in nothing.outputs}
+        allowed = {e.name: max(finite[e.name] / missed, e.reference_max * METRIC_SHARE) for e in nothing.outputs}
         return Tolerance(0.0, 0.0, Statistic.MAX, {name: (atol or 1.0, 0.0) for name, atol in allowed.items()})
 
-    def _warn_when_spread(self, evidence: Guess, nothing: Trial) -> None:
+    def _warn_when_spread(self, evidence: Prediction, nothing: Trial) -> None:
         """Say early that no small set exists, what FP16 reaches, and what it would need."""
         count = len(evidence.order)
         enough = next(k for k, error in enumerate(evidence.errors) if error <= HOPE or k == count)
-        if enough <= max(SMALL, SMALL_SHARE * count) or nothing.excess == float("inf"):
+        if enough <= max(SMALL, SMALL_SHARE * count) or nothing.error_ratio == float("inf"):
             return
         tenth = evidence.errors[round(count / 10)]
         self.listener.warn(
             f"rounding is spread over the model: some {enough} of {count} layers would have to stay in FP32. "
-            f"FP16 alone is {nothing.excess:.2g} times the tolerance off, with a tenth of the layers in FP32 about "
-            f"{tenth:.2g} times; loosen the tolerance that much, or set --max-pins"
+            f"FP16 alone is {nothing.error_ratio:.2g} times the tolerance off, with a tenth of the layers in FP32 "
+            f"about {tenth:.2g} times; loosen the tolerance that much, or set --max-pins"
         )
 
 
 def label(graph: Graph, samples: Sequence[int]) -> str:
     """What a trial in the journal was judged on: samples by their number, and the cures of the graph."""
-    return ",".join(map(str, samples)) + "".join(f" {cure.kind}:{cure.name}" for cure in graph.cures)
+    return ",".join(map(str, samples)) + "".join(f" {rewrite.kind}:{rewrite.name}" for rewrite in graph.rewrites)

@@ -36,7 +36,7 @@ class EmulatedOracle:
     def judge(self, plan: Plan) -> Trial:
         """Run `plan` on all samples; the metric decides, else the worst sample against the tolerance."""
         try:
-            return self.weigh(plan, self.run(plan))
+            return self.judge_outputs(plan, self.run(plan))
         except EmulationError as error:
             return Trial(plan, Verdict.UNRESOLVED, why=error.message)
 
@@ -50,9 +50,9 @@ class EmulatedOracle:
         with ThreadPoolExecutor(min(len(self.samples), self.threads)) as pool:
             return list(pool.map(one, range(len(self.samples))))
 
-    def weigh(self, plan: Plan, found: Sequence[Tensors]) -> Trial:
+    def judge_outputs(self, plan: Plan, found: Sequence[Tensors]) -> Trial:
         """Judge outputs that `run` gave."""
-        trial, self.per_sample[plan] = weigh(plan, found, self.references, self.tolerance, self.metric)
+        trial, self.per_sample[plan] = judge_outputs(plan, found, self.references, self.tolerance, self.metric)
         return trial
 
     def on(self, indices: Sequence[int]) -> EmulatedOracle:
@@ -67,7 +67,7 @@ def emulated(graph: Graph, **how: Any) -> EmulatedOracle:
     return EmulatedOracle(Emulator(graph), **how)
 
 
-def weigh(
+def judge_outputs(
     plan: Plan, found: Sequence[Tensors], references: Sequence[Tensors], tolerance: Tolerance, metric: Metric | None
 ) -> tuple[Trial, PerSample]:
     """Judge the outputs of all samples: the metric decides where there is one. And the errors of each sample."""
@@ -75,21 +75,21 @@ def weigh(
     trial = judge(plan, errors, tolerance)
     if metric is None:
         return trial, errors
-    excess = metric.excess(references, found)
-    return replace(trial, verdict=Verdict.PASS if excess <= 1 else Verdict.FAIL, excess=excess), errors
+    error_ratio = metric.error_ratio(references, found)
+    return replace(trial, verdict=Verdict.PASS if error_ratio <= 1 else Verdict.FAIL, error_ratio=error_ratio), errors
 
 
 def judge(plan: Plan, per_sample: Sequence[Sequence[TensorError]], tolerance: Tolerance) -> Trial:
     """The worst sample decides; each output is reported on its own worst sample."""
     outputs = tuple(worst(errors, tolerance) for errors in zip(*per_sample, strict=True))
     passed = all(error.passes(tolerance) for error in outputs)
-    excess = [max((e.excess(tolerance) for e in errors), default=0.0) for errors in per_sample]
-    decisive = max(range(len(excess)), key=lambda index: excess[index])
+    error_ratio = [max((e.error_ratio(tolerance) for e in errors), default=0.0) for errors in per_sample]
+    decisive = max(range(len(error_ratio)), key=lambda index: error_ratio[index])
     return Trial(
         plan,
         Verdict.PASS if passed else Verdict.FAIL,
         outputs,
-        excess[decisive],
+        error_ratio[decisive],
         decisive,
     )
 
@@ -104,7 +104,7 @@ def control_error(trial: Trial, samples: Sequence[Sample], tolerance: Tolerance)
     if trial.why:
         reason = trial.why
     else:
-        error = max(trial.outputs, key=lambda output: output.excess(tolerance))
+        error = max(trial.outputs, key=lambda output: output.error_ratio(tolerance))
         reason = (
             f"{error.name!r} is off by {tolerance.stat.value} {error.max:.3g} at {list(error.worst)}"
             f" on {samples[trial.sample].source}" + (f", {error.non_finite} not finite" if error.non_finite else "")

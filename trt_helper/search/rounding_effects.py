@@ -21,8 +21,8 @@ import numpy as np
 
 from trt_helper.emulator.emulator import Emulator
 from trt_helper.emulator.kernels import EmulationError
-from trt_helper.search.error_model import CAP, NEGLIGIBLE, Conflict, Rounding, ValueName
-from trt_helper.system.array_store import Store
+from trt_helper.search.error_model import CAP, NEGLIGIBLE, Conflict, RoundingEffect, ValueName
+from trt_helper.system.array_store import ArrayStore
 from trt_helper.values import Array, LayerName, Plan, Role, Statistic, TensorName, Tolerance, Trial
 
 WATCHED = 512  # elements per output and sample whose error is followed
@@ -41,14 +41,14 @@ class Value:
     """Something that the empty plan rounds: a tensor, or the weights of a layer (then without a name)."""
 
     tensor: TensorName
-    maker: LayerName  # empty for a graph input, or what a layer without an FP16 form makes
-    readers: tuple[LayerName, ...]  # computing layers that read it, be it through movement layers
+    producer: LayerName  # empty for a graph input, or what a layer without an FP16 form makes
+    consumers: tuple[LayerName, ...]  # computing layers that read it, be it through movement layers
     others: tuple[LayerName, ...]  # readers that take it as it is; an empty name for the graph's outputs
 
     @property
     def names(self) -> frozenset[LayerName]:
         """The layers that would have to be pinned to keep it from being rounded."""
-        return frozenset((self.maker, *self.readers)) - {""}
+        return frozenset((self.producer, *self.consumers)) - {""}
 
 
 def looked_at(samples: int, worst: int) -> list[int]:
@@ -68,10 +68,10 @@ def rounded_values(emulator: Emulator) -> list[Value]:
         if layer.role is Role.COMPUTE and emulator.has_rounded_weights(layer.name)
     ]
     constants = {value.name or "" for value in graph.model.graph.initializers.values()}
-    makers: dict[TensorName, LayerName] = {v.name or "": "" for v in graph.inputs if v.name not in graph.half_io}
-    makers.update(dict.fromkeys(constants, ""))  # for the readers behind a layer that only moves them
-    readers: dict[TensorName, dict[LayerName, bool]] = {}
-    origins: dict[TensorName, tuple[TensorName, ...]] = {name: (name,) for name in makers}
+    producers: dict[TensorName, LayerName] = {v.name or "": "" for v in graph.inputs if v.name not in graph.half_io}
+    producers.update(dict.fromkeys(constants, ""))  # for the readers behind a layer that only moves them
+    consumers: dict[TensorName, dict[LayerName, bool]] = {}
+    origins: dict[TensorName, tuple[TensorName, ...]] = {name: (name,) for name in producers}
     for layer in graph.layers:
         node, ports = graph.nodes[layer.name], graph.ports[layer.name]
         followed = {node.inputs[i].name for i in ports.inputs if node.inputs[i] is not None}  # type: ignore[union-attr]
@@ -81,37 +81,37 @@ def rounded_values(emulator: Emulator) -> list[Value]:
             moved = tuple(dict.fromkeys(o for name in read if name in followed for o in origins[name]))
             for name in written:  # a layer that reads no float fills in a constant of its own
                 origins[name] = moved or (name,)
-                makers.setdefault(name, "")
+                producers.setdefault(name, "")
             continue
         for name in (name for name in read if name not in constants):
             rounds = layer.role is Role.COMPUTE and name in followed
             for origin in origins[name]:
-                known = readers.setdefault(origin, {})
+                known = consumers.setdefault(origin, {})
                 known[layer.name] = known.get(layer.name, False) or rounds
         for name in written if layer.role is Role.COMPUTE else layer.outputs:
             origins[name] = (name,)
-            makers[name] = layer.name if layer.role is Role.COMPUTE else ""
+            producers[name] = layer.name if layer.role is Role.COMPUTE else ""
     for name in graph.outputs:
         for origin in origins.get(name, ()):
-            readers.setdefault(origin, {})[""] = False
+            consumers.setdefault(origin, {})[""] = False
     values = [
         Value(
             tensor,
-            makers[tensor],
+            producers[tensor],
             tuple(name for name, rounds in found.items() if rounds),
-            tuple(name for name, rounds in found.items() if not rounds and makers[tensor]),
+            tuple(name for name, rounds in found.items() if not rounds and producers[tensor]),
         )
-        for tensor, found in readers.items()
+        for tensor, found in consumers.items()
     ]
-    return weights + [value for value in values if value.readers or value.others]
+    return weights + [value for value in values if value.consumers or value.others]
 
 
-def roundings(
+def rounding_effects(
     emulator: Emulator,
     feeds: Sequence[Mapping[TensorName, Array]],
     tolerance: Tolerance,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
-) -> tuple[list[Rounding], int]:
+) -> tuple[list[RoundingEffect], int]:
     """What every rounding does to the outputs of `feeds`, and how many forward passes that took.
 
     Values are rounded in groups that are split as long as they matter, so that a large model with few
@@ -128,41 +128,43 @@ def roundings(
             passes += len(probes)
             return np.concatenate(list(pool.map(lambda probe: probe.errors(places), probes)))
 
-        found: dict[Value, Rounding] = {}
+        found: dict[Value, RoundingEffect] = {}
         queue = _first_groups(every)
         while queue:
             group = queue.pop()
-            together = errors(*(place for value in group for place in _places(value)))
-            matters = np.abs(together).max(initial=0.0) > NEGLIGIBLE / 4 and passes < MOST_PASSES * len(probes)
+            for_all_consumers = errors(*(place for value in group for place in _places(value)))
+            matters = np.abs(for_all_consumers).max(initial=0.0) > NEGLIGIBLE / 4 and passes < MOST_PASSES * len(probes)
             if len(group) > 1 and matters:
                 middle = len(group) // 2
                 queue += [group[middle:], group[:middle]]
                 continue
-            share = together / np.sqrt(len(group))
+            share = for_all_consumers / np.sqrt(len(group))
             for value in group:
-                split = len(group) == 1 and matters and len(value.readers) > 1
-                apart = tuple(errors((value.tensor, reader)) for reader in value.readers) if split else ()
-                makers = frozenset({value.maker} - {""})
-                found[value] = Rounding(makers, value.readers, share, apart, (value.tensor, value.maker))
+                split = len(group) == 1 and matters and len(value.consumers) > 1
+                per_consumer = tuple(errors((value.tensor, consumer)) for consumer in value.consumers) if split else ()
+                producers = frozenset({value.producer} - {""})
+                found[value] = RoundingEffect(
+                    producers, value.consumers, share, per_consumer, (value.tensor, value.producer)
+                )
             done += len(group)
             on_progress(done, len(every))
         for one, other in _opposites(emulator, found):
             left = float(np.abs(errors(*_places(one), *_places(other))).max(initial=0.0))
-            if left <= CANCELLED * float(np.abs(found[one].together).max()):
-                found[other] = replace(found[other], together=-found[one].together)
+            if left <= CANCELLED * float(np.abs(found[one].for_all_consumers).max()):
+                found[other] = replace(found[other], for_all_consumers=-found[one].for_all_consumers)
     return list(found.values()), passes
 
 
-def _opposites(emulator: Emulator, found: Mapping[Value, Rounding]) -> list[tuple[Value, Value]]:
+def _opposites(emulator: Emulator, found: Mapping[Value, RoundingEffect]) -> list[tuple[Value, Value]]:
     """Values that meet in a layer and whose roundings may cancel there, as on the two sides of a difference."""
     children = {layer.name: layer.children for layer in emulator.graph.layers}
     met: dict[LayerName, list[Value]] = {}
     for value, rounding in found.items():
-        if NEGLIGIBLE < np.abs(rounding.together).max(initial=0.0) < CAP:
-            for name in value.readers or children[value.maker]:
+        if NEGLIGIBLE < np.abs(rounding.for_all_consumers).max(initial=0.0) < CAP:
+            for name in value.consumers or children[value.producer]:
                 met.setdefault(name, []).append(value)
     pairs = dict.fromkeys(pair for values in met.values() for pair in combinations(values, 2))
-    return [pair for pair in pairs if _against(*(found[value].together for value in pair)) < OPPOSED]
+    return [pair for pair in pairs if _against(*(found[value].for_all_consumers for value in pair)) < OPPOSED]
 
 
 def _against(a: Array, b: Array) -> float:
@@ -185,8 +187,8 @@ def conflict(
     2 k log2(n / k) passes for k of n. None where they do no such harm, where one of them does it alone, or where that
     would take too many passes.
     """
-    loud = [(value, places) for value in rounded_values(emulator) if (places := _places_under(value, failed.plan))]
-    harm = math.sqrt(max(expected, 1.0) * min(failed.excess, CAP))
+    active = [(value, places) for value in rounded_values(emulator) if (places := _places_under(value, failed.plan))]
+    harm = math.sqrt(max(expected, 1.0) * min(failed.error_ratio, CAP))
     worst = _Probe(emulator, worst_feed, tolerance, emulator.store.part())
     passes = 1
 
@@ -197,31 +199,33 @@ def conflict(
             return False
         return float(np.abs(worst.errors(place for _, places in group for place in places)).max(initial=0.0)) > harm
 
-    members = _smallest_group(loud, harmful) if loud and harmful(loud) else []
+    members = _smallest_group(active, harmful) if active and harmful(active) else []
     if passes > MOST_PASSES_TOGETHER or len(members) <= 1:
         return None, passes
     parties = []
     for member in members:
         others = [other for other in members if other is not member]
-        parties.append(_party(member, loud, lambda value, others=others: harmful([*others, value])))  # type: ignore[misc]
+        parties.append(_party(member, active, lambda value, others=others: harmful([*others, value])))  # type: ignore[misc]
     places = [place for _, places in members for place in places]
     probes = (_Probe(emulator, feed, tolerance, emulator.store.part()) for feed in feeds)
     errors = np.concatenate([probe.errors(places) for probe in probes])
     return Conflict(tuple(parties), errors), passes + 2 * len(feeds)
 
 
-Loud = tuple[Value, Places]  # a value, and where a plan rounds it
+RoundedAt = tuple[Value, Places]  # a value, and where a plan rounds it
 
 
-def _party(member: Loud, loud: Sequence[Loud], stands_in: Callable[[Loud], bool]) -> tuple[ValueName, ...]:
+def _party(
+    member: RoundedAt, active: Sequence[RoundedAt], stands_in: Callable[[RoundedAt], bool]
+) -> tuple[ValueName, ...]:
     """`member` and what can stand in for it: neighbours, and theirs, that do the same harm in its place."""
     party, border = [member], [member]
     while border:
         names = {name for value, _ in border for name in value.names}
-        fresh = [one for one in loud if one not in party and not names.isdisjoint(one[0].names)]
+        fresh = [one for one in active if one not in party and not names.isdisjoint(one[0].names)]
         border = [one for one in fresh if stands_in(one)]
         party += border
-    return tuple((value.tensor, value.maker) for value, _ in party)
+    return tuple((value.tensor, value.producer) for value, _ in party)
 
 
 def _smallest_group(items: Sequence[T], harmful: Callable[[Sequence[T]], bool]) -> list[T]:
@@ -242,13 +246,13 @@ def _smallest_group(items: Sequence[T], harmful: Callable[[Sequence[T]], bool]) 
 
 def _places_under(value: Value, plan: Plan) -> Places:
     """Where `value` is rounded under a plan: everywhere when its maker rounds, else where its readers do."""
-    if value.maker and value.maker not in plan.fp32:
+    if value.producer and value.producer not in plan.fp32:
         return _places(value)
-    return [(value.tensor, name) for name in value.readers if name not in plan.fp32]
+    return [(value.tensor, name) for name in value.consumers if name not in plan.fp32]
 
 
 def _places(value: Value) -> Places:
-    return [(value.tensor, name) for name in (*value.readers, *value.others)]
+    return [(value.tensor, name) for name in (*value.consumers, *value.others)]
 
 
 def _first_groups(every: list[Value]) -> list[list[Value]]:
@@ -261,7 +265,7 @@ class _Probe:
     """One sample: its FP32 values, and the elements of its outputs that are watched."""
 
     def __init__(
-        self, emulator: Emulator, feed: Mapping[TensorName, Array], tolerance: Tolerance, store: Store
+        self, emulator: Emulator, feed: Mapping[TensorName, Array], tolerance: Tolerance, store: ArrayStore
     ) -> None:
         self._emulator = emulator
         self._reference = emulator.all_values(feed, store)

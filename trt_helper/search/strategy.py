@@ -36,7 +36,7 @@ class Try:
 
     plan: Plan
     because: str
-    ahead: Callable[[], Iterable[Plan]] = field(default=tuple, compare=False, repr=False)
+    speculative: Callable[[], Iterable[Plan]] = field(default=tuple, compare=False, repr=False)
     left: int | None = field(default=None, compare=False)
 
 
@@ -53,7 +53,7 @@ Strategy = Generator[Try, Trial, Stop]
 
 
 @dataclass(frozen=True, slots=True)
-class Guess:
+class Prediction:
     """What the evidence says before anything is tried; it orders the search and decides nothing.
 
     `order` are all layers, the one whose pin helps most first; pinning the first k is foreseen to leave
@@ -67,7 +67,7 @@ class Guess:
     without: Callable[[Plan], Mapping[LayerName, float]]
 
 
-Evidence = Callable[[Trial], Guess]  # what it says after this trial: a new guess where the trial surprised
+Evidence = Callable[[Trial], Prediction]  # what it says after this trial: a new guess where the trial surprised
 
 
 def smallest(layers: Sequence[LayerName], evidence: Evidence) -> Strategy:
@@ -85,12 +85,12 @@ def smallest(layers: Sequence[LayerName], evidence: Evidence) -> Strategy:
     nothing = yield Try(Plan(), "control: no layer pinned")
     if nothing.verdict is Verdict.PASS:
         return Stop(Plan(), minimal=True, because="the model passes in FP16")
-    found, guess = yield from climb(evidence, nothing)
-    best = yield from shrink(found, guess, evidence)
+    found, prediction = yield from climb(evidence, nothing)
+    best = yield from shrink(found, prediction, evidence)
     return Stop(best, minimal=True, because="every pin was taken out once more, and each is needed")
 
 
-def climb(evidence: Evidence, failed: Trial) -> Generator[Try, Trial, tuple[Plan, Guess]]:
+def climb(evidence: Evidence, failed: Trial) -> Generator[Try, Trial, tuple[Plan, Prediction]]:
     """The first k layers of the order, for a small k that passes, after a plan that `failed`.
 
     A trial costs what a pin costs later, when it has to be proven that it is needed. So the first k is a
@@ -98,55 +98,55 @@ def climb(evidence: Evidence, failed: Trial) -> Generator[Try, Trial, tuple[Plan
     after a wide one the foreseen error, corrected by what was measured, says how many more. A failure that
     changes the evidence starts the climb afresh. Then the gap between what failed and what passed is halved.
     """
-    guess = evidence(failed)
-    low, high = 0, len(guess.order)  # what failed, and everything pinned, which passed
+    prediction = evidence(failed)
+    low, high = 0, len(prediction.order)  # what failed, and everything pinned, which passed
     step = 1
-    while high == len(guess.order):
-        k = _next_k(guess, failed, low, step)
+    while high == len(prediction.order):
+        k = _next_k(prediction, failed, low, step)
         if k >= high:
             break
-        trial = yield Try(Plan.of(guess.order[:k]), f"{k} pins, foreseen to be enough")
+        trial = yield Try(Plan.of(prediction.order[:k]), f"{k} pins, foreseen to be enough")
         if trial.verdict is Verdict.PASS:
             high = k
             continue
-        before, guess, failed = guess, evidence(trial), trial
-        low, step = (k, 2 * step) if guess is before else (0, 1)
+        before, prediction, failed = prediction, evidence(trial), trial
+        low, step = (k, 2 * step) if prediction is before else (0, 1)
     if low == 0:  # passed at once: perhaps far fewer will do
-        low, high = yield from _far_fewer(guess, high)
+        low, high = yield from _far_fewer(prediction, high)
     while low > 0 and high - low > 1:
         k = (low + high) // 2
-        ahead = partial(_first, guess.order, ((k + high) // 2, (low + k) // 2))  # if it fails, if it passes
-        if (yield from _passes(Plan.of(guess.order[:k]), f"{k} pins, between too few and enough", ahead)):
+        speculative = partial(_first, prediction.order, ((k + high) // 2, (low + k) // 2))  # if it fails, if it passes
+        if (yield from _passes(Plan.of(prediction.order[:k]), f"{k} pins, between too few and enough", speculative)):
             high = k
         else:
             low = k
-    return Plan.of(guess.order[:high]), guess
+    return Plan.of(prediction.order[:high]), prediction
 
 
-def _far_fewer(guess: Guess, high: int) -> Generator[Try, Trial, tuple[int, int]]:
+def _far_fewer(prediction: Prediction, high: int) -> Generator[Try, Trial, tuple[int, int]]:
     """Go down from `high` pins as long as far fewer are foreseen to be near enough; what failed, what passed."""
-    k = _first_below(guess.errors, 2 * max(guess.errors[high], 1.0), 1)
+    k = _first_below(prediction.errors, 2 * max(prediction.errors[high], 1.0), 1)
     while k <= WORTHWHILE * high:
-        if not (yield from _passes(Plan.of(guess.order[:k]), f"{k} pins, perhaps enough")):
+        if not (yield from _passes(Plan.of(prediction.order[:k]), f"{k} pins, perhaps enough")):
             return k, high
-        high, k = k, _first_below(guess.errors, 2 * max(guess.errors[k], 1.0), 1)
+        high, k = k, _first_below(prediction.errors, 2 * max(prediction.errors[k], 1.0), 1)
     return 0, high
 
 
-def _next_k(guess: Guess, failed: Trial, low: int, step: int) -> int:
+def _next_k(prediction: Prediction, failed: Trial, low: int, step: int) -> int:
     """How many pins to try after `failed`, if the first `low` are known to be too few."""
-    if failed.plan.fp32 and failed.excess <= NEAR:
+    if failed.plan.fp32 and failed.error_ratio <= NEAR:
         return len(failed.plan) + step
-    seen = guess.error(failed.plan) or 1.0
-    correction = min(max(failed.excess / seen, 1 / NEAR), NEAR)  # further off than that, something else is wrong
-    return _first_below(guess.errors, HOPE / correction, low + step)
+    seen = prediction.error(failed.plan) or 1.0
+    correction = min(max(failed.error_ratio / seen, 1 / NEAR), NEAR)  # further off than that, something else is wrong
+    return _first_below(prediction.errors, HOPE / correction, low + step)
 
 
 def _first_below(errors: Sequence[float], allowed: float, at_least: int) -> int:
     return next((k for k in range(at_least, len(errors)) if errors[k] <= allowed), len(errors) - 1)
 
 
-def shrink(plan: Plan, guess: Guess, evidence: Evidence) -> Generator[Try, Trial, Plan]:
+def shrink(plan: Plan, prediction: Prediction, evidence: Evidence) -> Generator[Try, Trial, Plan]:
     """Take out pins, the likeliest to go well first, until taking out any single one does not pass.
 
     As long as it goes well, twice as many are taken out at once. A success makes what was learned about
@@ -158,11 +158,11 @@ def shrink(plan: Plan, guess: Guess, evidence: Evidence) -> Generator[Try, Trial
     proven: set[LayerName] = set()  # failed in this plan
     corrections = [USUAL]
     chunk = 1
-    foreseen = guess.without(plan)
+    predicted = prediction.without(plan)
     while len(proven) < len(plan):
         odds = {
             name: math.log(error * median(corrections) or TINY) / FORESEEN
-            for name, error in foreseen.items()
+            for name, error in predicted.items()
             if name not in missed
         }
         names = sorted(odds, key=lambda name: odds[name])[:chunk]
@@ -174,15 +174,15 @@ def shrink(plan: Plan, guess: Guess, evidence: Evidence) -> Generator[Try, Trial
         because = f"without {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else "")
         left = len(plan) - len(proven) - (len(names) == 1)
         trial = yield Try(rest, because, partial(_without_each, plan, rest, odds, known), left)
-        if 0 < trial.excess < FAR and (expected := guess.error(rest)) > 0:
-            corrections.append(trial.excess / expected)
+        if 0 < trial.error_ratio < FAR and (expected := prediction.error(rest)) > 0:
+            corrections.append(trial.error_ratio / expected)
         if trial.verdict is Verdict.PASS:
             plan, proven, chunk = rest, set(), 2 * chunk
-            guess = evidence(trial)
-            foreseen = guess.without(plan)
+            prediction = evidence(trial)
+            predicted = prediction.without(plan)
         else:
             if len(names) == 1:
-                missed[names[0]] = trial.excess
+                missed[names[0]] = trial.error_ratio
                 proven.add(names[0])
             chunk = 1
     return plan
@@ -201,8 +201,8 @@ def _without_each(
     return (one for one in less if one != tried)
 
 
-def _passes(plan: Plan, because: str, ahead: Callable[[], Iterable[Plan]] = tuple) -> Generator[Try, Trial, bool]:
-    trial = yield Try(plan, because, ahead)
+def _passes(plan: Plan, because: str, speculative: Callable[[], Iterable[Plan]] = tuple) -> Generator[Try, Trial, bool]:
+    trial = yield Try(plan, because, speculative)
     return trial.verdict is Verdict.PASS
 
 

@@ -19,13 +19,13 @@ from trt_helper.onnx_model.graph import Graph, read_graph
 from trt_helper.onnx_model.rewrites import find
 from trt_helper.search.locate import Budget, Located, label, locate
 from trt_helper.search.oracle import emulated
-from trt_helper.values import Cure, Plan, Tolerance, Trial, Verdict
+from trt_helper.values import Plan, Rewrite, Tolerance, Trial, Verdict
 
 UNLIMITED = Budget()
 RANGE = frozenset(("overflow", "underflow", "constant"))  # causes that BF16 may cure: it has the range of FP32
 
 
-def locate_with_cures(
+def locate_with_rewrites(
     graph: Graph,
     samples: Sequence[Sample],
     tolerance: Tolerance,
@@ -45,26 +45,26 @@ def locate_with_cures(
         budget = replace(budget, pins=0)
     bench = _Bench(graph, samples, tolerance, how)
 
-    def search(cures: tuple[Cure, ...]) -> Located:
-        on_graph(bench.cured(cures))
-        graph = bench.cured(cures)
+    def search(rewrites: tuple[Rewrite, ...]) -> Located:
+        on_graph(bench.rewritten(rewrites))
+        graph = bench.rewritten(rewrites)
         return locate(graph, samples, tolerance, budget=budget, expected=bench.expected, **how)
 
     nothing = bench.judge(graph, Plan(), "no cure, no layer pinned")
-    cures = () if nothing.verdict is Verdict.PASS else bench.sound(find(graph.model.graph, kinds))
-    located = search(cures)
-    needed = {cure: bench.without(located, cure) for cure in cures}
+    rewrites = () if nothing.verdict is Verdict.PASS else bench.sound(find(graph.model.graph, kinds))
+    located = search(rewrites)
+    needed = {rewrite: bench.without(located, rewrite) for rewrite in rewrites}
     if any(trial.verdict is Verdict.PASS for trial in needed.values()):
-        cures = bench.fewest(located, cures)
+        rewrites = bench.fewest(located, rewrites)
         bench.count(located)
-        located = search(cures)
-        needed = {cure: bench.without(located, cure) for cure in cures}
+        located = search(rewrites)
+        needed = {rewrite: bench.without(located, rewrite) for rewrite in rewrites}
     if "bf16" in kinds and located.after.verdict is Verdict.PASS:
         located = bench.in_bf16(located)
     return replace(
         located,
         before=nothing,
-        without_cure=needed,
+        without_rewrite=needed,
         trials=(*located.trials, *bench.trials),
         reasons=(*located.reasons, *bench.reasons),
         inferences=located.inferences + bench.inferences,
@@ -88,20 +88,20 @@ class _Bench:
         self.trials: list[Trial] = []
         self.reasons: list[str] = []  # why each of them was made
         self.inferences = len(samples)
-        self._graphs: dict[tuple[Cure, ...], Graph] = {(): graph}
-        self._oracles: dict[tuple[Cure, ...], Any] = {}
+        self._graphs: dict[tuple[Rewrite, ...], Graph] = {(): graph}
+        self._oracles: dict[tuple[Rewrite, ...], Any] = {}
 
-    def cured(self, cures: tuple[Cure, ...]) -> Graph:
+    def rewritten(self, rewrites: tuple[Rewrite, ...]) -> Graph:
         """The graph as these cures make it."""
-        if cures not in self._graphs:
-            self._graphs[cures] = read_graph(self.graph.source, cures)
-        return self._graphs[cures]
+        if rewrites not in self._graphs:
+            self._graphs[rewrites] = read_graph(self.graph.source, rewrites)
+        return self._graphs[rewrites]
 
     def judge(self, graph: Graph, plan: Plan, because: str) -> Trial:
         """Judge a plan on all samples."""
-        if graph.cures not in self._oracles:
-            self._oracles[graph.cures] = self._oracle(graph)
-        judge = self._oracles[graph.cures].judge
+        if graph.rewrites not in self._oracles:
+            self._oracles[graph.rewrites] = self._oracle(graph)
+        judge = self._oracles[graph.rewrites].judge
         if self.journal is not None:
             judge = self.journal.remember(judge, label(graph, range(len(self.samples))))
         self.trials.append(judge(plan))
@@ -115,35 +115,35 @@ class _Bench:
         self.reasons += located.reasons
         self.inferences += located.inferences
 
-    def sound(self, cures: tuple[Cure, ...]) -> tuple[Cure, ...]:
+    def sound(self, rewrites: tuple[Rewrite, ...]) -> tuple[Rewrite, ...]:
         """Those cures that leave the FP32 result as it was."""
 
-        def is_sound(some: tuple[Cure, ...]) -> bool:
-            graph = self.cured(some)
+        def is_sound(some: tuple[Rewrite, ...]) -> bool:
+            graph = self.rewritten(some)
             return (
                 self.judge(graph, graph.all_pinned(), f"{len(some)} cures, every layer pinned").verdict is Verdict.PASS
             )
 
-        if not cures or is_sound(cures):
-            return cures
-        return tuple(cure for cure in cures if len(cures) > 1 and is_sound((cure,)))
+        if not rewrites or is_sound(rewrites):
+            return rewrites
+        return tuple(rewrite for rewrite in rewrites if len(rewrites) > 1 and is_sound((rewrite,)))
 
-    def without(self, located: Located, cure: Cure) -> Trial:
+    def without(self, located: Located, rewrite: Rewrite) -> Trial:
         """The plan on the graph without one of its cures."""
-        return self._with(located, tuple(other for other in located.graph.cures if other != cure))
+        return self._with(located, tuple(other for other in located.graph.rewrites if other != rewrite))
 
-    def _with(self, located: Located, cures: tuple[Cure, ...]) -> Trial:
-        graph = self.cured(cures)
+    def _with(self, located: Located, rewrites: tuple[Rewrite, ...]) -> Trial:
+        graph = self.rewritten(rewrites)
         plan = Plan(located.plan.fp32 & frozenset(graph.candidates))
-        return self.judge(graph, plan, f"the plan with {len(cures)} of {len(located.graph.cures)} cures")
+        return self.judge(graph, plan, f"the plan with {len(rewrites)} of {len(located.graph.rewrites)} cures")
 
-    def fewest(self, located: Located, cures: tuple[Cure, ...]) -> tuple[Cure, ...]:
+    def fewest(self, located: Located, rewrites: tuple[Rewrite, ...]) -> tuple[Rewrite, ...]:
         """Take cures out as long as the plan passes without them."""
-        for cure in cures:
-            rest = tuple(other for other in cures if other != cure)
+        for rewrite in rewrites:
+            rest = tuple(other for other in rewrites if other != rewrite)
             if self._with(located, rest).verdict is Verdict.PASS:
-                cures = rest
-        return cures
+                rewrites = rest
+        return rewrites
 
     def in_bf16(self, located: Located) -> Located:
         """Pins whose trouble is range, in BF16 where that passes; then no pin that is not needed any longer."""

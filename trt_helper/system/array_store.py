@@ -25,7 +25,7 @@ _CGROUPS = (  # of a container, version 2 and 1: what it may have, what it has
 )
 
 
-class Store:
+class ArrayStore:
     """Keeps arrays: `room` bytes of them in memory, the others in a file under `folder`. Thread-safe.
 
     The file has no name and goes with the last of its arrays, however the process ends. `on_file` is told, once, that
@@ -43,7 +43,7 @@ class Store:
         self._lock = Lock()
 
     @classmethod
-    def within(cls, limit: int | None, folder: Path | None = None, **how: Any) -> Store:
+    def within(cls, limit: int | None, folder: Path | None = None, **how: Any) -> ArrayStore:
         """With room for what `limit`, in bytes, leaves beside all that the process holds now.
 
         Without a limit that is half of what is free on the machine. What the process needs for its work afterwards is
@@ -51,7 +51,7 @@ class Store:
         """
         return cls(available() // SHARE if limit is None else max(0, limit - resident()), folder, **how)
 
-    def hold(self, array: Array) -> Array:
+    def keep(self, array: Array) -> Array:
         """`array`, or a copy of it in the file. Raises OutputError where the disk is full."""
         if array.dtype.hasobject or not array.nbytes:
             return array
@@ -65,9 +65,9 @@ class Store:
         copy.flags.writeable = False
         return copy
 
-    def hold_all(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    def keep_all(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """`hold` for each of them."""
-        return {name: self.hold(array) for name, array in arrays.items()}
+        return {name: self.keep(array) for name, array in arrays.items()}
 
     def reserve(self, most: int) -> int:
         """Take `most` bytes of the room, or half of what there is, for a use that keeps to it by itself."""
@@ -76,9 +76,9 @@ class Store:
             self._room -= taken
         return taken
 
-    def part(self) -> Store:
+    def part(self) -> ArrayStore:
         """A store for what is not kept for long: it has what room there is now, and takes none of it away."""
-        return Store(self._room, self._folder, self._say_once)
+        return ArrayStore(self._room, self._folder, self._say_once)
 
     def _say_once(self, text: str) -> None:
         tell, self._tell = self._tell, lambda _text: None
@@ -123,16 +123,16 @@ class Store:
 
 def available() -> int:
     """Bytes of memory that are free for this process: of the machine's, and of its container's. Linux; else 1 GiB."""
-    found = [of_kernel("meminfo", "MemAvailable"), *(_left(*files) for files in _CGROUPS)]
+    found = [proc_value("meminfo", "MemAvailable"), *(_left(*files) for files in _CGROUPS)]
     return min((size for size in found if size is not None), default=1 << 30)
 
 
 def resident() -> int:
     """Bytes of memory that this process has now, what it maps from files left out. 0 where nobody says: not Linux."""
-    return of_kernel("self/status", "RssAnon") or 0
+    return proc_value("self/status", "RssAnon") or 0
 
 
-def of_kernel(file: str, key: str) -> int | None:
+def proc_value(file: str, key: str) -> int | None:
     """What a line of a file under /proc says, in bytes. `getrusage` would count what the process' starter had."""
     try:
         lines = Path("/proc", file).read_text(encoding="ascii", errors="replace").splitlines()

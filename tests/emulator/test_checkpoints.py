@@ -1,0 +1,145 @@
+"""A trial goes on from what the last one on the same sample left, and answers as one from the start does."""
+
+from __future__ import annotations
+
+import random
+import weakref
+
+import numpy as np
+import pytest
+from support.models import Case, normal, parsed
+from support.subjects import MODELS, put
+
+from trt_helper.emulator import emulator as emulate
+from trt_helper.emulator.checkpoints import Prefixes
+from trt_helper.emulator.emulator import Emulator
+from trt_helper.emulator.kernels import Kernel
+from trt_helper.onnx_model.precision import assign
+from trt_helper.values import Plan
+
+LAYERS = 64
+
+
+@pytest.fixture
+def chain(tmp_path):
+    body = "\n".join(f"h{i + 1} = Add(h{i}, w)" for i in range(LAYERS))
+    text = f"agraph (float[4] x) => (float[4] y) {{ h0 = Identity(x)\n {body}\n y = Mul(h{LAYERS}, w) }}"
+    return put(Case("chain", parsed(text, w=normal(4)), {"x": normal(4, seed=1)}), tmp_path)
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """How many kernels have run."""
+    runs = []
+    run = Kernel.run
+    monkeypatch.setattr(Kernel, "run", lambda self, feeds: runs.append(self) or run(self, feeds))
+    return runs
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_any_order_of_plans_gives_the_answers_of_fresh_emulators(subject, name):
+    subject = subject(name)
+    generator = random.Random(0)
+    names = subject.graph.candidates
+    for _ in range(8):
+        pins = generator.sample(names, generator.randint(0, len(names)))
+        bf16 = generator.sample(sorted(set(names) - set(pins)), generator.randint(0, len(names) - len(pins)))
+        plan = Plan(frozenset(pins), frozenset(bf16))
+        found = subject.emulator.run(plan, subject.feed)
+        expected = Emulator(subject.graph).run(plan, subject.feed)
+        for output, array in expected.items():
+            np.testing.assert_array_equal(found[output], array, err_msg=f"{output} under {plan}")
+
+
+@pytest.mark.parametrize("place", [0, 8, 17, 40, LAYERS - 1])
+def test_only_what_lies_behind_the_change_is_computed_again(chain, computed, place):
+    names = chain.graph.candidates
+    chain.emulator.run(Plan(), chain.feed)
+    computed.clear()
+    chain.emulator.run(Plan.of([names[place]]), chain.feed)
+    behind = len(chain.graph.layers) - [layer.name for layer in chain.graph.layers].index(names[place])
+    assert behind <= len(computed) <= behind + 4
+
+
+def test_another_sample_starts_at_the_beginning(chain, computed):
+    chain.emulator.run(Plan(), chain.feed)
+    computed.clear()
+    other = {"x": chain.feed["x"] + 1}
+    found = chain.emulator.run(Plan(), other)
+    assert len(computed) == len(chain.graph.layers)
+    assert not np.array_equal(found["y"], chain.emulator.run(Plan(), chain.feed)["y"])
+
+
+def test_a_plan_is_spread_over_the_layers_once_for_all_samples(chain, monkeypatch):
+    plans = []
+    monkeypatch.setattr(emulate, "assign", lambda graph, plan: plans.append(plan) or assign(graph, plan))
+    for plan in (Plan(), chain.graph.all_pinned()):
+        for index in range(3):
+            chain.emulator.run(plan, {"x": chain.feed["x"] + index})
+    assert plans == [Plan(), chain.graph.all_pinned()]
+
+
+def test_what_is_watched_is_computed(chain, computed):
+    chain.emulator.run(Plan(), chain.feed)
+    computed.clear()
+    seen = []
+    chain.emulator.run(Plan(), chain.feed, lambda layer, _exact, _half: seen.append(layer))
+    assert len(computed) == len(chain.graph.layers)
+    assert set(seen) >= set(chain.graph.candidates)
+
+
+def left(prefixes, feed, keys="abcd"):
+    """Where a trial starts that has the first 3, 2 and 1 keys with the last one on `feed` in common."""
+    return [prefixes.way(feed, keys[:same].ljust(len(keys), "-")).start()[0] for same in (3, 2, 1)]
+
+
+def way_with(prefixes, feed, *sizes, keys="abcd"):
+    """A way that was gone to its end, with arrays of so many elements alive at its places."""
+    way = prefixes.way(feed, keys)
+    for index, size in enumerate(sizes, 1):
+        way.pass_by(index, {"h": np.zeros(size, np.float32)})
+    prefixes.keep(way)
+    return way
+
+
+def test_where_most_is_alive_is_left_first():
+    prefixes, feed = Prefixes(limit=4 * 150), {"x": np.zeros(1000, np.float32)}
+    way = way_with(prefixes, feed, 100, 60, 80)
+    assert way.size == 4 * 140
+    assert way.start()[0] == 3
+    assert left(prefixes, feed) == [3, 2, 0]
+    assert way_with(prefixes, {"x": feed["x"] + 1}, 200).size == 0
+
+
+def test_all_samples_share_the_limit():
+    prefixes, feeds = Prefixes(limit=4 * 300), [{"x": np.full(9, index, np.float32)} for index in range(3)]
+    ways = [way_with(prefixes, feed, 60, 60, 30) for feed in feeds]
+    assert [way.size for way in ways] == [4 * 90] * 3
+    assert [left(prefixes, feed) for feed in feeds] == [[3, 2, 0]] * 3
+
+
+def test_a_sample_of_which_nothing_is_left_is_not_held():
+    prefixes = Prefixes(limit=4 * 100)
+    feed = {"x": np.zeros(9, np.float32)}
+    array = weakref.ref(feed["x"])
+    way_with(prefixes, feed, 90)
+    del feed
+    assert array() is not None
+    for index in range(3):
+        way_with(prefixes, {"x": np.full(9, index, np.float32)}, 90)
+    assert array() is None
+
+
+def test_a_sample_that_is_tried_again_and_again_is_counted_once():
+    prefixes, feed = Prefixes(limit=4 * 1500), {"x": np.zeros(1000, np.float32)}
+    for _ in range(5):
+        way_with(prefixes, feed, 1000)
+    assert prefixes.way(feed, "abcd").start()[0] == 1
+
+
+def test_one_array_under_many_names_and_places_counts_once_and_the_feed_never():
+    array, feed = np.zeros(1000, np.float32), {"x": np.ones(50, np.float32)}
+    way = Prefixes().way(feed, "abc")
+    way.pass_by(1, {"x": feed["x"], "g": array})
+    way.pass_by(2, {"h": array})
+    assert way.size == array.nbytes

@@ -1,0 +1,177 @@
+"""Samples: where they come from, in which order, and what becomes of them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from support.models import Case, f32, i64, parsed
+from support.subjects import MODELS, put
+
+from trt_helper.errors import InputError
+from trt_helper.inputs.samples import Sample, element_count, hold_out, load_samples, random_sample
+
+
+@pytest.fixture
+def dynamic(tmp_path):
+    """Two inputs that share a batch size, and integers."""
+    model = parsed(
+        """g (float[N,3] a, float[N,K] b, int64[2] ids, bool[N] keep) => (float[N,3] y) {
+          [exp] y = Exp(a)
+        }"""
+    )
+    (tmp_path / "model").mkdir()
+    return put(Case("dynamic", model, {}), tmp_path / "model").graph
+
+
+def good(batch: int = 2) -> dict[str, np.ndarray]:
+    zeros = np.zeros((batch, 3), np.float32)
+    return {"a": zeros, "b": np.ones((batch, 5), np.float32), "ids": i64(1, 2), "keep": np.ones(batch, bool)}
+
+
+def save(path, **arrays):
+    np.savez(path, **arrays)
+    return path
+
+
+# -------------------------------------------------------------------------------------------- where from
+
+
+def test_files_come_in_the_order_given_and_folders_in_the_order_of_names(tmp_path, dynamic):
+    (tmp_path / "folder").mkdir()
+    for name in ("2", "10", "1"):
+        save(tmp_path / "folder" / f"{name}.npz", **good())
+    (tmp_path / "folder" / "notes.txt").write_text("ignored")
+    last = save(tmp_path / "a.npz", **good())
+    found = load_samples(dynamic, [tmp_path / "folder", last])
+    names = [sample.source.rsplit("/", 1)[-1] for sample in found]
+    assert names == ["1.npz", "10.npz", "2.npz", "a.npz"]
+
+
+def test_arrays_arrive_unchanged_in_the_models_order_whatever_the_files_order(tmp_path, dynamic):
+    given = good()
+    (sample,) = load_samples(dynamic, [save(tmp_path / "s.npz", **dict(reversed(given.items())))])
+    assert list(sample.feed) == ["a", "b", "ids", "keep"]
+    for name, array in given.items():
+        np.testing.assert_array_equal(sample.feed[name], array, strict=True)
+    assert sample.shapes == {"a": (2, 3), "b": (2, 5), "ids": (2,), "keep": (2,)}
+    assert element_count(sample) == 6 + 10 + 2 + 2
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, ">f4"])
+def test_other_float_types_become_fp32_in_memory_order(tmp_path, dynamic, dtype):
+    feed = good() | {"a": np.asfortranarray(np.arange(6).reshape(2, 3)).astype(dtype)}
+    (sample,) = load_samples(dynamic, [save(tmp_path / "s.npz", **feed)])
+    assert sample.feed["a"].dtype == np.dtype("=f4")
+    assert sample.feed["a"].flags.c_contiguous
+    assert sample.feed["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_half_inputs_take_only_halves(subject, tmp_path):
+    """0.1 is no half: reference and emulator must see the same number."""
+    graph = subject("all_half").graph
+    (sample,) = load_samples(graph, [save(tmp_path / "s.npz", x=np.full((2, 4), 0.1, np.float32))])
+    assert sample.feed["x"].dtype == np.float32
+    assert set(sample.feed["x"].ravel()) == {np.float32(np.float16(0.1))}
+    made = random_sample(graph, {}).feed["x"]
+    np.testing.assert_array_equal(made, made.astype(np.float16).astype(np.float32))
+
+
+def test_inputs_saved_by_polygraphy_are_read(tmp_path, dynamic):
+    polygraphy = pytest.importorskip("polygraphy.json", reason="pip install polygraphy to read its files")
+    path = tmp_path / "inputs.json"
+    polygraphy.save_json([good(2), good(3)], str(path))
+    found = load_samples(dynamic, [path])
+    assert [sample.shapes["a"] for sample in found] == [(2, 3), (3, 3)]
+    assert [sample.source for sample in found] == [f"{path}[0]", f"{path}[1]"]
+    np.testing.assert_array_equal(found[1].feed["b"], good(3)["b"])
+
+
+@pytest.mark.parametrize("name", ["load_data", "mine"])
+def test_a_loader_script_yields_samples(tmp_path, dynamic, name):
+    script = tmp_path / "loader.py"
+    script.write_text(
+        f"""import numpy as np
+def {name}():
+    for size in (1, 4):
+        yield {{"a": np.zeros((size, 3), np.float32), "b": np.zeros((size, 1), np.float32),
+               "ids": [1, 2], "keep": np.zeros(size, bool)}}
+"""
+    )
+    found = load_samples(dynamic, [], script=f"{script}" if name == "load_data" else f"{script}:{name}")
+    assert [sample.shapes["a"][0] for sample in found] == [1, 4]
+
+
+# ---------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("change", "says", "fix"),
+    [
+        ({"A": f32(1)}, "has 'A', which is no input", "its inputs: a, b, ids, keep"),
+        ({"a": None}, "lacks the input 'a'", "a, b, ids, keep"),
+        ({"a": np.zeros((2, 4), np.float32)}, r"shape \[2, 4\], the model wants \[N, 3\]", "reshape"),
+        ({"a": np.zeros(3, np.float32)}, r"shape \[3\]", "reshape"),
+        ({"a": np.zeros((0, 3), np.float32)}, "'a' is empty", "at least one element"),
+        ({"a": np.array([[1, 2, np.nan]] * 2, np.float32)}, r"holds nan at \[0, 2\]", "finite"),
+        ({"ids": np.array([1, 2], np.int32)}, "'ids' is int32, the model wants int64", "convert"),
+        ({"a": np.zeros((2, 3), np.int64)}, "'a' is int64, the model wants float32", "convert"),
+        ({"b": np.zeros((3, 5), np.float32)}, "'N' is 2 in 'a' and 3 in 'b'", "agree"),
+    ],
+)
+def test_a_sample_that_does_not_fit_is_refused(tmp_path, dynamic, change, says, fix):
+    feed = {name: array for name, array in (good() | change).items() if array is not None}
+    with pytest.raises(InputError, match=says) as error:
+        load_samples(dynamic, [save(tmp_path / "s.npz", **feed)])
+    assert fix in error.value.fix
+    assert error.value.exit_status == 3
+
+
+def test_json_that_polygraphy_did_not_write_is_refused(tmp_path, dynamic):
+    (tmp_path / "s.json").write_text(json.dumps({"a": [1]}))
+    with pytest.raises(InputError):
+        load_samples(dynamic, [tmp_path / "s.json"])
+
+
+# ------------------------------------------------------------------------------------------------ random
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_random_samples_fit_the_model_and_depend_on_the_seed_alone(subject, name):
+    graph = subject(name).graph
+    sizes = {value.name: (2,) for value in graph.inputs if name == "made_of_shapes" and value.name == "n"}
+    first, again, other = (random_sample(graph, sizes, seed=seed).feed for seed in (0, 0, 1))
+    for value in graph.inputs:
+        array = first[value.name]
+        assert array.dtype == value.dtype.numpy()
+        assert all(
+            size == wanted for size, wanted in zip(array.shape, value.shape, strict=True) if isinstance(wanted, int)
+        )
+        np.testing.assert_array_equal(array, again[value.name])
+    assert any(array.dtype.kind == "f" and not np.array_equal(array, other[key]) for key, array in first.items()) or (
+        not any(array.dtype.kind == "f" for array in first.values())
+    )
+
+
+def test_dynamic_dimensions_are_one_unless_a_shape_is_given_for_any_input_that_shares_them(dynamic):
+    assert load_samples(dynamic, [])[0].shapes == {"a": (1, 3), "b": (1, 1), "ids": (2,), "keep": (1,)}
+    (sample,) = load_samples(dynamic, [], shapes={"b": (4, 7)})
+    assert sample.shapes == {"a": (4, 3), "b": (4, 7), "ids": (2,), "keep": (4,)}
+
+
+def test_strings_cannot_be_made_up(tmp_path):
+    model = parsed("g (string[2] s, float[2] x) => (float[2] y) { [exp] y = Exp(x) }")
+    with pytest.raises(InputError, match="'s' holds"):
+        load_samples(put(Case("strings", model, {}), tmp_path).graph, [])
+
+
+# ----------------------------------------------------------------------------------------------- held out
+
+
+@pytest.mark.parametrize(("count", "held"), [(1, []), (3, []), (4, [3]), (7, [3]), (8, [3, 7]), (11, [3, 7])])
+def test_a_quarter_is_held_out_of_four_or_more(count, held):
+    samples = [Sample(str(index), {}) for index in range(count)]
+    search, kept = hold_out(samples)
+    assert [int(sample.source) for sample in kept] == held
+    assert [int(sample.source) for sample in search] == [index for index in range(count) if index not in held]

@@ -1,0 +1,153 @@
+"""Layers: their roles, neighbours, and what may be pinned."""
+
+from __future__ import annotations
+
+import pytest
+from support.models import Case, f32, normal, parsed
+from support.subjects import MODELS, put
+
+from trt_helper.errors import ConfigError
+from trt_helper.values import Plan, Role
+
+every_model = pytest.mark.parametrize("name", MODELS)
+COMPUTE, MOVEMENT, FIXED = Role.COMPUTE, Role.MOVEMENT, Role.FIXED
+
+
+def roles(subject) -> dict[str, Role]:
+    return {layer.name: layer.role for layer in subject.graph.layers}
+
+
+def made(folder, text, **weights):
+    return put(Case("made", parsed(text, **weights), {}), folder)
+
+
+# ----------------------------------------------------------------------------------------------- roles
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("movement_between", {"turn": MOVEMENT, "flat": MOVEMENT, "join": MOVEMENT, "conv": COMPUTE}),
+        ("many_movements", {"split": MOVEMENT, "big": MOVEMENT, "tile": MOVEMENT, "pad": MOVEMENT, "head": COMPUTE}),
+        ("scatter_add", {"sum": COMPUTE, "place": MOVEMENT}),
+        ("if_outer", {"choose": FIXED, "before": COMPUTE}),
+        ("loop_float_state", {"loop": FIXED}),
+        ("scan_float_state", {"scan": FIXED}),
+        ("embedding", {"lookup": MOVEMENT, "norm": COMPUTE, "plus": FIXED, "keep": FIXED}),
+        ("top_k", {"topk": MOVEMENT, "argmax": MOVEMENT, "trunc": MOVEMENT, "layer": COMPUTE}),
+        ("resize_computed_scales", {"float": FIXED, "more": FIXED, "ratio": FIXED, "resize": COMPUTE}),
+        ("lstm", {"lstm": COMPUTE}),
+        ("made_of_shapes", {"fill": MOVEMENT, "test": COMPUTE, "narrow": COMPUTE}),
+    ],
+)
+def test_roles_of_the_layers_of(subject, name, expected):
+    found = roles(subject(name))
+    assert {layer: found[layer] for layer in expected} == expected
+
+
+def test_reading_bits_as_another_type_has_no_half_form(tmp_path):
+    model = parsed("g (float[2] x) => (int32[2] y) { [head] h = Exp(x) [bits] y = BitCast <to=6> (h) }", opset=26)
+    assert roles(put(Case("bits", model, {}), tmp_path)) == {"head": COMPUTE, "bits": FIXED}
+
+
+def test_an_operator_that_has_no_half_form_at_the_models_opset_is_fixed(tmp_path):
+    """Range takes no half at any opset."""
+    subject = made(
+        tmp_path,
+        """g (float start, float[3] x) => (float[M] r, float[3] y) {
+          [range] r = Range(start, ten, one)
+          [exp] y = Exp(x)
+        }""",
+        ten=f32(10)[0],
+        one=f32(1)[0],
+    )
+    assert roles(subject) == {"range": FIXED, "exp": COMPUTE}
+
+
+def test_arithmetic_that_ends_in_a_shape_and_in_an_output_is_no_shape_arithmetic(tmp_path):
+    subject = made(
+        tmp_path,
+        """g (float[1,1,H,W] x) => (float[1,1,P,Q] y, float[4] ratio) {
+          [shape] s = Shape(x)
+          [float] f = Cast <to=1> (s)
+          [ratio] ratio = Div(f, four)
+          [resize] y = Resize(x, , ratio)
+        }""",
+        four=f32(4, 4, 4, 4),
+    )
+    assert roles(subject)["ratio"] is COMPUTE
+
+
+# ----------------------------------------------------------------------------------------- the plan
+
+
+@every_model
+def test_only_computing_layers_can_be_pinned_and_all_pinned_pins_them_all(subject, name):
+    graph = subject(name).graph
+    assert graph.candidates == tuple(layer.name for layer in graph.layers if layer.role is COMPUTE)
+    assert graph.all_pinned() == Plan.of(graph.candidates) == graph.plan(layer.name for layer in graph.layers)
+
+
+def test_a_pinned_movement_or_fixed_layer_changes_nothing(subject):
+    graph = subject("movement_between").graph
+    assert graph.plan(["turn", "flat"]) == Plan()
+    assert subject("if_outer").graph.plan(["choose"]) == Plan()
+
+
+def test_an_unknown_name_is_refused_with_the_nearest(subject):
+    with pytest.raises(ConfigError, match="no layer named 'varience'") as error:
+        subject("layernorm_overflow").graph.plan(["varience"])
+    assert "'variance'" in error.value.fix
+    with pytest.raises(ConfigError) as error:
+        subject("layernorm_overflow").graph.plan(["%%%"])
+    assert "inspect" in error.value.fix
+
+
+# ------------------------------------------------------------------------------------------ neighbours
+
+
+def test_parents_and_children(subject):
+    layers = {layer.name: layer for layer in subject("residual").graph.layers}
+    assert layers["first"].children == ("left", "right", "skip")
+    assert layers["skip"].parents == ("join", "first")
+    assert layers["first"].parents == ()
+    assert layers["skip"].children == ()
+
+
+def test_a_subgraphs_reads_are_its_nodes_reads(subject):
+    layers = {layer.name: layer for layer in subject("if_outer").graph.layers}
+    assert set(layers["choose"].inputs) == {"c", "r", "w"}
+    assert layers["choose"].parents == ("before",)
+    assert layers["before"].children == ("choose",)
+
+
+def test_a_subgraph_in_a_subgraph_reads_the_outermost_tensor(tmp_path):
+    subject = made(
+        tmp_path,
+        """g (float[2] x, bool c, bool d) => (float[2] y) {
+          [head] h = Exp(x)
+          [outer] y = If (c) <
+            then_branch = t () => (float[2] a) { [inner] a = If (d) <
+              then_branch = tt () => (float[2] p) { p = Neg(h) }, else_branch = te () => (float[2] q) { q = Abs(x) }> },
+            else_branch = e () => (float[2] b) { b = Identity(h) }>
+        }""",
+    )
+    (outer,) = (layer for layer in subject.graph.layers if layer.name == "outer")
+    assert set(outer.inputs) == {"c", "d", "h", "x"}
+    assert outer.parents == ("head",)
+
+
+@every_model
+def test_neighbours_mirror_each_other_and_come_in_topological_order(subject, name):
+    layers = subject(name).graph.layers
+    place = {layer.name: index for index, layer in enumerate(layers)}
+    edges = {(parent, layer.name) for layer in layers for parent in layer.parents}
+    assert edges == {(layer.name, child) for layer in layers for child in layer.children}
+    assert all(place[parent] < place[child] for parent, child in edges)
+
+
+def test_a_layer_knows_its_pytorch_module(tmp_path):
+    model = parsed("g (float[2,3] x) => (float[2,4] y) { [linear] y = MatMul(x, w) }", w=normal(3, 4))
+    model.graph.node[0].metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', 'head', 'head.linear']")
+    (layer,) = put(Case("module", model, {}), tmp_path).graph.layers
+    assert layer.module == "head"

@@ -1,0 +1,144 @@
+"""Reading a model: what is accepted untouched, what is refused and with which words."""
+
+from __future__ import annotations
+
+import hashlib
+
+import onnx
+import pytest
+from support.models import parsed
+from support.refused_models import REFUSED
+from support.special_models import external_model, save_external
+from support.subjects import MODELS
+
+from trt_helper.errors import ModelError
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.load import load
+
+SAYS = {
+    "quantised": ("'quantise' is QuantizeLinear: the model is quantised already", "FP32 model"),
+    "custom_domain": ("'own' is acme::Swish, a custom operator", "standard ONNX operators"),
+    "cycle": ("the graph has a cycle", "export the model again"),
+    "dangling_input": ("node 'sum' reads 'ghost', which nothing produces", "export the model again"),
+    "dangling_output": ("nothing produces the output 'ghost'", "export the model again"),
+    "no_outputs": ("the graph has no outputs", "export the model again"),
+    "unknown_operator": ("Frobnicate", "export the model again"),
+    "all_constant": ("every output is a constant", "nothing to decide"),
+    "bfloat16_input": ("'x' is bfloat16", "FP32 or FP16 inputs"),
+    "sequence_left": ("'pieces' is SplitToSequence: TensorRT has no sequences", "without lists"),
+    "unfoldable": ("'pieces'", "without this operator"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_judged_is_refused_with_the_reason_and_what_to_do(tmp_path, name):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(REFUSED[name]().SerializeToString())
+    with pytest.raises(ModelError) as error:
+        read_graph(load(path))
+    what, fix = SAYS[name]
+    assert what in error.value.message
+    assert fix in error.value.fix
+    assert error.value.exit_status == 3
+    assert "\n" not in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is empty"),
+        (b"\x00\xff" * 50, r"not an ONNX model, or it is truncated \(100 bytes\)"),
+        (b"hello, world", "not an ONNX model"),
+        (onnx.ModelProto(ir_version=8).SerializeToString(), "holds no ONNX graph"),
+        (external_model().SerializeToString()[:-100], "truncated"),
+    ],
+)
+def test_a_file_that_is_no_model_is_refused(tmp_path, content, says):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=says) as error:
+        load(path)
+    assert str(path) in error.value.message
+
+
+def test_a_missing_file_and_a_folder_are_told_apart(tmp_path):
+    with pytest.raises(ModelError, match="does not exist"):
+        load(tmp_path / "none.onnx")
+    with pytest.raises(ModelError, match="is a folder"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_reading_a_model_leaves_its_file_alone(subject, name):
+    before = MODELS[name]().model.SerializeToString()
+    assert subject(name).graph.source.path.read_bytes() == before
+    assert subject(name).graph.source.sha256 == hashlib.sha256(before).hexdigest()
+
+
+def test_nodes_in_another_order_are_sorted(subject):
+    assert [layer.name for layer in subject("unsorted").graph.layers] == ["one", "two", "three"]
+
+
+# ---------------------------------------------------------------------------------------- external data
+
+
+@pytest.mark.parametrize("files", [("w.bin", "w.bin"), ("a.bin", "b.bin"), ("deep/a.bin", "b.bin")])
+def test_external_data_beside_the_model_is_read_and_part_of_its_digest(tmp_path, files):
+    path = save_external(tmp_path, files=files)
+    model = load(path)
+    names = sorted(set(files))
+    data = b"".join(file.read_bytes() for file in (path, *(tmp_path / name for name in names)))
+    assert model.sha256 == hashlib.sha256(data).hexdigest()
+    with (tmp_path / files[1]).open("r+b") as stream:
+        stream.write(b"\x01")
+    assert load(path).sha256 != model.sha256
+
+
+def escape_upwards(folder):
+    path = save_external(folder)
+    (folder / "weights.bin").rename(folder.parent / "weights.bin")
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        next(entry for entry in tensor.external_data if entry.key == "location").value = "../weights.bin"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def escape_by_link(folder):
+    path = save_external(folder)
+    (folder / "weights.bin").rename(folder.parent / "weights.bin")
+    (folder / "weights.bin").symlink_to(folder.parent / "weights.bin")
+    return path
+
+
+@pytest.mark.parametrize("escape", [escape_upwards, escape_by_link])
+def test_external_data_outside_the_folder_is_refused_though_it_is_there(tmp_path, escape):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    with pytest.raises(ModelError, match="outside the model's folder") as error:
+        load(escape(folder))
+    assert "do not trust" in error.value.fix
+
+
+def test_external_data_that_is_missing_or_short_is_refused(tmp_path):
+    path = save_external(tmp_path)
+    data = (tmp_path / "weights.bin").read_bytes()
+    (tmp_path / "weights.bin").write_bytes(data[:-1])
+    with pytest.raises(ModelError, match=r"'weights\.bin' is truncated"):
+        load(path)
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(ModelError, match=r"'weights\.bin' is missing"):
+        load(path)
+
+
+def test_a_dangling_read_inside_a_subgraph_is_refused(tmp_path):
+    model = parsed(
+        """g (float[2] x, bool c) => (float[2] y) {
+          [choose] y = If (c) <then_branch = t () => (float[2] a) { [inner] a = Neg(ghost) },
+                               else_branch = e () => (float[2] b) { b = Identity(x) }>
+        }"""
+    )
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match="'inner' reads 'ghost'"):
+        load(path)

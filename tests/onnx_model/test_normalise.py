@@ -1,0 +1,253 @@
+"""What is folded, renamed and kept before any precision is decided."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from support.independent import run_on_ort
+from support.models import Case, bn, f32, normal, parsed
+from support.subjects import MODELS, put
+
+from trt_helper.onnx_model.normalise import normalise
+from trt_helper.values import Plan, Role
+
+every_model = pytest.mark.parametrize("name", MODELS)
+
+
+def constants(subject):
+    return {name: value.const_value.numpy() for name, value in subject.graph.model.graph.initializers.items()}
+
+
+# ------------------------------------------------------------------------------------------- BatchNorm
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("conv_bn_relu", ["conv", "relu"]),
+        ("gemm_bn_transposed_conv_bn", ["gemm", "deconv"]),
+        ("conv_read_twice_before_bn", ["conv", "bn"]),
+        ("standalone_bn", ["relu", "bn", "tail"]),
+    ],
+)
+def test_a_batch_norm_goes_into_the_layer_that_only_it_reads(subject, name, layers):
+    assert [layer.name for layer in subject(name).graph.layers] == layers
+
+
+@pytest.mark.parametrize("name", ["conv_bn_relu", "standalone_bn"])
+def test_a_running_variance_beyond_half_causes_no_failure(subject, name):
+    """4.8e7 is inf in half, and its BatchNorm would answer a constant. Folded first, plain rounding remains."""
+    subject = subject(name)
+    expected = run_on_ort(subject.path, subject.feed)["y"]
+    found = subject.emulator.run(Plan(), subject.feed)["y"]
+    assert np.abs(found - expected).max() < 4e-3 * np.abs(expected).max()
+    assert np.ptp(expected) > 0.1
+
+
+@pytest.mark.parametrize("name", ["conv_bn_relu", "standalone_bn", "gemm_bn_transposed_conv_bn"])
+def test_no_folded_constant_is_beyond_half(subject, name):
+    read = {value.name for node in subject(name).graph.nodes.values() for value in node.inputs}
+    folded = {name: array for name, array in constants(subject(name)).items() if name in read}
+    assert folded
+    assert all(np.abs(array).max() < 65504 for array in folded.values())
+
+
+def test_a_folded_batch_norm_answers_to_the_layer_it_went_into(subject):
+    graph = subject("conv_bn_relu").graph
+    assert graph.plan(["bn"]) == graph.plan(["conv"]) == Plan.of(["conv"])
+    graph = subject("gemm_bn_transposed_conv_bn").graph
+    assert graph.plan(["bn_gemm", "bn_deconv"]) == Plan.of(["gemm", "deconv"])
+
+
+def test_a_batch_norm_is_not_folded_into_a_convolution_whose_output_is_the_users_too(subject):
+    subject = subject("conv_read_twice_before_bn")
+    found = subject.emulator.run(subject.graph.all_pinned(), subject.feed)
+    expected = run_on_ort(subject.path, subject.feed)
+    np.testing.assert_array_equal(found["c"], expected["c"])
+    np.testing.assert_allclose(found["y"], expected["y"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("epsilon", [1e-5, 0.5])
+@pytest.mark.parametrize("body", ["Relu(x)", "Conv(x, w)", "ConvTranspose(x, w)"])
+def test_folding_changes_no_value_in_fp32(tmp_path, body, epsilon):
+    model = parsed(
+        f"""g (float[2,3,4,4] x) => (float[2,3,4,4] y) {{
+          [first] a = {body}
+          [norm] y = BatchNormalization <epsilon={epsilon}> (a, scale, bias, mean, var)
+        }}""",
+        w=normal(3, 3, 1, 1),
+        **bn(3, 0.3),
+    )
+    subject = put(Case("folded", model, {"x": normal(2, 3, 4, 4, seed=2)}), tmp_path)
+    found = subject.emulator.reference(subject.feed)["y"]
+    np.testing.assert_allclose(found, run_on_ort(subject.path, subject.feed)["y"], rtol=1e-5, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------- constants
+
+
+def test_constants_are_folded_in_fp32_before_anything_is_rounded(subject):
+    """300 * 300 passes 65504, 90000 / 300 does not: rounded first it would be infinite."""
+    subject = subject("constant_nodes")
+    assert [layer.name for layer in subject.graph.layers] == ["use", "tail"]
+    assert subject.graph.aliases == {"folded": "use", "divided": "use"}
+    read = [value.name for value in subject.graph.nodes["use"].inputs]
+    np.testing.assert_array_equal(constants(subject)[read[1]], f32(300, 0, 0, 1).reshape(2, 2))
+    assert np.isfinite(subject.emulator.run(Plan(), subject.feed)["y"]).all()
+
+
+def test_a_size_that_folding_makes_known_is_known(tmp_path):
+    body = "s = Floor(k) c = Cast<to = 7>(s) r = Reshape(x, c) y = Relu(r)"
+    text = f"agraph (float[2, 6] x) => (float[a, b] y) {{ {body} }}"
+    case = Case("reshaped", parsed(text, k=f32(3.5, 4.5)), {"x": normal(2, 6)})
+    graph = put(case, tmp_path).graph
+    assert [tuple(node.outputs[0].shape) for node in graph.nodes.values()] == [(3, 4), (3, 4)]
+
+
+@pytest.mark.parametrize("tiny", [1e-12, 1e-30, 0.0])
+def test_an_addition_is_never_dropped_for_its_constant_being_small(tmp_path, tiny):
+    """An epsilon that is 0 in half must be seen to be 0, not taken out beforehand."""
+    model = parsed("g (float[2] x) => (float[2] y) { [eps] a = Add(x, e) [root] y = Sqrt(a) }", e=f32(tiny))
+    subject = put(Case("epsilon", model, {"x": f32(0, 1)}), tmp_path)
+    assert [layer.name for layer in subject.graph.layers] == ["eps", "root"]
+    assert subject.emulator.run(subject.graph.all_pinned(), subject.feed)["y"][0] == np.sqrt(np.float32(tiny))
+    assert subject.emulator.run(Plan(), subject.feed)["y"][0] == 0
+
+
+def test_a_dead_layer_is_dropped_and_a_no_op_keeps_the_outputs_name(subject):
+    assert [layer.name for layer in subject("optional_inputs").graph.layers] == ["clip", "pool"]
+    assert subject("identity_output").graph.outputs == ("y", "z")
+
+
+# ----------------------------------------------------------------------------------------------- names
+
+
+def test_unnamed_nodes_are_called_after_their_output_and_twins_are_told_apart(subject):
+    names = [layer.name for layer in subject("unnamed_and_doubly_named").graph.layers]
+    assert names == ["node_of_a", "twin", "twin_1", "node_of_y"]
+
+
+def test_a_name_that_a_numbered_twin_would_take_stays_with_its_owner(tmp_path):
+    model = parsed("g (float[2] x) => (float[2] y) { [a] p = Exp(x) [a] q = Neg(p) [a_1] y = Tanh(q) }")
+    subject = put(Case("names", model, {"x": f32(0, 1)}), tmp_path)
+    layers = {layer.op: layer.name for layer in subject.graph.layers}
+    assert layers["Exp"] == "a"
+    assert layers["Tanh"] == "a_1"
+    assert len(set(layers.values())) == 3
+
+
+@every_model
+def test_names_are_the_same_at_every_reading_and_unique(subject, name, tmp_path):
+    again = put(MODELS[name](), tmp_path)
+    names = [layer.name for layer in subject(name).graph.layers]
+    assert [layer.name for layer in again.graph.layers] == names
+    assert len(set(names)) == len(names)
+    assert again.graph.aliases == subject(name).graph.aliases
+
+
+NOWHERE = {  # constants, what nobody reads, a call whose body stands there instead
+    "optional_inputs": {"dead"},
+    "constant_nodes": {"left", "right"},
+    "made_of_shapes": {"range", "wave"},
+    "local_function": {"first", "second"},
+}
+
+
+@every_model
+def test_every_layer_of_the_users_file_can_be_named(subject, name):
+    graph = subject(name).graph
+    for node in MODELS[name]().model.graph.node:
+        if node.name and node.name not in NOWHERE.get(name, ()):
+            graph.plan([node.name])
+
+
+def test_a_no_op_before_an_output_answers_to_the_layer_that_computes_the_output(subject):
+    graph = subject("identity_output").graph
+    assert graph.plan(["noop"]) == Plan.of(["work"])
+    assert subject("mixed_softmax").graph.plan(["back"]) == Plan.of(["values"])
+    assert subject("mixed_softmax").graph.plan(["to_half"]) == Plan.of(["scores"])
+
+
+def test_a_function_is_inlined_and_its_nodes_can_be_told_apart(subject):
+    names = [layer.name for layer in subject("local_function").graph.layers]
+    assert len(names) == len(set(names)) == 7
+    assert names[-1] == "tail"
+
+
+# ----------------------------------------------------------------------------------- what it computes
+
+
+@every_model
+def test_the_normalised_model_computes_what_the_users_model_computes(subject, name):
+    subject = subject(name)
+    original = MODELS[name]().model
+    for node in original.graph.node:
+        node.name = ""  # ONNX Runtime refuses two nodes of one name
+    expected = run_on_ort(original, subject.feed)
+    found = run_on_ort(raised(subject), subject.feed)
+    for output, array in expected.items():
+        rtol = 2.0**-10 if subject.graph.half_io or name == "mixed_softmax" else 1e-6
+        np.testing.assert_allclose(found[output], array, rtol=rtol, atol=1e-6 if rtol == 1e-6 else 1e-4)
+
+
+def raised(subject) -> onnx.ModelProto:
+    return ir.to_proto(subject.graph.model)
+
+
+@every_model
+def test_nothing_in_the_normalised_model_is_half(subject, name):
+    assert ir.DataType.FLOAT16 not in {value.dtype for value in all_values(subject(name).graph.model)}
+
+
+def all_values(model):
+    for graph in model.graphs():
+        yield from (*graph.inputs, *graph.initializers.values())
+        for node in graph:
+            yield from node.outputs
+
+
+@pytest.mark.parametrize("name", ["mixed_softmax", "all_half"])
+def test_half_weights_of_a_mixed_model_keep_their_values(subject, name):
+    given = MODELS[name]().model.graph.initializer[0]
+    held = constants(subject(name))[given.name]
+    assert held.dtype == np.float32
+    np.testing.assert_array_equal(held, onnx.numpy_helper.to_array(given).astype(np.float32))
+
+
+def test_the_author_of_a_mixed_model_keeps_its_fp32_layers(subject):
+    roles = {layer.name: layer.role for layer in subject("mixed_softmax").graph.layers}
+    assert roles == {"scores": Role.COMPUTE, "softmax": Role.FIXED, "values": Role.COMPUTE}
+    assert subject("mixed_softmax").graph.plan(["softmax"]) == Plan()
+
+
+def test_a_folded_constant_of_the_author_does_not_keep_its_reader_in_fp32(tmp_path):
+    """The constant's root was taken in FP32, the product was not."""
+    model = parsed(
+        """g (float16[2] x) => (float16[2] y) {
+          [root] r = Sqrt(c)
+          [down] h = Cast <to=10> (r)
+          [product] p = Mul(x, h)
+          [exp] y = Exp(p)
+        }""",
+        c=f32(2, 3),
+    )
+    graph = put(Case("constant", model, {}), tmp_path).graph
+    assert graph.candidates == ("product", "exp")
+
+
+def test_in_a_pure_fp32_model_nobody_decided_anything(subject):
+    assert all(layer.role is Role.COMPUTE for layer in subject("layernorm_overflow").graph.layers)
+
+
+def test_the_users_half_inputs_and_outputs_are_remembered(subject):
+    assert set(subject("all_half").graph.half_io) == {"x", "y", "b"}
+    assert not subject("mixed_softmax").graph.half_io
+
+
+def test_normalising_twice_changes_nothing(subject):
+    subject = subject("conv_bn_relu")
+    again = normalise(subject.graph.model.clone())
+    assert [node.name for node in again.model.graph] == [layer.name for layer in subject.graph.layers]
+    assert not again.aliases

@@ -1,0 +1,172 @@
+"""A search that is interrupted goes on where it was, and comes to the same end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from random import Random
+
+import numpy as np
+import pytest
+from support.overflowing_norm import overflowing_norm
+
+from trt_helper.errors import OutputError
+from trt_helper.inputs.samples import digest
+from trt_helper.search.journal import Journal
+from trt_helper.search.strategy import Prediction, Stop, drive, smallest
+from trt_helper.values import Plan, TensorError, Trial, Verdict
+
+LAYERS = [f"n{index}" for index in range(20)]
+CULPRITS = frozenset({"n3", "n11", "n12"})
+SUBJECT = {"model": "abc", "atol": 0.01}
+
+
+def judge(plan: Plan) -> Trial:
+    missing = len(CULPRITS - plan.fp32)
+    error = TensorError("y", 3.0 * missing, 1.0, 0.5, 0.1, 0.1, 0.1, (0, 2), missing, 0, 8, 1.0)
+    return Trial(plan, Verdict.FAIL if missing else Verdict.PASS, (error,), 3.0 * missing, 1)
+
+
+def prediction(_trial: Trial) -> Prediction:
+    order = Random(5).sample(LAYERS, len(LAYERS))
+    errors = [9.0] * 12 + [0.1] * 9
+    return Prediction(order, errors, lambda plan: errors[len(plan)], lambda plan: dict.fromkeys(sorted(plan.fp32), 1.0))
+
+
+def search(journal: Journal, oracle=judge) -> tuple[Stop, list[Trial]]:
+    trials = []
+    with journal:
+        for event in drive(smallest(LAYERS, prediction), journal.remember(oracle, "all")):
+            if isinstance(event, Trial):
+                trials.append(event)
+            elif isinstance(event, Stop):
+                return event, trials
+    raise AssertionError("no end")
+
+
+def test_a_journal_gives_back_every_trial_as_it_was(tmp_path):
+    path = tmp_path / "plan.yaml.journal"
+    stop, trials = search(Journal(path, SUBJECT))
+
+    def never(plan: Plan) -> Trial:
+        raise AssertionError(f"{plan} was evaluated again")
+
+    again, replayed = search(Journal(path, SUBJECT), never)
+    assert again == stop
+    assert replayed == trials
+
+
+@pytest.mark.parametrize("after", range(12))
+def test_an_interrupt_loses_the_trial_under_way_and_no_other(tmp_path, after):
+    path = tmp_path / "plan.yaml.journal"
+    expected, trials = search(Journal(tmp_path / "whole", SUBJECT))
+    asked: list[Plan] = []
+
+    def interrupted(plan: Plan) -> Trial:
+        if len(asked) == after:
+            raise KeyboardInterrupt
+        asked.append(plan)
+        return judge(plan)
+
+    with pytest.raises(KeyboardInterrupt):
+        search(Journal(path, SUBJECT), interrupted)
+    rest: list[Plan] = []
+
+    def counted(plan: Plan) -> Trial:
+        rest.append(plan)
+        return judge(plan)
+
+    stop, _ = search(Journal(path, SUBJECT), counted)
+    assert stop == expected
+    assert [*asked, *rest] == [trial.plan for trial in trials]
+
+
+def test_a_journal_cut_at_any_byte_still_leads_to_the_same_answer(tmp_path):
+    whole = tmp_path / "whole"
+    expected, _ = search(Journal(whole, SUBJECT))
+    data = whole.read_bytes()
+    for cut in Random(1).sample(range(len(data)), 40):
+        path = tmp_path / f"cut{cut}"
+        path.write_bytes(data[:cut])
+        stop, _ = search(Journal(path, SUBJECT))
+        assert stop == expected, cut
+        assert Journal(path, SUBJECT).__enter__().trials > 0
+
+
+def test_another_subject_begins_the_journal_afresh(tmp_path):
+    path = tmp_path / "journal"
+    search(Journal(path, SUBJECT))
+    with Journal(path, {**SUBJECT, "atol": 0.02}) as journal:
+        assert journal.trials == 0
+
+
+def test_a_trial_that_took_its_process_with_it_twice_is_unresolved(tmp_path):
+    path = tmp_path / "journal"
+    for times in (1, 2):
+        with Journal(path, SUBJECT) as journal:
+            assert journal.trials == 0
+        with path.open("a") as file:  # a process that was killed in the middle leaves the beginning alone
+            file.write(json.dumps({"begin": [["n1"], []], "on": "all"}) + "\n")
+        assert path.read_text().count("begin") == times
+    with Journal(path, SUBJECT) as journal:
+        trial = journal.remember(judge, "all")(Plan.of(["n1"]))
+    assert trial.verdict is Verdict.UNRESOLVED
+    assert trial.why == "it ended trt-helper 2 times"
+
+
+def test_a_trial_that_was_interrupted_twice_by_its_user_is_tried_again(tmp_path):
+    path = tmp_path / "journal"
+    for _ in range(2):
+        with Journal(path, SUBJECT) as journal, pytest.raises(KeyboardInterrupt):
+            journal.remember(_stopped, "all")(Plan.of(["n1"]))
+    with Journal(path, SUBJECT) as journal:
+        assert journal.remember(judge, "all")(Plan.of(["n1"])).verdict is Verdict.FAIL
+
+
+def _stopped(_plan: Plan) -> Trial:
+    raise KeyboardInterrupt
+
+
+def test_samples_are_told_apart_by_every_byte():
+    feed = {"x": np.zeros((2, 2), np.float32)}
+    other = {"x": np.zeros((2, 2), np.float32)}
+    other["x"][1, 1] = 1e-30
+    assert digest([feed]) == digest([{"x": feed["x"].copy()}])
+    assert len({digest([feed]), digest([other]), digest([feed, feed]), digest([{"y": feed["x"]}])}) == 4
+
+
+def test_a_journal_that_cannot_be_written_is_an_output_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"), Journal(tmp_path / "file" / "journal", SUBJECT):
+        pass
+
+
+def test_five_kills_at_random_moments_change_nothing_in_the_answer(tmp_path):
+    model = tmp_path / "model.onnx"
+    overflowing_norm(model)
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(1).standard_normal((64, 256)).astype(np.float32))
+
+    def command(out: str) -> list[str]:
+        options = ["--inputs", str(tmp_path / "x.npz"), "--atol", "0.05", "--rtol", "0", "-o", str(tmp_path / out)]
+        return [sys.executable, "-m", "trt_helper", "locate", str(model), *options]
+
+    started = time.monotonic()
+    subprocess.run(command("whole.yaml"), check=True, capture_output=True)
+    whole = time.monotonic() - started
+    random = Random(os.getpid())
+    for _ in range(5):
+        process = subprocess.Popen(command("killed.yaml"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(random.uniform(0.3, 0.95) * whole)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    subprocess.run(command("killed.yaml"), check=True, capture_output=True)
+    plan = (tmp_path / "whole.yaml").read_text().split("evidence:")[0]
+    assert "- square" in plan
+    assert (tmp_path / "killed.yaml").read_text().split("evidence:")[0] == plan
+    assert not list(tmp_path.glob("*.journal"))

@@ -1,0 +1,1 @@
+"""Models, inputs and helpers that several tests share."""
