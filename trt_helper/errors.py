@@ -1,7 +1,7 @@
-"""Every error that a user can meet, with its exit status (DESIGN: 3 input or environment, 4 build, ...).
+"""The errors that a user can act on, each with the exit status of the command.
 
-An error says what is wrong, with the value, and what to do about it. Anything that is not a
-`TrtHelperError` is a bug in trt-helper and shows its traceback.
+Such an error states what is wrong, with the value, and what to do. It is shown without a traceback. Any other
+exception is a bug in trt-helper and shows its traceback. DESIGN.md section 5 lists the exit statuses.
 """
 
 from __future__ import annotations
@@ -11,7 +11,13 @@ from difflib import get_close_matches
 
 
 class TrtHelperError(Exception):
-    """Something the user can mend: `message` says what is wrong, `fix` what to do."""
+    """An error that the user can act on.
+
+    Attributes:
+        message: What is wrong, with the value, in one line.
+        fix: What to do about it, in one line.
+        exit_status: Of the command that ends with this error. 3: input or environment must change.
+    """
 
     exit_status = 3
 
@@ -21,7 +27,7 @@ class TrtHelperError(Exception):
         self.fix = fix
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Survive the way from a child process."""
+        """Pickle with `fix`, so that a child process can send the error to its parent."""
         return (_rebuild, (type(self), self.message, self.fix))
 
 
@@ -32,7 +38,7 @@ def _rebuild(kind: type[TrtHelperError], message: str, fix: str) -> TrtHelperErr
 
 
 class ModelError(TrtHelperError):
-    """The model file cannot be read, is not valid ONNX, or holds what trt-helper cannot judge."""
+    """The model file cannot be read, is not valid ONNX, or contains something that trt-helper cannot judge."""
 
 
 class InputError(TrtHelperError):
@@ -40,11 +46,11 @@ class InputError(TrtHelperError):
 
 
 class ConfigError(TrtHelperError):
-    """The YAML file is not what it should be, or does not belong to this model."""
+    """The YAML file is not a valid config, or does not belong to this model."""
 
 
 class UsageError(ConfigError):
-    """An option on the command line has a value that it cannot have."""
+    """An option on the command line has an invalid value."""
 
     exit_status = 2
 
@@ -54,7 +60,7 @@ class OutputError(TrtHelperError):
 
 
 class MachineError(TrtHelperError):
-    """The machine lacks what the command needs."""
+    """The machine lacks a device or a library that the command needs."""
 
 
 class BuildError(TrtHelperError):
@@ -68,23 +74,23 @@ class RunError(TrtHelperError):
 
 
 class ControlError(TrtHelperError):
-    """The model in FP32 already misses the tolerance: precision is not the cause."""
+    """The model misses the tolerance already with all layers in FP32, so precision is not the cause."""
 
     exit_status = 1
 
 
 class DisagreementError(TrtHelperError):
-    """Repeats of the same trial disagree where nothing can be decided without it."""
+    """Repeats of a trial disagree, and nothing can be decided without its verdict."""
 
     exit_status = 5
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name most like `name`, or None when nothing is near."""
+    """The known name that is most similar to `name`, or None if none is similar."""
     found = get_close_matches(name, list(known), n=1, cutoff=0.5)
     return found[0] if found else None
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says in one line of at most 300 characters; its type where it says nothing."""
+    """The first line of an error's message, at most 300 characters; the name of its class if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -58,9 +58,20 @@ class Plan:
 
     @classmethod
     def of(cls, names: Iterable[LayerName]) -> Plan:
+        """The plan that pins `names`."""
         return cls(frozenset(names))
 
+    @property
+    def kept(self) -> frozenset[LayerName]:
+        """The layers that are not FP16: pins and BF16 layers."""
+        return self.fp32 | self.bf16
+
+    def without(self, *names: LayerName) -> Plan:
+        """The plan with these layers back in FP16."""
+        return Plan(self.fp32.difference(names), self.bf16.difference(names))
+
     def __len__(self) -> int:
+        """The number of pins; BF16 layers do not count."""
         return len(self.fp32)
 
 
@@ -167,14 +178,29 @@ DISAGREE = "repeats disagree"  # how `why` begins where that is so
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One plan evaluated on samples: the worst error of each output decides."""
+    """One plan evaluated on samples: the worst error of each output decides.
+
+    Attributes:
+        plan: the plan that was evaluated.
+        verdict: PASS, FAIL or UNRESOLVED.
+        outputs: one error per output, that of its worst sample; none where the plan could not be computed.
+        error_ratio: the worst error over what is allowed; at most 1 passes.
+        sample: index of the sample that decided, among those that the plan was judged on.
+        why: why there is no verdict; empty unless UNRESOLVED.
+        because: why a search tried this plan; empty outside of a search.
+    """
 
     plan: Plan
     verdict: Verdict
-    outputs: tuple[TensorError, ...] = ()  # worst over the samples, one per output
-    error_ratio: float = float("inf")  # worst error over tolerance: at most 1 passes
-    sample: int = 0  # index of the sample that decided
+    outputs: tuple[TensorError, ...] = ()
+    error_ratio: float = float("inf")
+    sample: int = 0
     why: str = ""
+    because: str = field(default="", compare=False)
+
+
+PerSample: TypeAlias = "tuple[tuple[TensorError, ...], ...]"
+"""Errors of each sample, of each output."""
 
 
 @dataclass(frozen=True, slots=True)

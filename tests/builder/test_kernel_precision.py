@@ -11,7 +11,7 @@ from support.zoo import CASES
 
 from trt_helper.builder.build import build
 from trt_helper.builder.engine_program import Kernel, Program, read_program
-from trt_helper.builder.kernel_precision import ABSENT, Claim, inside
+from trt_helper.builder.kernel_precision import ABSENT, Claim, kernel_precision
 from trt_helper.builder.kernel_source import KernelSource
 from trt_helper.builder.layer_info import EngineLayer, EngineTensor
 from trt_helper.builder.proof import prove
@@ -242,7 +242,8 @@ def test_a_quotient_beside_the_pin_may_be_made_as_a_product_with_a_reciprocal():
 def test_the_source_of_another_kernel_says_nothing_of_this_one(name, layers):
     one = EngineLayer("__myl_Some_myl0_1", "kgen", ("pin",))
     program = Program((), (Kernel(name, layers, ({("mul", "FP32"): 1},)),))
-    assert inside("pin", one, Claim([one], program, frozenset({"pin"}), {"pin": RequestedPrecision("Mul")})) is None
+    claim = Claim([one], program, frozenset({"pin"}), {"pin": RequestedPrecision("Mul")})
+    assert kernel_precision("pin", one, claim) is None
 
 
 def test_a_pin_alone_may_be_rounded_on_both_sides_as_its_casts_do():

@@ -35,7 +35,7 @@ from support.cli_helpers import (
 )
 
 from trt_helper.config.plan_file import read_config
-from trt_helper.search.oracle import EmulatedOracle
+from trt_helper.search.oracle import EmulatedOracle, Judgement
 from trt_helper.values import Trial, Verdict
 
 
@@ -175,8 +175,9 @@ def test_a_control_without_a_verdict_is_shown_as_such(monkeypatch):
     """FP16 that cannot be computed has no errors to show: the table has dashes there."""
     judge = EmulatedOracle.judge
 
-    def unresolved(self, plan):
-        return judge(self, plan) if plan.fp32 else Trial(plan, Verdict.UNRESOLVED, why="cannot be computed")
+    def unresolved(self, plan, which, speculative):
+        unknown = Judgement(Trial(plan, Verdict.UNRESOLVED, why="cannot be computed"))
+        return judge(self, plan, which, speculative) if plan.fp32 else unknown
 
     monkeypatch.setattr(EmulatedOracle, "judge", unresolved)
     path, samples = save_overflowing()
@@ -309,14 +310,14 @@ def test_the_tolerance_of_a_config_holds_where_no_option_is_given():
 STOP = """
 import sys, time
 from pathlib import Path
-from trt_helper.oracle import EmulatedOracle
+from trt_helper.search.oracle import EmulatedOracle
 judge, trials = EmulatedOracle.judge, []
-def stopping(self, plan):
+def stopping(self, plan, *rest):
     trials.append(plan)
     if {when}:
         print("here", flush=True)
         time.sleep(60)
-    return judge(self, plan)
+    return judge(self, plan, *rest)
 EmulatedOracle.judge = stopping
 """
 

@@ -23,11 +23,12 @@ from support.cli_helpers import (
 )
 
 from trt_helper.cli import common
-from trt_helper.cli.locate import _Keeper, _status
+from trt_helper.cli.locate import _status
 from trt_helper.errors import MachineError
 from trt_helper.inputs.samples import load_samples
 from trt_helper.onnx_model.graph import read_graph
 from trt_helper.onnx_model.load import load
+from trt_helper.search.saved import SavedSearch
 from trt_helper.system.machine import find_gpu
 from trt_helper.values import DISAGREE, Plan, Tolerance, Trial, Verdict
 
@@ -119,7 +120,7 @@ def test_what_a_config_excludes_stays_excluded_in_the_new_plan():
     assert (data["TRT_EXCLUDE_TACTIC"], data["atol"], data["rtol"]) == (excluded, 2e-3, 0.0)
     graph = read_graph(load(Path("model.onnx")))
     given = (graph, load_samples(graph, [Path("x.npz")]), tuple(excluded))
-    made = {name: common._runner(name, 2, *given, check=False)["oracle"] for name in ("tensorrt", "tensorrt-rtx")}
+    made = {name: common._runner_oracle(name, 2, *given, check=False) for name in ("tensorrt", "tensorrt-rtx")}
     left_out = {name: one.keywords["settings"].exclude_tactics for name, one in made.items()}
     assert left_out == dict.fromkeys(("tensorrt", "tensorrt-rtx"), tuple(excluded))
 
@@ -130,12 +131,14 @@ def test_a_search_on_engines_begins_anew_where_other_tactics_are_excluded():
     graph = read_graph(load(Path("model.onnx")))
     samples = load_samples(graph, [Path("x.npz")])
 
-    def headers(**asked):
-        made = (_Keeper(graph, samples, Tolerance(), CONFIG, None, asked, one) for one in ((), ({"layer": "a"},)))
-        return {keeper.journal._header for keeper in made}
+    def keys(**provenance):
+        saved = [SavedSearch(CONFIG, provenance, tactics) for tactics in ((), ({"layer": "a"},))]
+        return [one.search_key(graph, samples, Tolerance(), None) for one in saved]
 
-    assert len(headers(runner="tensorrt")) == 2
-    assert len(headers()) == 1
+    first, second = keys(runner="tensorrt")
+    assert first != second
+    first, second = keys()
+    assert first == second
 
 
 def test_the_trtexec_commands_need_no_engine_and_name_files_that_are_there():

@@ -1,4 +1,4 @@
-"""A trial goes on from what the last one on the same sample left, and answers as one from the start does."""
+"""A trial that resumes from a checkpoint gives the same answers as one that computes every layer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from support.models import Case, normal, parsed
 from support.subjects import MODELS, put
 
 from trt_helper.emulator import emulator as emulate
-from trt_helper.emulator.checkpoints import Prefixes
+from trt_helper.emulator.checkpoints import CheckpointStore
 from trt_helper.emulator.emulator import Emulator
 from trt_helper.emulator.kernels import Kernel
 from trt_helper.onnx_model.precision import assign
@@ -51,14 +51,14 @@ def test_any_order_of_plans_gives_the_answers_of_fresh_emulators(subject, name):
             np.testing.assert_array_equal(found[output], array, err_msg=f"{output} under {plan}")
 
 
-@pytest.mark.parametrize("place", [0, 8, 17, 40, LAYERS - 1])
-def test_only_what_lies_behind_the_change_is_computed_again(chain, computed, place):
+@pytest.mark.parametrize("index", [0, 8, 17, 40, LAYERS - 1])
+def test_only_the_layers_after_the_change_are_computed_again(chain, computed, index):
     names = chain.graph.candidates
     chain.emulator.run(Plan(), chain.feed)
     computed.clear()
-    chain.emulator.run(Plan.of([names[place]]), chain.feed)
-    behind = len(chain.graph.layers) - [layer.name for layer in chain.graph.layers].index(names[place])
-    assert behind <= len(computed) <= behind + 4
+    chain.emulator.run(Plan.of([names[index]]), chain.feed)
+    after = len(chain.graph.layers) - [layer.name for layer in chain.graph.layers].index(names[index])
+    assert after <= len(computed) <= after + 4
 
 
 def test_another_sample_starts_at_the_beginning(chain, computed):
@@ -88,58 +88,58 @@ def test_what_is_watched_is_computed(chain, computed):
     assert set(seen) >= set(chain.graph.candidates)
 
 
-def left(prefixes, feed, keys="abcd"):
-    """Where a trial starts that has the first 3, 2 and 1 keys with the last one on `feed` in common."""
-    return [prefixes.way(feed, keys[:same].ljust(len(keys), "-")).start()[0] for same in (3, 2, 1)]
+def first_layers(store, feed, keys="abcd"):
+    """The layers that trials start at whose first 3, 2 and 1 keys are those of the last trial on `feed`."""
+    return [store.begin(feed, keys[:same].ljust(len(keys), "-")).resume()[0] for same in (3, 2, 1)]
 
 
-def way_with(prefixes, feed, *sizes, keys="abcd"):
-    """A way that was gone to its end, with arrays of so many elements alive at its places."""
-    way = prefixes.way(feed, keys)
+def kept(store, feed, *sizes, keys="abcd"):
+    """The checkpoints of a finished trial, with one array of each size in elements alive before each layer."""
+    checkpoints = store.begin(feed, keys)
     for index, size in enumerate(sizes, 1):
-        way.pass_by(index, {"h": np.zeros(size, np.float32)})
-    prefixes.keep(way)
-    return way
+        checkpoints.save(index, {"h": np.zeros(size, np.float32)})
+    store.keep(checkpoints)
+    return checkpoints
 
 
-def test_where_most_is_alive_is_left_first():
-    prefixes, feed = Prefixes(limit=4 * 150), {"x": np.zeros(1000, np.float32)}
-    way = way_with(prefixes, feed, 100, 60, 80)
-    assert way.size == 4 * 140
-    assert way.start()[0] == 3
-    assert left(prefixes, feed) == [3, 2, 0]
-    assert way_with(prefixes, {"x": feed["x"] + 1}, 200).size == 0
+def test_the_largest_checkpoint_is_removed_first():
+    store, feed = CheckpointStore(limit=4 * 150), {"x": np.zeros(1000, np.float32)}
+    checkpoints = kept(store, feed, 100, 60, 80)
+    assert checkpoints.size == 4 * 140
+    assert checkpoints.resume()[0] == 3
+    assert first_layers(store, feed) == [3, 2, 0]
+    assert kept(store, {"x": feed["x"] + 1}, 200).size == 0
 
 
 def test_all_samples_share_the_limit():
-    prefixes, feeds = Prefixes(limit=4 * 300), [{"x": np.full(9, index, np.float32)} for index in range(3)]
-    ways = [way_with(prefixes, feed, 60, 60, 30) for feed in feeds]
-    assert [way.size for way in ways] == [4 * 90] * 3
-    assert [left(prefixes, feed) for feed in feeds] == [[3, 2, 0]] * 3
+    store, feeds = CheckpointStore(limit=4 * 300), [{"x": np.full(9, index, np.float32)} for index in range(3)]
+    samples = [kept(store, feed, 60, 60, 30) for feed in feeds]
+    assert [checkpoints.size for checkpoints in samples] == [4 * 90] * 3
+    assert [first_layers(store, feed) for feed in feeds] == [[3, 2, 0]] * 3
 
 
-def test_a_sample_of_which_nothing_is_left_is_not_held():
-    prefixes = Prefixes(limit=4 * 100)
+def test_a_sample_without_checkpoints_is_not_kept_in_memory():
+    store = CheckpointStore(limit=4 * 100)
     feed = {"x": np.zeros(9, np.float32)}
     array = weakref.ref(feed["x"])
-    way_with(prefixes, feed, 90)
+    kept(store, feed, 90)
     del feed
     assert array() is not None
     for index in range(3):
-        way_with(prefixes, {"x": np.full(9, index, np.float32)}, 90)
+        kept(store, {"x": np.full(9, index, np.float32)}, 90)
     assert array() is None
 
 
 def test_a_sample_that_is_tried_again_and_again_is_counted_once():
-    prefixes, feed = Prefixes(limit=4 * 1500), {"x": np.zeros(1000, np.float32)}
+    store, feed = CheckpointStore(limit=4 * 1500), {"x": np.zeros(1000, np.float32)}
     for _ in range(5):
-        way_with(prefixes, feed, 1000)
-    assert prefixes.way(feed, "abcd").start()[0] == 1
+        kept(store, feed, 1000)
+    assert store.begin(feed, "abcd").resume()[0] == 1
 
 
-def test_one_array_under_many_names_and_places_counts_once_and_the_feed_never():
+def test_one_array_in_several_checkpoints_counts_once_and_the_feed_never():
     array, feed = np.zeros(1000, np.float32), {"x": np.ones(50, np.float32)}
-    way = Prefixes().way(feed, "abc")
-    way.pass_by(1, {"x": feed["x"], "g": array})
-    way.pass_by(2, {"h": array})
-    assert way.size == array.nbytes
+    checkpoints = CheckpointStore().begin(feed, "abc")
+    checkpoints.save(1, {"x": feed["x"], "g": array})
+    checkpoints.save(2, {"h": array})
+    assert checkpoints.size == array.nbytes

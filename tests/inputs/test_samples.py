@@ -10,7 +10,7 @@ from support.models import Case, f32, i64, parsed
 from support.subjects import MODELS, put
 
 from trt_helper.errors import InputError
-from trt_helper.inputs.samples import Sample, element_count, hold_out, load_samples, random_sample
+from trt_helper.inputs.samples import element_count, load_samples, random_sample
 
 
 @pytest.fixture
@@ -164,14 +164,3 @@ def test_strings_cannot_be_made_up(tmp_path):
     model = parsed("g (string[2] s, float[2] x) => (float[2] y) { [exp] y = Exp(x) }")
     with pytest.raises(InputError, match="'s' holds"):
         load_samples(put(Case("strings", model, {}), tmp_path).graph, [])
-
-
-# ----------------------------------------------------------------------------------------------- held out
-
-
-@pytest.mark.parametrize(("count", "held"), [(1, []), (3, []), (4, [3]), (7, [3]), (8, [3, 7]), (11, [3, 7])])
-def test_a_quarter_is_held_out_of_four_or_more(count, held):
-    samples = [Sample(str(index), {}) for index in range(count)]
-    search, kept = hold_out(samples)
-    assert [int(sample.source) for sample in kept] == held
-    assert [int(sample.source) for sample in search] == [index for index in range(count) if index not in held]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.cli_helpers import clean, constant, model, node, saved, value
 
 from trt_helper.errors import InputError
-from trt_helper.inputs.samples import Sample, hold_out, random_sample
+from trt_helper.inputs.samples import Sample, random_sample
 from trt_helper.inputs.shapes import parse_shapes, profile, ranges_of, recorded_ranges
 from trt_helper.onnx_model.graph import read_graph
 from trt_helper.onnx_model.load import load
@@ -120,15 +120,6 @@ def test_random_samples_repeat_and_another_seed_gives_others(graph):
     first, again, other = (random_sample(graph, {}, seed).feed["x"] for seed in (0, 0, 1))
     assert first.tolist() == again.tolist()
     assert first.tolist() != other.tolist()
-
-
-@given(st.integers(0, 40))
-def test_every_fourth_sample_of_four_or_more_is_held_out(count):
-    samples = [sample(x=(n + 1,)) for n in range(count)]
-    searched, held = hold_out(samples)
-    assert len(held) == (count // 4 if count >= 4 else 0)
-    assert sorted(map(id, searched + held)) == sorted(map(id, samples))
-    assert searched or not samples
 
 
 # --------------------------------------------------------------------------------- configs and profiles

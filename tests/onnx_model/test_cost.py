@@ -67,6 +67,6 @@ def test_of_two_pins_that_help_alike_the_cheaper_one_is_kept():
     same = np.array([9.0])
     rounding_effects = [RoundingEffect(frozenset({name}), (), same) for name in ("a", "b")]
     for cheap, dear in (("a", "b"), ("b", "a")):
-        prediction = ErrorModel(["a", "b"], rounding_effects, prices={dear: 2.0, cheap: 1.0}).prediction()
+        prediction = ErrorModel(["a", "b"], rounding_effects, pin_costs={dear: 2.0, cheap: 1.0}).prediction()
         assert prediction.order[0] == cheap
         assert next(iter(prediction.without(Plan.of(["a", "b"])))) == dear

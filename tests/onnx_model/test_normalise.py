@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -10,6 +13,8 @@ from support.independent import run_on_ort
 from support.models import Case, bn, f32, normal, parsed
 from support.subjects import MODELS, put
 
+from trt_helper.errors import ModelError
+from trt_helper.onnx_model import normalise as passes
 from trt_helper.onnx_model.normalise import normalise
 from trt_helper.values import Plan, Role
 
@@ -124,7 +129,7 @@ def test_a_dead_layer_is_dropped_and_a_no_op_keeps_the_outputs_name(subject):
 # ----------------------------------------------------------------------------------------------- names
 
 
-def test_unnamed_nodes_are_called_after_their_output_and_twins_are_told_apart(subject):
+def test_unnamed_nodes_are_called_after_tsuccessor_output_and_twins_are_told_apart(subject):
     names = [layer.name for layer in subject("unnamed_and_doubly_named").graph.layers]
     assert names == ["node_of_a", "twin", "twin_1", "node_of_y"]
 
@@ -209,7 +214,7 @@ def all_values(model):
 
 
 @pytest.mark.parametrize("name", ["mixed_softmax", "all_half"])
-def test_half_weights_of_a_mixed_model_keep_their_values(subject, name):
+def test_half_weights_of_a_mixed_model_keep_tsuccessor_values(subject, name):
     given = MODELS[name]().model.graph.initializer[0]
     held = constants(subject(name))[given.name]
     assert held.dtype == np.float32
@@ -251,3 +256,123 @@ def test_normalising_twice_changes_nothing(subject):
     again = normalise(subject.graph.model.clone())
     assert [node.name for node in again.model.graph] == [layer.name for layer in subject.graph.layers]
     assert not again.aliases
+
+
+# ---------------------------------------------------------------------------------------------- passes
+
+
+def everything(tmp_path):
+    """A model with two calls of a function, FP16 and FP32 layers, a constant, a BatchNorm that folds and one alone."""
+    model = parsed(
+        """g (float16[1,3,4,4] x) => (float[1,3,4,4] y) {
+          [conv] c = Conv(x, w)
+          [up] u = Cast <to=1> (c)
+          [wide] f = Conv(u, v)
+          [norm] n = BatchNormalization(f, scale, bias, mean, var)
+          [first] a = local.gate(n)
+          [second] a1 = local.gate(a)
+          [alone] z = BatchNormalization(a1, scale, bias, mean, var)
+          [low] one = Constant <value = float {1.0}> ()
+          [two] two = Add(one, one)
+          [dead] nobody = Exp(z)
+          [last] y = Mul(z, two)
+        }
+        <domain: "local", opset_import: ["" : 17]>
+        gate (p) => (r) { [sig] s = Sigmoid(p)  [mul] r = Mul(s, p) }""",
+        w=normal(3, 3, 1, 1).astype(np.float16),
+        v=normal(3, 3, 1, 1),
+        **bn(3, 4.8e7),
+    )
+    return put(Case("everything", model, {"x": normal(1, 3, 4, 4, seed=2).astype(np.float16)}), tmp_path)
+
+
+def every_node(model):
+    return list(ir.traversal.RecursiveGraphIterator(model.graph))
+
+
+def names_are_unique(state):
+    names = [node.name for node in every_node(state.model)]
+    return all(names) and len(set(names)) == len(names)
+
+
+def every_tensor_has_a_type(state):
+    return all(value.type is not None for value in all_values(state.model))
+
+
+def norms_have_no_statistics(state):
+    for node in state.model.graph:
+        if node.op_type == "BatchNormalization":
+            mean, variance = (value.const_value.numpy() for value in node.inputs[3:5])
+            if mean.any() or (variance != 1).any() or node.attributes.get_float("epsilon"):
+                return False
+    return state.folded_norms == {"norm": "wide"}
+
+
+HOLDS = {  # what is true after a pass; what is said of it in its docstring
+    "inline_functions": lambda state: not state.model.functions,
+    "refuse_unsupported": lambda state: {node.domain for node in every_node(state.model)} == {""},
+    "make_names_unique": names_are_unique,
+    "constants_to_initializers": lambda state: "Constant" not in {node.op_type for node in every_node(state.model)},
+    "infer_types": every_tensor_has_a_type,
+    "raise_ir_version": lambda state: state.model.ir_version >= 4,
+    "record_half_precision": lambda state: state.was_half and state.half_io == {"x": ir.DataType.FLOAT16},
+    "raise_to_fp32": lambda state: (
+        not {value.dtype for value in all_values(state.model)} & set(passes.HALVES)
+        and "Cast" not in {node.op_type for node in every_node(state.model)}
+        and {"wide", "norm", "alone", "last"} <= state.author_fp32
+        and not {"conv", "up"} & state.author_fp32
+    ),
+    "record_names": lambda state: state.consumers["conv"] == ("up",) and state.producers["c"] == "conv",
+    "fold_constant_nodes": lambda state: "Add" not in {node.op_type for node in every_node(state.model)},
+    "fold_batchnorm": norms_have_no_statistics,
+    "remove_unused_nodes": lambda state: "dead" not in {node.name for node in every_node(state.model)},
+    "restore_names": names_are_unique,
+    "refuse_sequences": lambda state: all(isinstance(v.type, ir.TensorType) for v in all_values(state.model)),
+    "complete_types": every_tensor_has_a_type,
+    "refuse_constant_outputs": lambda state: len(state.model.graph) > 0,
+}
+
+
+def test_after_each_pass_its_postcondition_holds(tmp_path, monkeypatch):
+    ran = []
+
+    def checked(graph_pass):
+        def run(state):
+            graph_pass(state)
+            assert HOLDS[graph_pass.__name__](state), graph_pass.__name__
+            ran.append(graph_pass.__name__)
+
+        return run
+
+    monkeypatch.setattr(passes, "PASSES", [checked(graph_pass) for graph_pass in passes.PASSES])
+    subject = everything(tmp_path)
+    assert [layer.op for layer in subject.graph.layers if layer.name in ("conv", "wide", "alone", "last")] == [
+        "Conv",
+        "Conv",
+        "BatchNormalization",
+        "Mul",
+    ]
+    assert ran == list(HOLDS)
+
+
+def test_every_pass_says_what_holds_after_it():
+    assert all("Ensures:" in graph_pass.__doc__ for graph_pass in passes.PASSES)
+
+
+def test_a_bug_in_a_pass_is_reported_with_the_name_of_the_pass(tmp_path, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(passes, "rewrite", broken)
+    with pytest.raises(ZeroDivisionError, match="a bug") as caught:
+        _ = everything(tmp_path).graph
+    assert "fold_batchnorm" in "".join(traceback.format_exception(caught.value))
+    if sys.version_info >= (3, 11):
+        assert caught.value.__notes__ == ["while normalising the model, in the pass 'fold_batchnorm'"]
+
+
+def test_an_error_that_the_user_can_act_on_stays_as_it_is(tmp_path):
+    model = parsed("g (bfloat16[2] x) => (bfloat16[2] y) { y = Exp(x) }")
+    with pytest.raises(ModelError, match=r"^'x' is bfloat16$") as caught:
+        _ = put(Case("brain", model, {}), tmp_path).graph
+    assert not getattr(caught.value, "__notes__", [])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -28,7 +27,7 @@ from trt_helper.runners.intermediate_errors import attributed, complaint, interm
 from trt_helper.runners.oracle import RunnerOracle
 from trt_helper.runners.run import RUNNERS, Runner, runner_here
 from trt_helper.search.locate import locate
-from trt_helper.search.oracle import EmulatedOracle
+from trt_helper.search.oracle import Criteria, EmulatedOracle
 from trt_helper.system import child_process as process
 from trt_helper.values import IntermediateError, Plan, TensorError, Tolerance
 
@@ -193,7 +192,7 @@ def test_debug_tensors_leave_the_kernels_what_they_are(graph, tmp_path):
 
 def oracle(graph):
     given = [sample()]
-    return RunnerOracle(graph, STAND_IN, given, references(graph, given), Tolerance(), {}, BuildSettings())
+    return RunnerOracle(graph, STAND_IN, Criteria(given, references(graph, given), Tolerance()), {}, BuildSettings())
 
 
 def listening(graph, tmp_path, monkeypatch, change):
@@ -222,7 +221,7 @@ def computing(tmp_path, monkeypatch, computed):
 def test_what_was_heard_is_held_against_what_is_emulated(graph, tmp_path, monkeypatch):
     listening(graph, tmp_path, monkeypatch, lambda computed: {name: array * 2 for name, array in computed.items()})
     said = []
-    found = oracle(graph).intermediate_errors(Plan(), Emulator(graph), said.append)
+    found = oracle(graph).intermediate_errors(Plan(), 0, Emulator(graph), said.append)
     wrong = [one for one in found if one.is_farther]
     assert wrong
     assert len(said) == 1
@@ -235,7 +234,7 @@ def test_what_was_heard_is_held_against_what_is_emulated(graph, tmp_path, monkey
 def test_an_engine_that_is_as_emulated_says_nothing(graph, tmp_path, monkeypatch):
     listening(graph, tmp_path, monkeypatch, lambda computed: computed)
     said = []
-    found = oracle(graph).intermediate_errors(Plan(), Emulator(graph), said.append)
+    found = oracle(graph).intermediate_errors(Plan(), 0, Emulator(graph), said.append)
     assert found
     assert not any(one.is_farther for one in found)
     assert said == []
@@ -245,7 +244,7 @@ def test_an_engine_that_is_as_emulated_says_nothing(graph, tmp_path, monkeypatch
 def test_an_engine_of_which_nothing_is_heard_is_said(graph, tmp_path, monkeypatch):
     listening(graph, tmp_path, monkeypatch, lambda _: {})
     said = []
-    assert oracle(graph).intermediate_errors(Plan(), Emulator(graph), said.append) == ()
+    assert oracle(graph).intermediate_errors(Plan(), 0, Emulator(graph), said.append) == ()
     assert said == ["nothing of what the engine computes between its kernels could be heard"]
 
 
@@ -254,7 +253,7 @@ def test_an_engine_that_cannot_be_listened_to_is_said_and_no_error(graph, tmp_pa
     monkeypatch.setenv("LISTENING_CHILD", str(tmp_path / "none.npz"))
     crashing = replace(oracle(graph), runner=replace(STAND_IN, module="no_such_child"))
     said = []
-    assert crashing.intermediate_errors(Plan(), Emulator(graph), said.append) == ()
+    assert crashing.intermediate_errors(Plan(), 0, Emulator(graph), said.append) == ()
     assert len(said) == 1
     assert said[0].startswith("the inside of the engine was not looked at: the runner 'stand-in' cannot be loaded")
 
@@ -262,7 +261,7 @@ def test_an_engine_that_cannot_be_listened_to_is_said_and_no_error(graph, tmp_pa
 def test_a_runner_without_engines_has_no_inside(graph):
     said = []
     none = replace(oracle(graph), runner=RUNNERS["cuda"])
-    assert none.intermediate_errors(Plan(), Emulator(graph), said.append) == ()
+    assert none.intermediate_errors(Plan(), 0, Emulator(graph), said.append) == ()
     assert said == []
 
 
@@ -295,7 +294,7 @@ def test_without_debug_tensors_each_is_an_output_of_one_of_a_few_engines(graph, 
     emulated = {name: array for name, (_, array) in steps(graph, Plan()).items()}
     computing(tmp_path, monkeypatch, emulated | {"c1_out": emulated["c1_out"] * 2})
     said = []
-    found = replace(oracle(graph), guards=("c1",)).intermediate_errors(Plan(), Emulator(graph), said.append)
+    found = replace(oracle(graph), guards=("c1",)).intermediate_errors(Plan(), 0, Emulator(graph), said.append)
     between = ["c0_out", "r0_out", "c1_out", "r1_out", "up_out"]
     assert {guards for _, guards in engines} == {("c1",)}
     assert [engine.marked for engine, _ in engines] == [("c0_out", "up_out"), ("r0_out",), ("c1_out",), ("r1_out",)]
@@ -317,9 +316,10 @@ def test_a_model_without_anything_between_its_layers_needs_no_engine_to_be_heard
     path.write_bytes(made.SerializeToString())
     alone = read_graph(load(path))
     given = [Sample("s", {"x": np.ones([1, 4], np.float32)})]
-    judge = RunnerOracle(alone, STAND_IN, given, references(alone, given), Tolerance(), {}, BuildSettings())
+    criteria = Criteria(given, references(alone, given), Tolerance())
+    judge = RunnerOracle(alone, STAND_IN, criteria, {}, BuildSettings())
     said = []
-    assert judge.intermediate_errors(Plan(), Emulator(alone), said.append) == ()
+    assert judge.intermediate_errors(Plan(), 0, Emulator(alone), said.append) == ()
     assert engines == []
     assert said == ["nothing of what the engine computes between its kernels could be heard"]
 
@@ -334,7 +334,7 @@ def error(name, most):
 class Listened(EmulatedOracle):
     """Judges as the emulator does, and has an inside."""
 
-    def intermediate_errors(self, plan, _emulator, warn):
+    def intermediate_errors(self, plan, _sample, _emulator, warn):
         assert plan == Plan()
         warn("heard")
         return (
@@ -347,8 +347,8 @@ def test_a_search_lists_the_inside_and_decides_without_it(graph, capsys):
     given = [sample()]
     plain = locate(graph, given, Tolerance())
 
-    def listened(graph, **how):
-        return Listened(Emulator(graph), **how)
+    def listened(graph, criteria):
+        return Listened(Emulator(graph), criteria)
 
     located = locate(graph, given, Tolerance(), oracle=listened, runner="stand-in")
     assert located.plan == plain.plan
@@ -371,7 +371,10 @@ def test_on_a_gpu_a_search_hears_the_inside_of_the_engine(graph, name):
     except MachineError as missing:
         pytest.skip(missing.message)
     settings = BuildSettings(tensorrt=name == "tensorrt")
-    how = {"runner": runner, "profile": {}, "settings": settings}
-    located = locate(graph, [sample()], Tolerance(1e-2, 0), oracle=partial(RunnerOracle, **how), runner=name)
+
+    def oracle(graph, criteria):
+        return RunnerOracle(graph, runner, criteria, {}, settings)
+
+    located = locate(graph, [sample()], Tolerance(1e-2, 0), oracle=oracle, runner=name)
     unheard = [said for said in located.warnings if "was not looked at" in said]
     assert located.intermediate_errors or unheard

@@ -38,6 +38,7 @@ from support.special_models import save_external
 from support.subjects import MODELS
 
 from trt_helper.builder.settings import BuildSettings
+from trt_helper.emulator.emulator import Emulator
 from trt_helper.errors import InputError, MachineError
 from trt_helper.inputs.metric import Metric
 from trt_helper.inputs.samples import Sample
@@ -47,8 +48,8 @@ from trt_helper.onnx_model.typed import render
 from trt_helper.report.record import located_json
 from trt_helper.runners.oracle import RunnerOracle
 from trt_helper.search.locate import locate
-from trt_helper.search.oracle import EmulatedOracle, emulated
-from trt_helper.search.with_rewrites import locate_with_rewrites
+from trt_helper.search.oracle import Criteria, EmulatedOracle
+from trt_helper.search.strategy import no_plans
 from trt_helper.values import Plan, Tolerance, Trial, Verdict
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,10 +141,10 @@ def test_a_metric_and_cures_travel_too(address, task):
         near = [np.abs(f["m5"] - r["m5"]) < 0.01 for r, f in zip(reference, found, strict=True)]
         return float(np.mean(near))
 
-    how = {"metric": Metric(share, 0.9, "share"), "kinds": {"pins", "norms", "bf16"}}
-    alone = locate_with_rewrites(graph, samples, TOLERANCE, **how)
+    how = {"metric": Metric(share, 0.9, "share"), "rewrites": {"pins", "norms", "bf16"}}
+    alone = locate(graph, samples, TOLERANCE, **how)
     with Cluster(address) as cluster:
-        found = locate_with_rewrites(graph, samples, TOLERANCE, **how, oracle=cluster.oracle)
+        found = locate(graph, samples, TOLERANCE, **how, oracle=cluster.oracle)
     assert alone.plan.bf16
     assert told(found) == told(alone)
 
@@ -166,17 +167,16 @@ def marked(folder, first, then=lambda: None):
     """
 
     class Marked(EmulatedOracle):
-        def judge(self, plan):
-            trial = super().judge(plan)
+        def judge(self, plan, which, speculative=no_plans):
+            judgement = super().judge(plan, which, speculative)
             if 0 < len(plan) < 5:
                 begun = len(list(folder.iterdir()))
                 (folder / f"{begun}-{os.getpid()}").touch()
                 (first if begun == 0 else then)()
-            return trial
+            return judgement
 
-    def make(graph, **how):
-        found = emulated(graph, **how)
-        return Marked(found.emulator, **how)
+    def make(graph, criteria):
+        return Marked(Emulator(graph), criteria)
 
     return make
 
@@ -199,13 +199,13 @@ def test_a_worker_that_is_killed_in_the_middle_costs_a_retry(address, task, tmp_
 @needs_ray
 def test_a_plan_that_ends_every_worker_counts_as_not_judged(address, task):
     graph, samples = task
-    given = {"references": [{}], "tolerance": TOLERANCE, "metric": None}
+    criteria = Criteria(samples[:1], [{}], TOLERANCE)
 
-    def make(_graph, **_how):
+    def make(_graph, _criteria):
         os.kill(os.getpid(), signal.SIGKILL)
 
     with Cluster(address, make) as cluster:
-        trial = cluster.oracle(graph, samples=samples[:1], **given).judge(Plan())
+        trial = cluster.oracle(graph, criteria).judge(Plan(), [0]).trial
     assert trial == Trial(Plan(), Verdict.UNRESOLVED, why=f"it ended its worker {RETRIES + 1} times")
 
 
@@ -230,11 +230,13 @@ def test_a_runner_gets_a_gpu_for_each_trial(address, tmp_path):
     graph, samples = multiplied(tmp_path), multiplied_samples(2, 3)
     seen = tmp_path / "seen"
     seen.mkdir()
-    make = partial(RunnerOracle, runner=CPU, profile={}, settings=BuildSettings(), repeats=2)
 
-    def noting(graph, **how):
+    def make(graph, criteria):
+        return RunnerOracle(graph, CPU, criteria, {}, BuildSettings())
+
+    def noting(graph, criteria):
         (seen / os.environ["CUDA_VISIBLE_DEVICES"]).touch()
-        return make(graph, **how)
+        return make(graph, criteria)
 
     tolerance = Tolerance(1e-2, 0)
     alone = locate(graph, samples, tolerance, oracle=make, runner="cuda")

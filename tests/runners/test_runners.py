@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import onnx
@@ -16,12 +15,14 @@ from trt_helper.errors import MachineError, RunError
 from trt_helper.inputs.references import references
 from trt_helper.inputs.samples import Sample
 from trt_helper.onnx_model.typed import render, write
-from trt_helper.report.record import evidence_yaml, located_json
+from trt_helper.report.record import located_json
 from trt_helper.runners import ort_child
 from trt_helper.runners.oracle import RunnerOracle, agreed
 from trt_helper.runners.run import RUNNERS, execute, runner_here
 from trt_helper.search.locate import locate
-from trt_helper.search.oracle import control_error
+from trt_helper.search.located import evidence
+from trt_helper.search.oracle import Criteria, control_error
+from trt_helper.search.strategy import no_plans
 from trt_helper.system.machine import find_gpu
 from trt_helper.values import DISAGREE, Plan, Tolerance, Trial, Verdict
 
@@ -37,7 +38,9 @@ def typed(graph, plan, folder):
 
 
 def oracle(graph, given, **how):
-    return RunnerOracle(graph, CPU, given, references(graph, given), Tolerance(1e-2, 0), {}, BuildSettings(), **how)
+    return RunnerOracle(
+        graph, CPU, Criteria(given, references(graph, given), Tolerance(1e-2, 0)), {}, BuildSettings(), **how
+    )
 
 
 def test_outputs_come_back_by_repeat_and_sample(graph, tmp_path):
@@ -128,34 +131,37 @@ def test_a_provider_that_is_not_there_is_said_to_be_missing(graph, tmp_path):
 def test_the_oracle_judges_a_plan_by_what_was_run(graph):
     """The all-FP32 plan is the model itself; its FP16 sibling is beyond 65504 on any machine that computes FP16."""
     real = oracle(graph, samples(2, 3))
-    trial = real.judge(graph.all_pinned())
-    assert (trial.verdict, real.inferences) == (Verdict.PASS, 4)
-    assert [len(errors) for errors in real.per_sample[graph.all_pinned()]] == [1, 1]
-    assert len(real.on([1]).samples) == 1
+    judgement = real.judge(graph.all_pinned(), [0, 1])
+    assert (judgement.trial.verdict, judgement.inferences) == (Verdict.PASS, 4)
+    assert [len(errors) for errors in judgement.per_sample] == [1, 1]
+    assert len(real.judge(graph.all_pinned(), [1]).per_sample) == 1
 
 
 def test_a_plan_that_cannot_be_run_is_unresolved_with_the_reason(graph):
-    broken = oracle(graph, samples(2))
-    broken.samples = [Sample("wrong", {"x/1": np.zeros([2, 9], np.float32)})]
-    trial = broken.judge(Plan())
+    good = oracle(graph, samples(2))
+    wrong = [Sample("wrong", {"x/1": np.zeros([2, 9], np.float32)})]
+    broken = replace(good, criteria=replace(good.criteria, samples=wrong))
+    trial = broken.judge(Plan(), [0]).trial
     assert trial.verdict is Verdict.UNRESOLVED
     assert "sample 0 cannot be run" in trial.why
 
 
 def test_a_search_asks_the_runner_and_says_so(graph):
-    given, asked = samples(2, 3), []
+    given, judged = samples(2, 3), []
 
     class Counting(RunnerOracle):
-        def judge(self, plan):
-            asked.append(plan)
-            return super().judge(plan)
+        def judge(self, plan, which, speculative=no_plans):
+            judged.append(plan)
+            return super().judge(plan, which, speculative)
 
-    how = {"runner": CPU, "profile": {}, "settings": BuildSettings(), "repeats": 2}
-    located = locate(graph, given, Tolerance(1e-2, 0), oracle=partial(Counting, **how), runner="cpu")
-    assert {trial.plan for trial in located.trials} <= set(asked)
+    def counting(graph, criteria):
+        return Counting(graph, CPU, criteria, {}, BuildSettings())
+
+    located = locate(graph, given, Tolerance(1e-2, 0), oracle=counting, runner="cpu")
+    assert {trial.plan for trial in located.trials} <= set(judged)
     assert located.after.verdict is Verdict.PASS
     assert [len(errors) for errors in located.per_sample["after"]] == [1, 1]
-    assert located_json(located)["runner"] == evidence_yaml(located)["runner"] == "cpu"
+    assert located_json(located)["runner"] == evidence(located)["runner"] == "cpu"
 
 
 PASSED, FAILED = (
@@ -184,8 +190,8 @@ def test_on_a_gpu_half_overflows_and_the_pinned_plan_passes(graph, name):
         pytest.skip(error.message)
     given = samples(2, 3)
     real = replace(oracle(graph, given), runner=runner, settings=BuildSettings(tensorrt=name == "tensorrt"))
-    assert real.judge(graph.all_pinned()).verdict is Verdict.PASS
-    assert real.judge(Plan()).verdict is Verdict.FAIL
+    assert real.judge(graph.all_pinned(), [0, 1]).trial.verdict is Verdict.PASS
+    assert real.judge(Plan(), [0, 1]).trial.verdict is Verdict.FAIL
 
 
 def test_a_control_whose_repeats_disagree_is_not_called_inaccurate():

@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.judging import oracle_with
 from support.overflowing_norm import PINS, TOLERANCE, overflowing_norm
 
-from trt_helper.emulator.emulator import Emulator
 from trt_helper.errors import ControlError
 from trt_helper.inputs.metric import Metric
 from trt_helper.inputs.samples import Sample
 from trt_helper.onnx_model.graph import read_graph
 from trt_helper.onnx_model.load import load
-from trt_helper.search.locate import Budget, locate
-from trt_helper.search.oracle import EmulatedOracle
+from trt_helper.search.budget import Budget
+from trt_helper.search.locate import locate
 from trt_helper.values import Plan, Tolerance, Trial, Verdict
 
 
@@ -60,7 +60,7 @@ def test_a_budget_does_not_hide_that_precision_is_not_the_cause(task, monkeypatc
     """The reference of another model: even everything pinned is far off, and that is said first."""
     graph, samples = task
     wrong = [{name: np.full((64, 32), 7, np.float32) for name in graph.outputs}]
-    monkeypatch.setattr("trt_helper.search.locate.references", lambda *_: wrong)
+    monkeypatch.setattr("trt_helper.search.locate.reference_outputs", lambda *_: wrong)
     with pytest.raises(ControlError, match="with every layer in FP32 the model already misses the tolerance"):
         locate(graph, samples, TOLERANCE, budget=Budget(seconds=0))
 
@@ -93,16 +93,11 @@ def test_plans_that_could_not_be_judged_are_told_of(task):
     """They count as failed, so the answer may have more pins than it needs."""
     graph, samples = task
 
-    class Flaky(EmulatedOracle):
-        def judge(self, plan: Plan) -> Trial:
-            trial = super().judge(plan)
-            flaky = 0 < len(plan) < 5
-            return replace(trial, verdict=Verdict.UNRESOLVED, why="repeats disagree: 0.5 to 3") if flaky else trial
+    def flaky(trial: Trial) -> Trial:
+        some = 0 < len(trial.plan) < 5
+        return replace(trial, verdict=Verdict.UNRESOLVED, why="repeats disagree: 0.5 to 3") if some else trial
 
-    def oracle(graph, **given) -> Flaky:
-        return Flaky(Emulator(graph), **given)
-
-    located = locate(graph, samples, TOLERANCE, oracle=oracle)
+    located = locate(graph, samples, TOLERANCE, oracle=oracle_with(flaky))
     assert len(located.plan) > len(PINS)
     assert located.after.verdict is Verdict.PASS
     (warning,) = located.warnings
@@ -114,14 +109,10 @@ def test_what_only_the_engine_gets_wrong_is_not_called_precision(task):
     graph, samples = task
     culprit = "square"
 
-    class Broken(EmulatedOracle):
-        def judge(self, plan: Plan) -> Trial:
-            trial = super().judge(plan)
-            return trial if culprit in plan.fp32 else replace(trial, verdict=Verdict.FAIL, error_ratio=10.0)
+    def broken(trial: Trial) -> Trial:
+        return trial if culprit in trial.plan.fp32 else replace(trial, verdict=Verdict.FAIL, error_ratio=10.0)
 
-    def oracle(graph, **given) -> Broken:
-        return Broken(Emulator(graph), **given)
-
+    oracle = oracle_with(broken)
     loose = Tolerance(1e6, 0.0)
     assert locate(graph, samples, TOLERANCE, oracle=oracle, runner="broken").warnings == ()
     located = locate(graph, samples, loose, oracle=oracle, runner="broken")

@@ -30,41 +30,41 @@ def weights(layer: str, error: np.ndarray) -> RoundingEffect:
 
 
 def test_a_value_between_two_layers_is_exact_only_when_both_are_pinned():
-    foresight = ErrorModel(["a", "b"], [travelling("a", "b", vector(3.0, 0.0))])
-    assert foresight.error(Plan()) == pytest.approx(3.0)
-    assert foresight.error(Plan.of(["a"])) == pytest.approx(3.0)
-    assert foresight.error(Plan.of(["b"])) == pytest.approx(3.0)
-    assert foresight.error(Plan.of(["a", "b"])) == 0
+    model = ErrorModel(["a", "b"], [travelling("a", "b", vector(3.0, 0.0))])
+    assert model.error(Plan()) == pytest.approx(3.0)
+    assert model.error(Plan.of(["a"])) == pytest.approx(3.0)
+    assert model.error(Plan.of(["b"])) == pytest.approx(3.0)
+    assert model.error(Plan.of(["a", "b"])) == 0
 
 
 def test_errors_of_different_roundings_add_by_squares():
-    foresight = ErrorModel(["a", "b"], [weights("a", vector(3.0)), weights("b", vector(-4.0))])
-    assert foresight.error(Plan()) == pytest.approx(5.0)
+    model = ErrorModel(["a", "b"], [weights("a", vector(3.0)), weights("b", vector(-4.0))])
+    assert model.error(Plan()) == pytest.approx(5.0)
 
 
 def test_the_same_rounding_before_and_after_a_relu_counts_once():
     chain = [travelling("conv", "relu", vector(2.0, 1.0)), travelling("relu", "next", vector(2.0, 1.0))]
-    foresight = ErrorModel(["conv", "relu", "next"], chain)
-    assert foresight.error(Plan()) == pytest.approx(2.0)
-    assert foresight.error(Plan.of(["conv", "relu"])) == pytest.approx(2.0)
-    assert foresight.error(Plan.of(["conv", "relu", "next"])) == 0
+    model = ErrorModel(["conv", "relu", "next"], chain)
+    assert model.error(Plan()) == pytest.approx(2.0)
+    assert model.error(Plan.of(["conv", "relu"])) == pytest.approx(2.0)
+    assert model.error(Plan.of(["conv", "relu", "next"])) == 0
 
 
 def test_a_value_that_its_maker_rounds_is_rounded_for_all_readers_at_once():
     """Rounded for both, x - mean(x) stays consistent; rounded for one of them, it does not."""
     value = RoundingEffect(frozenset({"x"}), ("mean", "sub"), vector(0.1), (vector(8.0), vector(-8.0)))
-    foresight = ErrorModel(["x", "mean", "sub"], [value])
-    assert foresight.error(Plan()) == pytest.approx(0.1)
-    assert foresight.error(Plan.of(["x"])) == pytest.approx(0.1)
-    assert foresight.error(Plan.of(["mean"])) == pytest.approx(0.1)
-    assert foresight.error(Plan.of(["x", "mean"])) == pytest.approx(8.0)
-    assert foresight.error(Plan.of(["x", "mean", "sub"])) == 0
+    model = ErrorModel(["x", "mean", "sub"], [value])
+    assert model.error(Plan()) == pytest.approx(0.1)
+    assert model.error(Plan.of(["x"])) == pytest.approx(0.1)
+    assert model.error(Plan.of(["mean"])) == pytest.approx(0.1)
+    assert model.error(Plan.of(["x", "mean"])) == pytest.approx(8.0)
+    assert model.error(Plan.of(["x", "mean", "sub"])) == 0
 
 
 def test_a_graph_input_is_rounded_by_its_readers_only():
-    foresight = ErrorModel(["a"], [RoundingEffect(frozenset(), ("a",), vector(5.0))])
-    assert foresight.error(Plan()) == pytest.approx(5.0)
-    assert foresight.error(Plan.of(["a"])) == 0
+    model = ErrorModel(["a"], [RoundingEffect(frozenset(), ("a",), vector(5.0))])
+    assert model.error(Plan()) == pytest.approx(5.0)
+    assert model.error(Plan.of(["a"])) == 0
 
 
 def test_the_order_puts_what_has_to_move_together_first():
@@ -90,28 +90,28 @@ def test_foreseen_errors_are_those_of_the_plans_in_the_order():
     rounding_effects.append(
         RoundingEffect(frozenset({"n0"}), ("n5", "n9"), generator.normal(size=5), tuple(generator.normal(size=(2, 5))))
     )
-    foresight = ErrorModel(layers, rounding_effects)
-    prediction = foresight.prediction()
+    model = ErrorModel(layers, rounding_effects)
+    prediction = model.prediction()
     for k, error in enumerate(prediction.errors):
-        assert error == pytest.approx(foresight.error(Plan.of(prediction.order[:k])), abs=1e-9)
+        assert error == pytest.approx(model.error(Plan.of(prediction.order[:k])), abs=1e-9)
 
 
 def test_what_is_missed_least_comes_first():
-    foresight = ErrorModel(
+    model = ErrorModel(
         ["a", "b", "c"], [weights("a", vector(2.0)), weights("b", vector(9.0)), weights("c", vector(0.5))]
     )
-    without = foresight.prediction().without(Plan.of(["a", "b", "c"]))
+    without = model.prediction().without(Plan.of(["a", "b", "c"]))
     assert without == {"a": pytest.approx(2.0), "b": pytest.approx(9.0), "c": pytest.approx(0.5)}
 
 
 def test_opposite_effects_cancel():
     """Two sides of a difference: either rounding alone does harm, both together do none."""
     up, down = weights("a", vector(4.0, -1.0)), weights("b", vector(-4.0, 1.0))
-    foresight = ErrorModel(["a", "b", "c"], [up, down, weights("c", vector(0.0, 30.0))])
-    assert foresight.error(Plan()) == pytest.approx(30.0)
-    assert foresight.error(Plan.of(["c"])) == 0
-    assert foresight.error(Plan.of(["a", "c"])) == pytest.approx(4.0)
-    prediction = foresight.prediction()
+    model = ErrorModel(["a", "b", "c"], [up, down, weights("c", vector(0.0, 30.0))])
+    assert model.error(Plan()) == pytest.approx(30.0)
+    assert model.error(Plan.of(["c"])) == 0
+    assert model.error(Plan.of(["a", "c"])) == pytest.approx(4.0)
+    prediction = model.prediction()
     assert prediction.order[0] == "c"
     assert prediction.errors[1] == pytest.approx(0.0)
     assert prediction.errors[2] == pytest.approx(4.0)

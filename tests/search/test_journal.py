@@ -12,17 +12,18 @@ from random import Random
 
 import numpy as np
 import pytest
+from support.judging import FunctionJudge
 from support.overflowing_norm import overflowing_norm
 
 from trt_helper.errors import OutputError
 from trt_helper.inputs.samples import digest
 from trt_helper.search.journal import Journal
-from trt_helper.search.strategy import Prediction, Stop, drive, smallest
+from trt_helper.search.strategy import Prediction, Stop, Try, drive, smallest
 from trt_helper.values import Plan, TensorError, Trial, Verdict
 
 LAYERS = [f"n{index}" for index in range(20)]
 CULPRITS = frozenset({"n3", "n11", "n12"})
-SUBJECT = {"model": "abc", "atol": 0.01}
+SEARCH = {"model": "abc", "atol": 0.01}
 
 
 def judge(plan: Plan) -> Trial:
@@ -40,7 +41,7 @@ def prediction(_trial: Trial) -> Prediction:
 def search(journal: Journal, oracle=judge) -> tuple[Stop, list[Trial]]:
     trials = []
     with journal:
-        for event in drive(smallest(LAYERS, prediction), journal.remember(oracle, "all")):
+        for event in drive(smallest(LAYERS, prediction), FunctionJudge(oracle, journal)):
             if isinstance(event, Trial):
                 trials.append(event)
             elif isinstance(event, Stop):
@@ -50,12 +51,12 @@ def search(journal: Journal, oracle=judge) -> tuple[Stop, list[Trial]]:
 
 def test_a_journal_gives_back_every_trial_as_it_was(tmp_path):
     path = tmp_path / "plan.yaml.journal"
-    stop, trials = search(Journal(path, SUBJECT))
+    stop, trials = search(Journal(path, SEARCH))
 
     def never(plan: Plan) -> Trial:
         raise AssertionError(f"{plan} was evaluated again")
 
-    again, replayed = search(Journal(path, SUBJECT), never)
+    again, replayed = search(Journal(path, SEARCH), never)
     assert again == stop
     assert replayed == trials
 
@@ -63,7 +64,7 @@ def test_a_journal_gives_back_every_trial_as_it_was(tmp_path):
 @pytest.mark.parametrize("after", range(12))
 def test_an_interrupt_loses_the_trial_under_way_and_no_other(tmp_path, after):
     path = tmp_path / "plan.yaml.journal"
-    expected, trials = search(Journal(tmp_path / "whole", SUBJECT))
+    expected, trials = search(Journal(tmp_path / "whole", SEARCH))
     asked: list[Plan] = []
 
     def interrupted(plan: Plan) -> Trial:
@@ -73,47 +74,47 @@ def test_an_interrupt_loses_the_trial_under_way_and_no_other(tmp_path, after):
         return judge(plan)
 
     with pytest.raises(KeyboardInterrupt):
-        search(Journal(path, SUBJECT), interrupted)
+        search(Journal(path, SEARCH), interrupted)
     rest: list[Plan] = []
 
     def counted(plan: Plan) -> Trial:
         rest.append(plan)
         return judge(plan)
 
-    stop, _ = search(Journal(path, SUBJECT), counted)
+    stop, _ = search(Journal(path, SEARCH), counted)
     assert stop == expected
     assert [*asked, *rest] == [trial.plan for trial in trials]
 
 
 def test_a_journal_cut_at_any_byte_still_leads_to_the_same_answer(tmp_path):
     whole = tmp_path / "whole"
-    expected, _ = search(Journal(whole, SUBJECT))
+    expected, _ = search(Journal(whole, SEARCH))
     data = whole.read_bytes()
     for cut in Random(1).sample(range(len(data)), 40):
         path = tmp_path / f"cut{cut}"
         path.write_bytes(data[:cut])
-        stop, _ = search(Journal(path, SUBJECT))
+        stop, _ = search(Journal(path, SEARCH))
         assert stop == expected, cut
-        assert Journal(path, SUBJECT).__enter__().trials > 0
+        assert Journal(path, SEARCH).__enter__().verdicts > 0
 
 
-def test_another_subject_begins_the_journal_afresh(tmp_path):
+def test_another_search_begins_the_journal_afresh(tmp_path):
     path = tmp_path / "journal"
-    search(Journal(path, SUBJECT))
-    with Journal(path, {**SUBJECT, "atol": 0.02}) as journal:
-        assert journal.trials == 0
+    search(Journal(path, SEARCH))
+    with Journal(path, {**SEARCH, "atol": 0.02}) as journal:
+        assert journal.verdicts == 0
 
 
 def test_a_trial_that_took_its_process_with_it_twice_is_unresolved(tmp_path):
     path = tmp_path / "journal"
     for times in (1, 2):
-        with Journal(path, SUBJECT) as journal:
-            assert journal.trials == 0
+        with Journal(path, SEARCH) as journal:
+            assert journal.verdicts == 0
         with path.open("a") as file:  # a process that was killed in the middle leaves the beginning alone
             file.write(json.dumps({"begin": [["n1"], []], "on": "all"}) + "\n")
         assert path.read_text().count("begin") == times
-    with Journal(path, SUBJECT) as journal:
-        trial = journal.remember(judge, "all")(Plan.of(["n1"]))
+    with Journal(path, SEARCH) as journal:
+        trial = FunctionJudge(judge, journal).judge(Try(Plan.of(["n1"]), ""))
     assert trial.verdict is Verdict.UNRESOLVED
     assert trial.why == "it ended trt-helper 2 times"
 
@@ -121,10 +122,10 @@ def test_a_trial_that_took_its_process_with_it_twice_is_unresolved(tmp_path):
 def test_a_trial_that_was_interrupted_twice_by_its_user_is_tried_again(tmp_path):
     path = tmp_path / "journal"
     for _ in range(2):
-        with Journal(path, SUBJECT) as journal, pytest.raises(KeyboardInterrupt):
-            journal.remember(_stopped, "all")(Plan.of(["n1"]))
-    with Journal(path, SUBJECT) as journal:
-        assert journal.remember(judge, "all")(Plan.of(["n1"])).verdict is Verdict.FAIL
+        with Journal(path, SEARCH) as journal, pytest.raises(KeyboardInterrupt):
+            FunctionJudge(_stopped, journal).judge(Try(Plan.of(["n1"]), ""))
+    with Journal(path, SEARCH) as journal:
+        assert FunctionJudge(judge, journal).judge(Try(Plan.of(["n1"]), "")).verdict is Verdict.FAIL
 
 
 def _stopped(_plan: Plan) -> Trial:
@@ -141,7 +142,7 @@ def test_samples_are_told_apart_by_every_byte():
 
 def test_a_journal_that_cannot_be_written_is_an_output_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot be written"), Journal(tmp_path / "file" / "journal", SUBJECT):
+    with pytest.raises(OutputError, match="cannot be written"), Journal(tmp_path / "file" / "journal", SEARCH):
         pass
 
 

@@ -13,14 +13,15 @@ from trt_helper.inputs.samples import Sample
 from trt_helper.onnx_model.graph import read_graph
 from trt_helper.onnx_model.load import load
 from trt_helper.search.locate import locate
-from trt_helper.search.rounding_effects import MOST_SAMPLES, looked_at
+from trt_helper.search.rounding_effects import samples_to_measure
+from trt_helper.search.tuning import MOST_SAMPLES
 from trt_helper.values import Tolerance
 
 
 @given(st.integers(1, 500), st.data())
-def test_the_worst_sample_is_looked_at_and_others_from_first_to_last(samples, data):
+def test_the_worst_sample_is_measured_and_others_from_first_to_last(samples, data):
     worst = data.draw(st.integers(0, samples - 1))
-    found = looked_at(samples, worst)
+    found = samples_to_measure(samples, worst)
     assert found == sorted(set(found))
     assert set(found) <= set(range(samples))
     assert worst in found

@@ -9,8 +9,9 @@ from zlib import crc32
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.judging import driven
 
-from trt_helper.search.strategy import Prediction, Stop, Try, climb, drive, shrink, smallest
+from trt_helper.search.strategy import Prediction, Stop, Try, climb, shrink, smallest
 from trt_helper.values import Plan, Trial, Verdict
 
 Oracle = Callable[[Plan], Trial]
@@ -33,12 +34,12 @@ def needs(culprits: Iterable[str]) -> Oracle:
 
 
 def prediction(order: Sequence[str], helpful: int) -> Prediction:
-    """Evidence that puts `order` in front and foresees that its first `helpful` pins are enough."""
-    return foretold(order, [10.0 if k < helpful else 0.1 for k in range(len(order) + 1)])
+    """A prediction that its first `helpful` pins are enough."""
+    return predicting(order, [10.0 if k < helpful else 0.1 for k in range(len(order) + 1)])
 
 
-def foretold(order: Sequence[str], errors: Sequence[float]) -> Prediction:
-    """Evidence that foresees `errors[k]` for any k pins, and that the last of `order` are missed least."""
+def predicting(order: Sequence[str], errors: Sequence[float]) -> Prediction:
+    """A prediction of `errors[k]` for any k pins, in which the last of `order` are missed least."""
     place = {name: index for index, name in enumerate(order)}
 
     def without(plan: Plan) -> dict[str, float]:
@@ -49,7 +50,7 @@ def foretold(order: Sequence[str], errors: Sequence[float]) -> Prediction:
 
 def run(layers: Sequence[str], oracle: Oracle, evidence: Prediction) -> tuple[Stop, list[Trial]]:
     trials: list[Trial] = []
-    for event in drive(smallest(layers, lambda _trial: evidence), oracle):
+    for event in driven(smallest(layers, lambda _trial: evidence), oracle):
         if isinstance(event, Trial):
             trials.append(event)
         elif isinstance(event, Stop):
@@ -61,7 +62,7 @@ def test_a_clean_model_costs_two_trials_and_no_evidence():
     def never(_trial: Trial) -> Prediction:
         raise AssertionError("evidence was asked for although FP16 passes")
 
-    events = list(drive(smallest(names(30), never), needs(())))
+    events = list(driven(smallest(names(30), never), needs(())))
     assert sum(isinstance(event, Trial) for event in events) == 2
     assert events[-1] == Stop(Plan(), minimal=True, because="the model passes in FP16")
 
@@ -140,10 +141,10 @@ def test_a_near_miss_is_followed_by_a_small_step():
         tried.append(len(plan))
         return verdict(plan, len(plan) >= 11, 1.4 if len(plan) == 10 else None)
 
-    evidence = foretold(layers, [8.0] * 10 + [1.5] * 10 + [0.1] * 11)
+    evidence = predicting(layers, [8.0] * 10 + [1.5] * 10 + [0.1] * 11)
     failed = verdict(Plan(), False, 8.0)
     strategy = _as_strategy(climb(lambda _trial: evidence, failed))
-    found = next(event for event in drive(strategy, oracle) if isinstance(event, Stop))
+    found = next(event for event in driven(strategy, oracle) if isinstance(event, Stop))
     assert tried[0] == 10
     assert tried[1] <= 12
     assert found.best is not None
@@ -159,7 +160,7 @@ def test_shrinking_asks_the_least_missed_first_and_takes_out_more_as_long_as_it_
 
     evidence = prediction(names(16), 1)
     strategy = _as_strategy(shrink(Plan.of(names(16)), evidence, lambda _trial: evidence))
-    stop = list(drive(strategy, oracle))[-1]
+    stop = list(driven(strategy, oracle))[-1]
     assert isinstance(stop, Stop)
     assert stop.best == Plan.of(["n0"])
     assert [len(plan) for plan in tried[:4]] == [15, 13, 9, 1]
@@ -180,7 +181,7 @@ def test_a_pin_that_was_all_but_missed_is_tried_again_before_one_that_is_foresee
     evidence = Prediction(
         names(4), [1.0] * 5, lambda _plan: 0.5, lambda plan: {n: predicted[n] for n in predicted if n in plan.fp32}
     )
-    list(drive(_as_strategy(shrink(Plan.of(names(4)), evidence, lambda _trial: evidence)), oracle))
+    list(driven(_as_strategy(shrink(Plan.of(names(4)), evidence, lambda _trial: evidence)), oracle))
     assert tried == [{"n3"}, {"n2"}, {"n1"}, {"n1", "n3"}, {"n1", "n2"}, {"n1", "n0"}]
 
 
@@ -198,7 +199,7 @@ def test_a_pin_that_was_clearly_missed_waits_for_one_of_which_less_is_known():
     evidence = Prediction(
         names(4), [1.0] * 5, lambda _plan: 0.0, lambda plan: {n: predicted[n] for n in predicted if n in plan.fp32}
     )
-    list(drive(_as_strategy(shrink(Plan.of(names(4)), evidence, lambda _trial: evidence)), oracle))
+    list(driven(_as_strategy(shrink(Plan.of(names(4)), evidence, lambda _trial: evidence)), oracle))
     assert tried[:2] == [{"n2"}, {"n1"}]
     assert tried.index({"n1", "n0"}) < min(index for index, gone in enumerate(tried) if gone >= {"n1", "n2"})
 
@@ -214,10 +215,46 @@ def test_a_failure_that_changes_the_evidence_starts_the_climb_afresh():
 
     failed = verdict(Plan(), False, 10.0)
     strategy = _as_strategy(climb(lambda trial: knowing if trial.plan.fp32 else blind, failed))
-    stop = list(drive(strategy, oracle))[-1]
+    stop = list(driven(strategy, oracle))[-1]
     assert tried == [{"n0", "n1", "n2"}, {"n29", "n28"}]
     assert isinstance(stop, Stop)
     assert stop.best == Plan.of(["n29", "n28"])
+
+
+def test_a_prediction_that_is_equal_but_a_new_object_is_no_news():
+    """The climb ends, with the trials of one that is given the same object each time."""
+    layers = names(30)
+
+    def tried(predict) -> list[Plan]:
+        strategy = _as_strategy(climb(predict, verdict(Plan(), False, 10.0)))
+        events = driven(strategy, lambda plan: verdict(plan, len(plan) >= 20))
+        return [event.plan for event in events if isinstance(event, Trial)]
+
+    same = prediction(layers, 3)
+    assert tried(lambda _trial: prediction(layers, 3)) == tried(lambda _trial: same)
+
+
+@given(size=st.integers(1, 12), seed=st.integers(0, 2**32 - 1))
+def test_the_climb_ends_whatever_predictions_it_is_given(size, seed):
+    """Each failure brings another order and other errors, for ever; and no plan is tried twice."""
+    random = Random(seed)
+
+    def predict(_trial: Trial) -> Prediction:
+        return predicting(random.sample(names(size), size), [random.choice((0.0, 1.0, 9.0)) for _ in range(size + 1)])
+
+    everything = Plan.of(names(size))
+    events = list(
+        driven(_as_strategy(climb(predict, verdict(Plan(), False))), lambda plan: verdict(plan, plan == everything))
+    )
+    plans = [event.plan for event in events if isinstance(event, Try)]
+    assert len(set(plans)) == len(plans)
+    assert events[-1].best == everything
+
+
+def test_pins_that_a_prediction_does_not_know_are_tried_as_well():
+    silent = Prediction(names(5), [1.0] * 6, lambda _plan: 1.0, lambda _plan: {})
+    strategy = _as_strategy(shrink(Plan.of(names(5)), silent, lambda _trial: silent))
+    assert list(driven(strategy, needs(["n1", "n3"])))[-1].best == Plan.of(["n1", "n3"])
 
 
 def _as_strategy(part):
@@ -243,7 +280,7 @@ def test_the_result_passes_and_taking_out_any_single_pin_does_not(size, seed, pr
     layers = names(size)
     everything = Plan.of(layers)
     order = Random(seed).sample(layers, size)
-    evidence = foretold(order, predicted[: size + 1])
+    evidence = predicting(order, predicted[: size + 1])
     stop, trials = run(layers, arbitrary_oracle(seed, everything), evidence)
     by_plan = {trial.plan: trial.verdict for trial in trials}
     assert stop.best is not None
@@ -257,7 +294,7 @@ def test_a_trial_says_how_many_may_follow_it(size, culprits, seed):
     """From the last plan that passes on all fail: then no more follow than were told, and the last one knows it."""
     order = Random(seed).sample(names(size), size)
     helpful = min(culprits, size - 1)
-    events = list(drive(smallest(names(size), lambda _trial: prediction(order, helpful)), needs(order[:helpful])))
+    events = list(driven(smallest(names(size), lambda _trial: prediction(order, helpful)), needs(order[:helpful])))
     passed = [index for index, e in enumerate(events) if isinstance(e, Trial) and e.verdict is Verdict.PASS]
     told = [event.left for event in events[passed[-1] :] if isinstance(event, Try) and event.left is not None]
     assert told == sorted(told, reverse=True)

@@ -34,9 +34,11 @@ from trt_helper.onnx_model.load import load
 from trt_helper.onnx_model.rewrites import find
 from trt_helper.onnx_model.typed import render, write
 from trt_helper.search.journal import Journal
-from trt_helper.search.oracle import EmulatedOracle
-from trt_helper.search.with_rewrites import locate_with_rewrites
-from trt_helper.values import REWRITE_KINDS, Plan, Rewrite, Tolerance, Trial, Verdict
+from trt_helper.search.locate import locate
+from trt_helper.search.oracle import Criteria, EmulatedOracle, emulated
+from trt_helper.search.saved import SavedSearch
+from trt_helper.search.strategy import no_plans
+from trt_helper.values import REWRITE_KINDS, Plan, Rewrite, Tolerance, Verdict
 
 
 def graph_of(build: Build, folder: Path) -> Graph:
@@ -168,7 +170,7 @@ def test_an_engine_is_built_with_bf16(tmp_path):
 
 def rewritten(case: Judged, kinds: str):
     samples = [Sample(f"s{index}", feed) for index, feed in enumerate(case.feeds[0])]
-    return locate_with_rewrites(case.graph, samples, Tolerance(atol=case.case.atol, rtol=0.0), kinds.split(","))
+    return locate(case.graph, samples, Tolerance(atol=case.case.atol, rtol=0.0), rewrites=kinds.split(","))
 
 
 @pytest.mark.parametrize(
@@ -208,14 +210,14 @@ def test_a_pin_whose_trouble_is_range_becomes_bf16_where_that_passes(tmp_path):
     graph = range_model(tmp_path)
     feeds = [np.random.default_rng(seed).normal(size=(4, 8)).astype(np.float32) for seed in range(2)]
     samples = [Sample(f"s{seed}", {"x": feed}) for seed, feed in enumerate(feeds)]
-    located = locate_with_rewrites(graph, samples, Tolerance(atol=0.1, rtol=0.0), ["pins", "bf16"])
+    located = locate(graph, samples, Tolerance(atol=0.1, rtol=0.0), rewrites=["pins", "bf16"])
     assert located.after.verdict is Verdict.PASS
     assert located.plan == Plan(bf16=frozenset({"up", "abs", "down"}))
     for name in located.plan.bf16:
         without = located.without(name)
         assert without is not None, f"{name} was not taken out again"
         assert without.verdict is Verdict.FAIL
-    strict = locate_with_rewrites(graph, samples, Tolerance(atol=0.003, rtol=0.0), ["pins", "bf16"])
+    strict = locate(graph, samples, Tolerance(atol=0.003, rtol=0.0), rewrites=["pins", "bf16"])
     assert strict.after.verdict is Verdict.PASS
     assert strict.plan == Plan(frozenset({"up", "abs", "down"}))
 
@@ -239,11 +241,10 @@ def test_a_cure_that_is_not_needed_is_not_applied_and_its_trials_count(norm_and_
     graph, samples = norm_and_bound
     offered = find(graph.model.graph, REWRITE_KINDS)
     assert {rewrite.kind for rewrite in offered} == {"norms", "constants"}
-    located = locate_with_rewrites(graph, samples, LOOSE, REWRITE_KINDS)
+    located = locate(graph, samples, LOOSE, rewrites=REWRITE_KINDS)
     assert located.graph.rewrites == (NORM,)
     assert located.plan == Plan()
-    assert len(located.trials) == len(located.reasons)
-    searches = [reason for reason in located.reasons if reason.startswith("control: no layer")]
+    searches = [trial for trial in located.trials if trial.because.startswith("control: no layer")]
     assert len(searches) == 2, "the search with both cures, and the one whose answer stands"
 
 
@@ -252,27 +253,41 @@ def test_cures_are_judged_by_what_judges_the_search(norm_and_bound):
     asked: list[tuple[tuple[Rewrite, ...], Plan]] = []
 
     class Spy(EmulatedOracle):
-        def judge(self, plan: Plan) -> Trial:
+        def judge(self, plan, which, speculative=no_plans):
             asked.append((self.emulator.graph.rewrites, plan))
-            return super().judge(plan)
+            return super().judge(plan, which, speculative)
 
-    def oracle(graph: Graph, **how) -> Spy:
-        return Spy(Emulator(graph), **how)
+    def oracle(graph: Graph, criteria: Criteria) -> Spy:
+        return Spy(Emulator(graph), criteria)
 
-    located = locate_with_rewrites(graph, samples, LOOSE, ["pins", "norms"], oracle=oracle, runner="spy")
+    located = locate(graph, samples, LOOSE, rewrites=["pins", "norms"], oracle=oracle, runner="spy")
     assert located.runner == "spy"
     assert asked[0] == ((), Plan())
     assert {rewrites for rewrites, _ in asked} == {(), (NORM,)}
     assert located.without_rewrite[NORM].verdict is Verdict.FAIL
 
 
-def test_a_journal_keeps_the_trials_of_each_set_of_cures_apart(norm_and_bound, tmp_path):
+def test_a_journal_keeps_the_trials_of_each_set_of_cures_apart(norm_and_bound, tmp_path, monkeypatch):
+    """The second search is resumed from the first one's journal, and asks for no plan again."""
     graph, samples = norm_and_bound
+    monkeypatch.setattr(Journal, "remove", lambda _journal: None)
+    judged: list[int] = []
+
+    def counting(graph: Graph, criteria: Criteria) -> EmulatedOracle:
+        oracle = emulated(graph, criteria)
+        judge = oracle.judge
+        monkeypatch.setattr(oracle, "judge", lambda *words: judged.append(len(found)) or judge(*words))
+        return oracle
+
+    found = []
     for _ in range(2):
-        with Journal(tmp_path / "journal", {}) as journal:
-            located = locate_with_rewrites(graph, samples, LOOSE, ["pins", "norms"], journal=journal)
-        assert located.graph.rewrites == (NORM,)
-        assert located.plan == Plan()
+        saved = SavedSearch(tmp_path / "plan.yaml")
+        found.append(locate(graph, samples, LOOSE, rewrites=["pins", "norms"], saved=saved, oracle=counting))
+    first, second = found
+    assert first.graph.rewrites == second.graph.rewrites == (NORM,)
+    assert first.plan == second.plan == Plan()
+    assert first.trials == second.trials
+    assert judged.count(0) > judged.count(1) == 1, "the errors of each sample are not in the journal"
 
 
 def test_one_norm_cures_a_real_classifier_without_a_pin():
@@ -282,7 +297,7 @@ def test_one_norm_cures_a_real_classifier_without_a_pin():
         pytest.skip(f"{folder} is absent: a real model with real inputs")
     graph = read_graph(load(folder / "model.onnx"))
     samples = load_samples(graph, [folder / "inputs"], script=None, shapes={})
-    located = locate_with_rewrites(graph, samples, Tolerance(atol=0.05, rtol=0.0), ["pins", "norms"])
+    located = locate(graph, samples, Tolerance(atol=0.05, rtol=0.0), rewrites=["pins", "norms"])
     assert located.before.error_ratio > 10
     assert located.after.verdict is Verdict.PASS
     assert located.plan == Plan()

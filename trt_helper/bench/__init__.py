@@ -1,5 +1,5 @@
-"""How fast this machine runs a model, and how fast a GPU should. Nothing heavy is imported here.
+"""Measure how fast this machine runs a model, and estimate how fast a GPU would. Nothing heavy is imported here.
 
-Each way to run it has a process of its own (`*_child`): its peak memory is that of the process, and what one
-library does to threads or a GPU touches no other.
+Each backend runs in its own child process (`*_child`). Its peak memory is then that of the process, and a library's
+changes to threads or to a GPU do not affect the others.
 """

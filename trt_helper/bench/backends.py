@@ -1,4 +1,4 @@
-"""A graph and a plan go in; every way to run them here comes out, and why the others cannot be taken."""
+"""List the backends that can run a model with a plan on this machine, and why the others cannot."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from trt_helper.system.machine import find_gpu
 from trt_helper.values import LayerName, Plan
 
 Request = dict[str, Any]
-Building = Callable[[str, float], None]  # TensorRT's phase, and how much of it is done
+Building = Callable[[str, float], None]  # TensorRT's build phase, and the fraction done in [0, 1]
 Prepare = Callable[[Path, Building], Request]
-"""Makes what is to be run in a folder; gives what the child has to know."""
+"""Makes the model or engine in a folder, reporting progress; returns the backend's part of the child's request."""
 
 PRECISIONS = {"fp32": "FP32", "fp16": "FP16", "plan": "FP16 with the plan"}
 ENGINES = {"cuda": "ONNX Runtime, CUDA", "tensorrt": "TensorRT engine", "tensorrt-rtx": "TensorRT-RTX engine"}
@@ -36,7 +36,17 @@ NO_CHECKPOINT = NotRun(
 
 @dataclass(frozen=True, eq=False)
 class Backend:
-    """One way to run the model. An error of one that is `asked` for ends the command, that of another is a reason."""
+    """One way to run the model.
+
+    Attributes:
+        what: Name for the user.
+        runner: pytorch, onnxruntime, emulate, cuda, tensorrt or tensorrt-rtx.
+        precision: A key of `PRECISIONS`.
+        module: The child process.
+        prepare: Makes the files that the child process needs.
+        requested: Whether an error ends the command; the error of another backend becomes a `NotRun`.
+        environment: Environment variables for the child process.
+    """
 
     what: str
     runner: str
@@ -49,28 +59,36 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """The PyTorch module that the model was exported from, as `export` is told of it."""
+    """The PyTorch module that the model was exported from, in terms of `export`'s options."""
 
     checkpoint: Path
     model: str | None = None  # FILE_OR_MODULE:CALLABLE
     model_args: Sequence[str] = ()  # NAME=VALUE
-    trust: bool = False
+    trust: bool = False  # allow the checkpoint to run code
 
 
 @dataclass(frozen=True, slots=True)
 class Engines:
-    """What an engine with the plan needs besides the plan: what an earlier conversion guarded, excluded tactics."""
+    """The settings of engines with the plan: guards of an earlier conversion, excluded tactics."""
 
-    guards: Sequence[LayerName] = ()
-    exclude_tactics: Sequence[Mapping[str, Any]] = ()
+    guards: Sequence[LayerName] = ()  # pins to guard
+    exclude_tactics: Sequence[Mapping[str, Any]] = ()  # entries of TRT_EXCLUDE_TACTIC
 
 
 def backends(
     graph: Graph, plan: Plan, samples: Sequence[Sample], module: Module | None, engines: Engines
 ) -> tuple[list[Backend], list[NotRun]]:
-    """Every way to run the model, the plan where it is not empty. Raises MachineError without PyTorch for a `module`.
+    """Return the backends of this machine and the reasons why others cannot run.
 
-    `samples` are all that will be run: engines are built for their sizes.
+    Args:
+        graph: The normalised model.
+        plan: Backends with the plan are listed only if it is not empty, except emulation.
+        samples: Every sample that will be run: the profiles of engines cover their shapes.
+        module: The PyTorch module, if it should be measured too.
+        engines: Settings of the engines with the plan.
+
+    Raises:
+        MachineError: A `module` is given, but PyTorch is not installed.
     """
     found = [] if module is None else _pytorch(module)
     found += [_cpu(graph), _emulated(graph, plan)]
@@ -87,7 +105,7 @@ def backends(
 
 
 def _how(error: MachineError) -> str:
-    """What a runner that is not here takes: the package where that is missing, and the machine."""
+    """Return what a runner needs that is missing here: the package, the machine or both."""
     missing = find_gpu().missing
     if error.fix.startswith("pip "):
         return f"{error.fix}; {missing}" if missing else error.fix
@@ -116,7 +134,7 @@ def _pytorch(module: Module) -> list[Backend]:
 
 
 def _ready(request: Request) -> Prepare:
-    """Nothing has to be made."""
+    """Return the `prepare` of a backend that needs no files."""
     return lambda _folder, _building: request
 
 

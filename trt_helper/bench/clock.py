@@ -1,4 +1,8 @@
-"""The child's side of `bench`: an inference goes in, when each run of it began and ended comes out, with memory."""
+"""Time inferences and measure memory in the child process of a backend.
+
+Every `*_child` module builds one inference function per stream and calls `answer`. The request is that of
+`measure._Bench`; the sample is in.npz in the request's folder, and the outputs are written to out.npz there.
+"""
 
 from __future__ import annotations
 
@@ -18,31 +22,42 @@ from trt_helper.system.array_store import proc_value
 from trt_helper.values import Array
 
 Infer = Callable[[], Sequence[Array]]
-"""One inference, from arrays on the host to arrays on the host."""
+"""Runs one inference, from arrays on the host to arrays on the host."""
 Send = Callable[[dict[str, Any]], None]
-TELL_EVERY = 0.2  # seconds between two reports of progress
+REPORT_EVERY = 0.2  # seconds between two progress events
 
 
 def feed_of(request: Mapping[str, Any], types: Mapping[str, Any] = NO_TYPES) -> dict[str, Array]:
-    """The sample that is to be run: `exchange.read_feed`."""
+    """Read the request's sample; `types` as for `exchange.read_feed`."""
     return read_feed(Path(request["folder"]) / "in.npz", request["inputs"], types)
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What there was before the model was loaded: resident in this process, free on the GPU where one is used."""
+    """Memory in bytes before the model was loaded: resident in this process, and free on the GPU if one is used."""
 
     host: int | None
     device: int | None
 
 
 def memory_before(*, device: bool = False) -> Memory:
-    """To be called when everything but the model has been loaded."""
+    """Measure the memory; call it when everything except the model has been loaded."""
     return Memory(proc_value("self/status", "VmRSS"), device_free() if device else None)
 
 
 def answer(infers: Sequence[Infer], request: Mapping[str, Any], send: Send, before: Memory) -> dict[str, Any]:
-    """Time `infers`, one for each stream, and leave the outputs of the first one in the request's folder."""
+    """Time the inference functions and write the outputs of the first one.
+
+    Args:
+        infers: One inference function per stream.
+        request: The request of `measure`.
+        send: Sends progress events.
+        before: The memory before the model was loaded.
+
+    Returns:
+        `spans` (see `timed`), and in bytes `host_before`, `host` (peak resident memory of the process) and `device`
+        (GPU memory in use since `before`); None if unknown.
+    """
     np.savez(Path(request["folder"]) / "out.npz", *infers[0]())
     spans = timed(infers, request["repeats"], request["warm_up"], send)
     return {
@@ -54,20 +69,28 @@ def answer(infers: Sequence[Infer], request: Mapping[str, Any], send: Send, befo
 
 
 def timed(infers: Sequence[Infer], repeats: int, warm_up: int, send: Send) -> list[tuple[float, float]]:
-    """Run `repeats` inferences in as many threads as there are `infers`: when each began and ended, in seconds.
+    """Run `repeats` inferences in one thread per inference function.
 
-    Each of `infers` belongs to one thread, and has run `warm_up` times before any is timed. All threads begin
-    together, and each takes the next inference as soon as it is free.
+    All threads start together, and each starts the next inference when its last one has ended.
+
+    Args:
+        infers: One inference function per thread.
+        repeats: Number of timed inferences, over all threads.
+        warm_up: Untimed inferences per function, before any is timed.
+        send: Sends progress events.
+
+    Returns:
+        Start and end of each inference in seconds of one clock, in order of their ends.
     """
     for infer in infers:
         for _ in range(warm_up):
             infer()
     together, lock = threading.Barrier(len(infers)), threading.Lock()
     spans: list[tuple[float, float]] = []
-    begun, told = 0, perf_counter()
+    begun, reported = 0, perf_counter()
 
     def work(infer: Infer) -> None:
-        nonlocal begun, told
+        nonlocal begun, reported
         together.wait()
         while True:
             with lock:
@@ -79,21 +102,24 @@ def timed(infers: Sequence[Infer], repeats: int, warm_up: int, send: Send) -> li
             end = perf_counter()
             with lock:
                 spans.append((begin, end))
-                if end - told > TELL_EVERY:
-                    told = end
+                if end - reported > REPORT_EVERY:
+                    reported = end
                     send({"event": "timed", "done": len(spans), "of": repeats})
 
     with ThreadPoolExecutor(len(infers)) as pool:
         try:
             list(pool.map(work, infers))
         except BaseException:
-            together.abort()  # a thread that could not be started would be waited for
+            together.abort()  # otherwise the others would wait for a thread that could not be started
             raise
     return spans
 
 
 def device_free(library: str = "libcuda.so.1") -> int | None:
-    """Bytes that the first GPU has free, with this process' context on it; None where the driver does not say."""
+    """Return the free bytes of the first GPU, with this process's CUDA context on it.
+
+    None if the driver does not say.
+    """
     try:
         cuda = ctypes.CDLL(library)
     except OSError:
@@ -102,7 +128,7 @@ def device_free(library: str = "libcuda.so.1") -> int | None:
     calls: tuple[tuple[str, tuple[Any, ...]], ...] = (
         ("cuInit", (0,)),
         ("cuDeviceGet", (ctypes.byref(device), 0)),
-        ("cuDevicePrimaryCtxRetain", (ctypes.byref(context), device)),  # the one that all libraries share
+        ("cuDevicePrimaryCtxRetain", (ctypes.byref(context), device)),  # the context that all libraries share
         ("cuCtxSetCurrent", (context,)),
         ("cuMemGetInfo_v2", (ctypes.byref(free), ctypes.byref(total))),
     )
@@ -110,6 +136,6 @@ def device_free(library: str = "libcuda.so.1") -> int | None:
 
 
 def device_taken(free: int | None) -> int | None:
-    """Bytes of the first GPU that are in use and were not when `free` was what `device_free` said."""
+    """Return the bytes of the first GPU in use since `free`, a result of `device_free`; None if unknown."""
     now = None if free is None else device_free()
     return None if free is None or now is None else max(free - now, 0)

@@ -1,4 +1,4 @@
-"""One trial of a plan on the emulator, over and over: what `locate` pays for it, and no speed of any engine."""
+"""Time one emulated trial of a plan: the cost of a trial in `locate`, not the speed of any engine."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from trt_helper.values import Array, Plan, Rewrite
 
 
 def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
-    """Answer `measure`."""
+    """Time the request of `measure`."""
     before = memory_before()
     graph = read_graph(load(Path(request["file"])), [Rewrite(**rewrite) for rewrite in request["cures"]])
     emulator, feed = Emulator(graph), feed_of(request)
     plan = Plan(frozenset(request["fp32"]), frozenset(request["bf16"]))
 
     def infer() -> list[Array]:
-        whole = dict(feed)  # another one each time: on the same one the emulator goes on from where it was
+        whole = dict(feed)  # a new dictionary each time: with the same one the emulator reuses results
         return list(emulator.run(plan, whole).values())
 
     return answer([infer] * request["streams"], request, send, before)

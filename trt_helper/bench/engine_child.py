@@ -1,4 +1,7 @@
-"""An engine on the GPU that it was built for, with Polygraphy's TrtRunner: one execution context for each stream."""
+"""Time an engine with Polygraphy's TrtRunner, on the GPU that it was built for.
+
+Each stream has its own execution context.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,11 @@ from trt_helper.values import Array
 
 
 def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
-    """Answer `measure`. Raises RunError for an engine that cannot be loaded or run."""
+    """Time the request of `measure`.
+
+    Raises:
+        RunError: The engine cannot be loaded or run.
+    """
     G_LOGGER.module_severity = G_LOGGER.ERROR
     before = memory_before(device=True)
     with ExitStack() as stack:
@@ -27,7 +34,7 @@ def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
             runners = [stack.enter_context(TrtRunner(engine)) for _ in range(request["streams"])]
             feed = feed_of(request, input_types(runners[0]))
             return answer([_infer(runner, feed, request["outputs"]) for runner in runners], request, send, before)
-        except Exception as error:  # Polygraphy raises a type of its own, and RuntimeErrors of TensorRT
+        except Exception as error:  # Polygraphy's own exception type, and RuntimeErrors of TensorRT
             raise RunError(
                 f"the engine cannot be run: {first_line(error)}",
                 fix="check that the GPU has memory left: give fewer --streams or a smaller --batch",

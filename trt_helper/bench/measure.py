@@ -1,4 +1,4 @@
-"""A graph, a plan and samples go in; how fast this machine runs it, and how fast a GPU should, comes out."""
+"""Time a model with all backends of this machine, and estimate its speed on GPUs."""
 
 from __future__ import annotations
 
@@ -21,23 +21,25 @@ from trt_helper.system.child_process import ChildDiedError, Limits, NotImportabl
 from trt_helper.values import Array, Plan
 
 WARM_UP = 3  # inferences of each stream that are not timed
-SAME = 1e-2  # largest difference of PyTorch's answers over the output's largest value; another network is further off
-Batches = Mapping[int | None, Sample]  # None: the model's first dimensions are fixed
+SAME = (
+    1e-2  # largest difference of PyTorch's outputs over the largest |value|; the outputs of another network differ more
+)
+Batches = Mapping[int | None, Sample]  # batch size -> sample; None: the first dimensions are fixed
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How often and how much at a time; numbers of inferences."""
+    """How often to run each backend, in inferences, and in how many streams."""
 
-    repeats: int = 30
-    warm_up: int = WARM_UP
-    streams: int = 1
+    repeats: int = 30  # timed inferences, over all streams
+    warm_up: int = WARM_UP  # untimed inferences per stream
+    streams: int = 1  # threads
 
 
 @dataclass(frozen=True, slots=True)
 class Benched:
-    """All that was measured, what was not and why, and what to tell of it."""
+    """The result: measured rows, the backends that did not run, and warnings."""
 
     measured: tuple[Measured, ...]
     not_run: tuple[NotRun, ...]
@@ -45,9 +47,20 @@ class Benched:
 
 
 def batches(graph: Graph, sample: Sample, sizes: Sequence[int] = ()) -> Batches:
-    """`sample` with each batch size, cut or repeated; without `sizes` as it is. Raises InputError for a fixed batch.
+    """Return the sample with each batch size, cut or repeated.
 
-    The batch is the first dimension of every input that has a dynamic one, and dimensions of the same name.
+    The batch is the first dimension of every input if it is dynamic, and every dimension of the same name.
+
+    Args:
+        graph: The normalised model.
+        sample: The inputs.
+        sizes: Batch sizes; empty keeps the sample's.
+
+    Returns:
+        Batch size -> sample. The key is None if no input has a dynamic first dimension.
+
+    Raises:
+        InputError: Sizes are given, but the first dimensions are fixed.
     """
     first = {value.name: value.shape[0] for value in graph.inputs if value.shape}
     free = {name: size for name, size in first.items() if not isinstance(size, int)}
@@ -83,10 +96,20 @@ def measure(
     engines: Engines | None = None,
     on_progress: Progress = lambda _what, _done, _total: None,
 ) -> Benched:
-    """Time every way to run the model with each batch, one process after the other.
+    """Time every backend with each batch, one child process after the other.
 
-    Raises MachineError, ModelError, InputError and RunError where the model itself, or the module that was asked for,
-    cannot be run; what else fails is a `NotRun`.
+    Args:
+        graph: The normalised model.
+        plan: The plan.
+        samples: Batch size -> sample, from `batches`.
+        timing: How often to run.
+        module: The PyTorch module, if it should be measured too.
+        engines: Settings of the engines with the plan.
+        on_progress: Called with a label, the inferences done and their number.
+
+    Raises:
+        MachineError, ModelError, InputError, RunError: A requested backend cannot run. The errors of other backends
+            are in the result's `not_run`.
     """
     found, not_run = backends(graph, plan, list(samples.values()), module, engines or Engines())
     bench = _Bench(graph, timing, on_progress)
@@ -102,17 +125,19 @@ def measure(
 
 @dataclass(eq=False)
 class _Bench:
-    """What has been measured so far."""
+    """The measurements so far."""
 
     graph: Graph
     timing: Timing
     on_progress: Progress
     measured: list[Measured] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    modules: list[tuple[str, list[Array]]] = field(default_factory=list)  # the first answers of PyTorch
+    pytorch_outputs: list[tuple[str, list[Array]]] = field(
+        default_factory=list
+    )  # outputs of the PyTorch backends, first batch
 
     def time(self, backend: Backend, samples: Batches) -> None:
-        """Prepare one way and run it with every batch."""
+        """Prepare one backend and run it with every batch."""
         with tempfile.TemporaryDirectory(prefix="trt-helper-") as name:
             folder = Path(name)
             self.on_progress(backend.what, 0, 1)
@@ -124,7 +149,7 @@ class _Bench:
                 self.measured.append(self._row(backend, batch, found))
                 if batch == next(iter(samples)):
                     self.warnings += [str(note) for note in found.get("notes", ())]
-                    self._same(backend, folder)
+                    self._warn_if_different(backend, folder)
 
     def _child(self, backend: Backend, prepared: Request, folder: Path, batch: int | None, sample: Sample) -> Request:
         write_feed(folder / "in.npz", sample)
@@ -180,15 +205,15 @@ class _Bench:
             found["device"],
         )
 
-    def _same(self, backend: Backend, folder: Path) -> None:
-        """Tell where PyTorch runs another network than the model is: its answers are others."""
+    def _warn_if_different(self, backend: Backend, folder: Path) -> None:
+        """Add a warning if PyTorch's outputs are not the model's: it is probably another module."""
         if backend.runner == "pytorch":
-            self.modules.append((backend.what, _outputs(folder)))
+            self.pytorch_outputs.append((backend.what, _outputs(folder)))
         elif backend.runner == "onnxruntime":
             expected = _outputs(folder)
             self.warnings += [
                 f"{what} does not give the model's answers: is it the module that the model was exported from?"
-                for what, found in self.modules
+                for what, found in self.pytorch_outputs
                 if not _alike(found, expected)
             ]
 
@@ -207,7 +232,7 @@ def _alike(found: Sequence[Array], expected: Sequence[Array]) -> bool:
 
 
 def estimate(graph: Graph, plan: Plan, samples: Batches, gpus: Iterable[Gpu]) -> list[Estimated]:
-    """What `cost` says of the model on each GPU, with the sizes of each sample."""
+    """Estimate the time of one inference with the cost model (`onnx_model.cost`), per batch and GPU."""
     emulator, plans, gpus = Emulator(graph), (graph.all_pinned(), Plan(), plan), list(gpus)
     found = []
     for batch, sample in samples.items():

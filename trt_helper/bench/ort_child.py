@@ -1,4 +1,4 @@
-"""The model on one of ONNX Runtime's providers, as ONNX Runtime runs it by default."""
+"""Time a model on an ONNX Runtime provider, with ONNX Runtime's default settings."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ from trt_helper.errors import InputError, first_line
 from trt_helper.runners.ort_child import CPU, open_session
 from trt_helper.values import Array
 
-FATAL = 4  # log severity: ONNX Runtime's own chatter is not for the user
+FATAL = 4  # log severity: ONNX Runtime's log is not for the user
 
 
 def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
-    """Answer `measure`. One session serves all streams: its `run` may be called from several threads at once.
+    """Time the request of `measure`.
 
-    Raises what `open_session` raises, and InputError where the model does not run on the sample.
+    One session serves all streams: its `run` can be called from several threads at once.
+
+    Raises:
+        MachineError: The provider does not work here.
+        RunError: ONNX Runtime cannot load the model.
+        InputError: The model does not run on the sample.
     """
     provider = request["provider"]
     before = memory_before(device=provider != CPU)
@@ -34,7 +39,7 @@ def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
 
     try:
         return answer([infer] * request["streams"], request, send, before)
-    except Exception as error:  # the same
+    except Exception as error:  # onnxruntime has its own exception types and does not export them
         raise InputError(
             f"the model does not run on {request['source']}: {first_line(error)}",
             fix="check the inputs' shapes and values; try the model in ONNX Runtime by itself",

@@ -1,4 +1,4 @@
-"""When each inference began and ended goes in; latencies, throughput and what else a row of the table says come out."""
+"""The rows of bench's table, and the statistics over the timed inferences."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-Span = tuple[float, float]  # when an inference began and ended, in seconds of one clock
+Span = tuple[float, float]  # start and end of an inference, in seconds of one clock
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One way to run the model, timed from arrays on the host to arrays on the host.
+    """One backend, timed from arrays on the host to arrays on the host.
 
-    Latencies in seconds. `throughput` is inferences a second over all streams, `samples_per_second` that times the
-    batch. Memory in bytes; None where it cannot be known.
+    Latencies (`median`, `p90`, `p99`) are in seconds. `throughput` is inferences per second over all streams,
+    `samples_per_second` is that times the batch. Memory is in bytes; None if unknown.
     """
 
     what: str
@@ -22,22 +22,22 @@ class Measured:
     precision: str  # fp32, fp16 or plan
     batch: int | None  # None where no input has a dynamic first dimension
     streams: int
-    at_once: int  # inferences that really ran at the same time, at most
-    warm_up: int  # inferences of each stream that were not timed
-    runs: int
+    at_once: int  # largest number of inferences that actually ran at the same time
+    warm_up: int  # untimed inferences per stream
+    runs: int  # timed inferences
     median: float
     p90: float
     p99: float
     throughput: float
     samples_per_second: float
-    host_bytes: int | None  # largest resident memory of the process
+    host_bytes: int | None  # peak resident memory of the process
     host_bytes_before: int | None  # its resident memory before the model was loaded
     device_bytes: int | None  # on the GPU, of this process
 
 
 @dataclass(frozen=True, slots=True)
 class NotRun:
-    """A way that cannot be taken here: why, and how it could be."""
+    """A backend that cannot run here: the reason, and how to get it."""
 
     what: str
     why: str
@@ -46,7 +46,7 @@ class NotRun:
 
 @dataclass(frozen=True, slots=True)
 class Estimated:
-    """What the cost model says of one inference on a GPU, in seconds; nothing of it was run."""
+    """The cost model's estimate of one inference on a GPU, in seconds; nothing was run."""
 
     gpu: str
     batch: int | None
@@ -57,17 +57,20 @@ class Estimated:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Statistics of the inferences of all streams: latencies in seconds, inferences a second."""
+    """Statistics over all streams: latencies in seconds, throughput in inferences per second."""
 
     median: float
     p90: float
     p99: float
     throughput: float
-    at_once: int
+    at_once: int  # largest number of inferences that ran at the same time
 
 
 def times(spans: Sequence[Span]) -> Times:
-    """Statistics of at least one inference. The rate is over the time from the first beginning to the last end."""
+    """Return the statistics of at least one inference.
+
+    The throughput is over the time from the first start to the last end.
+    """
     ordered = sorted(end - begin for begin, end in spans)
     whole = max(end for _, end in spans) - min(begin for begin, _ in spans)
     return Times(
@@ -80,13 +83,13 @@ def times(spans: Sequence[Span]) -> Times:
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` of the values do not pass (nearest rank)."""
+    """Return the smallest value that at least `share` of the sorted values do not exceed (nearest rank)."""
     rank = -(-len(ordered) * share // 1)
     return ordered[max(int(rank) - 1, 0)]
 
 
 def _at_once(spans: Sequence[Span]) -> int:
-    """How many spans overlap at most; where one ends as another begins, they do not."""
+    """Return the largest number of overlapping spans; a span that starts when another ends does not overlap it."""
     events = sorted([(begin, 1) for begin, _ in spans] + [(end, -1) for _, end in spans])
     most = now = 0
     for _, change in events:

@@ -1,4 +1,4 @@
-"""The module that the model was exported from, in PyTorch as it is: eager, FP32, without gradients."""
+"""Time the module that the model was exported from, in PyTorch: eager, FP32, without gradients."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ from trt_helper.values import Array
 
 
 def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
-    """Answer `measure`. Inputs of the model are those of the module, by name, else in their order.
+    """Time the request of `measure`.
 
-    Which weights it has does not matter to its speed: what is missing or left over is told and no error. Raises what
-    `export` raises, and MachineError where a GPU is asked for that PyTorch cannot use.
+    Inputs of the model are passed to the module by name, otherwise in order. The speed does not depend on the
+    weights, so missing and unexpected weights give warnings and no error.
+
+    Raises:
+        MachineError: A GPU is requested that PyTorch cannot use.
+        TrtHelperError: The errors of `export`.
     """
     device = request["device"]
     before = memory_before(device=device == "cuda")
@@ -31,7 +35,7 @@ def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
         raise MachineError(
             f"PyTorch {torch.__version__} cannot use a GPU here", fix="install a PyTorch that is built for CUDA"
         )
-    torch.backends.cudnn.allow_tf32 = False  # FP32 is FP32; for products this is PyTorch's default
+    torch.backends.cudnn.allow_tf32 = False  # no TF32 in convolutions either; for products this is PyTorch's default
     feed = feed_of(request)
     with neighbours(request["model"]):
         read = read_checkpoint(Path(request["checkpoint"]), trust=request["trust"])
@@ -43,7 +47,9 @@ def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
 
         def infer() -> list[Array]:
             with torch.inference_mode():
-                copies = [torch.from_numpy(array.copy()).to(device) for array in arrays]  # it may write into them
+                copies = [
+                    torch.from_numpy(array.copy()).to(device) for array in arrays
+                ]  # the module may modify its inputs
                 return [as_array(found) for found in flat(*copies)]
 
         with user_code("the module", fix=RUN):

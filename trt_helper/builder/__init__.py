@@ -1,1 +1,1 @@
-"""From a typed model to an engine, and the proof that the engine keeps its pins."""
+"""Build an engine from a typed model, and prove that the engine keeps its pins in FP32."""

@@ -1,6 +1,8 @@
-"""The TensorRT of this process: the one place that imports it.
+"""Import TensorRT or TensorRT-RTX under the name `trt`.
 
-Which of the two it is stands in the environment that `rtx.build` and `runners.run` give their child.
+Only the child process that builds an engine (`build_child`) may import this module: a crash of TensorRT then ends the
+child and not trt-helper. The parent process (`builder.build` or `runners.run`) chooses the package with the
+environment variable `PACKAGE_VARIABLE`; the default is TensorRT-RTX.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Typed ONNX -> engine, built in a child process: by TensorRT-RTX without a GPU, by TensorRT 10 or 11 with one.
+"""Build an engine from a typed ONNX model, in a child process.
 
-TensorRT itself is imported by `rtx_child`, in that process alone.
+TensorRT-RTX builds without a GPU; TensorRT 10 and 11 need the GPU that the engine is for. TensorRT can crash, hang or
+use up the memory, so that only the child process (`build_child`) imports it. This module checks the request, starts
+the child, applies its limits and turns the child's death into a `BuildError`.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ from trt_helper.errors import BuildError, MachineError, ModelError, OutputError
 from trt_helper.system.child_process import ChildDiedError, Event, Limits, NotImportableError, run, signal_name
 from trt_helper.system.files import partial_file
 
-PACKAGE_VARIABLE = "TRT_HELPER_PACKAGE"  # tells the child which of the two to import
+PACKAGE_VARIABLE = "TRT_HELPER_PACKAGE"  # environment variable: the package that the child imports
 PRODUCT = {False: "TensorRT-RTX", True: "TensorRT"}  # by BuildSettings.tensorrt
 PACKAGE = {False: "tensorrt_rtx", True: "tensorrt"}
+# Where to get the product, by BuildSettings.tensorrt.
 GET = {False: INSTALL, True: "pip install 'trt-helper[tensorrt]', on a machine with an NVIDIA GPU and its driver"}
 
 OnProgress = Callable[[str, float], None]
@@ -36,15 +39,28 @@ def build(
     settings: BuildSettings,
     on_progress: OnProgress | None = None,
 ) -> EngineBuild:
-    """Build the strongly typed ONNX model `typed` into the engine `out`.
+    """Build the strongly typed ONNX model `typed` into the engine file `out`.
 
-    The same model, settings and version give the same bytes (RTX 1.7.1). `on_progress` gets TensorRT's
-    name of the phase and a fraction in [0, 1] that never falls. `out` appears whole at the end or not at
-    all, also on Ctrl-C and when the builder crashes.
+    The same model, settings and version give the same bytes (seen on RTX 1.7.1). `out` appears complete at the end or
+    not at all, also after Ctrl-C or a crash of the builder.
 
-    Raises `ModelError` (not an ONNX model), `InputError` (profiles), `ConfigError` (settings that this
-    version lacks), `MachineError` (no TensorRT), `OutputError` (`out`) and `BuildError`
-    (TensorRT refused the model, crashed, or passed a limit).
+    Args:
+        typed: The typed model; external data must lie beside it.
+        out: The engine file. Its folder must exist.
+        profiles: One optimization profile per entry; empty for a model without dynamic dimensions.
+        settings: Which product builds, and with which limits.
+        on_progress: Called with TensorRT's name of the build phase and a fraction in [0, 1] that never falls.
+
+    Returns:
+        The facts about the engine: size, hash, layers, kernel text and warnings.
+
+    Raises:
+        ModelError: `typed` is missing or is not a readable ONNX model.
+        InputError: The profiles do not fit the model's inputs.
+        ConfigError: This version of TensorRT does not have or does not accept a setting.
+        MachineError: TensorRT is not installed or cannot be loaded.
+        OutputError: `out` cannot be written.
+        BuildError: TensorRT refused the model, crashed or passed a limit.
     """
     started = monotonic()
     _check(typed, out, settings)
@@ -57,7 +73,7 @@ def build(
                 f"{__package__}.build_child",
                 request,
                 limits=Limits(settings.time_limit, settings.memory_limit),
-                on_event=phases.heard,
+                on_event=phases.update,
                 leftover=partial,
                 environment={PACKAGE_VARIABLE: PACKAGE[settings.tensorrt]},
             )
@@ -71,7 +87,7 @@ def build(
 
 
 def _check(typed: Path, out: Path, settings: BuildSettings) -> None:
-    """Raise what can be known before a process is started."""
+    """Raise the errors that can be detected before a process is started."""
     if find_spec(PACKAGE[settings.tensorrt]) is None:
         raise MachineError(f"{PRODUCT[settings.tensorrt]} is not installed", fix=GET[settings.tensorrt])
     if not typed.is_file():
@@ -83,7 +99,7 @@ def _check(typed: Path, out: Path, settings: BuildSettings) -> None:
 def _request(
     typed: Path, out: Path, partial: Path, profiles: Sequence[Profile], settings: BuildSettings
 ) -> dict[str, Any]:
-    """Collect everything the child needs, as JSON can carry it."""
+    """Collect everything that the child needs, as JSON values."""
     return {
         "typed": str(typed.absolute()),
         "out": str(out),
@@ -94,16 +110,16 @@ def _request(
 
 
 class _Phases:
-    """Remembers the phase the child is in and passes it on."""
+    """Remembers the current build phase of the child and passes progress on."""
 
     def __init__(self, on_progress: OnProgress | None) -> None:
         self.current = "starting"
-        self._tell = on_progress
+        self._on_progress = on_progress
 
-    def heard(self, event: Event) -> None:
+    def update(self, event: Event) -> None:
         self.current = event["phase"]
-        if self._tell:
-            self._tell(event["phase"], event["fraction"])
+        if self._on_progress:
+            self._on_progress(event["phase"], event["fraction"])
 
 
 def _engine_build(out: Path, result: Event, *, seconds: float) -> EngineBuild:
@@ -122,7 +138,7 @@ def _engine_build(out: Path, result: Event, *, seconds: float) -> EngineBuild:
 
 
 def _layers(dump: str) -> tuple[tuple[EngineLayer, ...], tuple[str, ...]]:
-    """Read the engine's layers; a log without a dump gives a warning: the engine itself is good."""
+    """Parse the engine's layers; an unreadable dump gives a warning, because the engine itself is good."""
     try:
         return parse_layers(dump), ()
     except ValueError as error:
@@ -130,7 +146,7 @@ def _layers(dump: str) -> tuple[tuple[EngineLayer, ...], tuple[str, ...]]:
 
 
 def _death(died: ChildDiedError, typed: Path, phase: str, settings: BuildSettings) -> BuildError:
-    """Say what ended the child, in which phase, and what to do about it."""
+    """Describe how the child ended and in which build phase."""
     where = f"building {typed} (phase {phase!r})"
     if died.how == "time":
         return BuildError(f"{where} passed the time limit of {settings.time_limit:g} s", fix="allow more time, or none")

@@ -1,8 +1,9 @@
-"""Builds one engine; runs in the child process that `rtx.build` starts.
+"""Build one engine; this is the child process that `builder.build` starts.
 
-A request goes in (plain JSON values), progress events and one result come out, the engine goes to a
-temporary file. Works with TensorRT-RTX 1.4 and 1.7: what differs is looked up by name. TensorRT 10 and 11 go the same
-way; what only they have is in `tensorrt_only`.
+`run` gets the request of `builder.build` (JSON values), sends progress events, writes the engine to the request's
+temporary file and returns one dictionary (JSON values again). It works with TensorRT-RTX 1.4 and 1.7 and with
+TensorRT 10 and 11: names that a version may lack are looked up when they are used. Features that only TensorRT has are
+in `tensorrt_only`.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ from trt_helper.system.files import cannot_write
 Send = Callable[[dict[str, Any]], None]
 
 BUILDER = f"{PRODUCT} {trt.__version__}"
-_PARTS = 200  # progress is sent for a new phase and when it has moved by 1/200
+_PARTS = 200  # progress is sent for each new phase, and when the fraction has grown by 1/200
 
 
 class _Log(trt.ILogger):  # type: ignore[misc]  # the bindings have no types
-    """Keeps what is needed: the layer dump, warnings and errors. Everything else would be megabytes."""
+    """Keeps the layer dump, warnings and errors. The other messages would be megabytes."""
 
     def __init__(self) -> None:
         trt.ILogger.__init__(self)
         self.layers = ""
         self.warnings: list[str] = []
         self.errors: list[str] = []
-        self.tactics: list[str] | None = None  # every other line, where tactics are to be excluded
+        self.tactics: list[str] | None = None  # all other lines; collected only if tactics are excluded
 
     def log(self, severity: Any, message: str) -> None:
         if message.startswith("Layers:"):
@@ -49,7 +50,7 @@ class _Log(trt.ILogger):  # type: ignore[misc]  # the bindings have no types
 
 
 class _Monitor(getattr(trt, "IProgressMonitor", object)):  # type: ignore[misc]  # 8.6 has none
-    """Sends the innermost phase and the fraction of the whole build."""
+    """Sends the innermost build phase and the fraction of the whole build."""
 
     def __init__(self, send: Send) -> None:
         super().__init__()
@@ -59,18 +60,18 @@ class _Monitor(getattr(trt, "IProgressMonitor", object)):  # type: ignore[misc] 
 
     def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
         self._progress.start(phase_name, parent_phase, num_steps)
-        self._tell(phase_name)
+        self._report(phase_name)
 
     def step_complete(self, phase_name: str, step: int) -> bool:
         self._progress.step(phase_name, step)
-        self._tell(phase_name)
+        self._report(phase_name)
         return True  # False would cancel; the parent cancels by killing this process
 
     def phase_finish(self, phase_name: str) -> None:
         self._progress.finish(phase_name)
-        self._tell(phase_name)
+        self._report(phase_name)
 
-    def _tell(self, phase: str) -> None:
+    def _report(self, phase: str) -> None:
         state = (phase, int(self._progress.fraction * _PARTS))
         if state != self._sent:
             self._sent = state
@@ -78,7 +79,19 @@ class _Monitor(getattr(trt, "IProgressMonitor", object)):  # type: ignore[misc] 
 
 
 def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
-    """Build what `request` asks for; the result is a plain dictionary. Raises a `TrtHelperError`."""
+    """Build the engine that `request` describes.
+
+    Args:
+        request: The dictionary that `build._request` makes.
+        send: Sends one event to the parent process.
+
+    Returns:
+        Size and SHA-256 of the engine, builder, layer dump, warnings and errors of the log, and the tensors that were
+        made outputs.
+
+    Raises:
+        TrtHelperError: Every failure that the user can fix; the parent process raises it again.
+    """
     send({"event": "progress", "phase": "Reading the model", "fraction": 0.0})
     settings = _settings(request["settings"])
     log = _Log()
@@ -110,7 +123,10 @@ def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
 
 
 def _built(build: Callable[[], Any], config: Any, settings: BuildSettings, log: _Log) -> Any:
-    """Return the engine, None where TensorRT made none. A log without the layers is completed by the inspector."""
+    """Build with this product's extras: timing cache and tactic exclusion on TensorRT.
+
+    Returns None when TensorRT made no engine. The engine inspector supplies the layers if the log has no dump.
+    """
     if not settings.tensorrt:
         tensorrt_only.cannot_exclude(settings)
         if settings.timing_cache is not None:
@@ -120,8 +136,8 @@ def _built(build: Callable[[], Any], config: Any, settings: BuildSettings, log: 
     cache = tensorrt_only.prepare(config, settings)
     plan = build()
     if plan is not None:
-        plan, told = tensorrt_only.without_excluded(plan, cache, settings, log.tactics or (), build)
-        log.warnings += told
+        plan, notes = tensorrt_only.without_excluded(plan, cache, settings, log.tactics or (), build)
+        log.warnings += notes
     if plan is not None:
         cache.save()
         log.layers = tensorrt_only.layer_information(plan) or log.layers
@@ -137,7 +153,7 @@ def _settings(stated: Mapping[str, Any]) -> BuildSettings:
 
 
 def _load(builder: Any, plugin: Path, log: _Log) -> None:
-    """Load a library of plugins; it registers them itself."""
+    """Load a plugin library; it registers its plugins itself."""
     if builder.get_plugin_registry().load_library(str(plugin.absolute())) is None:
         said = [reason(line) for line in real_errors(log.errors)]
         raise ConfigError(
@@ -147,7 +163,7 @@ def _load(builder: Any, plugin: Path, log: _Log) -> None:
 
 
 def _tuples(listed: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn JSON's lists back into the tuples they were."""
+    """Turn JSON's lists back into tuples."""
 
     def one(value: Any) -> Any:
         return tuple(one(item) for item in value) if isinstance(value, list) else value
@@ -156,7 +172,7 @@ def _tuples(listed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _network(builder: Any, typed: str, log: _Log) -> Any:
-    """Parse the file. `parse_from_file` finds external data beside the model, also beyond 2 GB."""
+    """Parse the file. `parse_from_file` also finds external data beside the model, beyond 2 GB too."""
     if not hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):  # 8.6
         raise ConfigError(f"{BUILDER} has no strong typing", fix="use TensorRT 10 or later")
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -175,9 +191,10 @@ def _network(builder: Any, typed: str, log: _Log) -> Any:
 
 
 def _mark(network: Any, wanted: Sequence[str]) -> list[str]:
-    """Let the tensors between kernels be heard: from TensorRT 10.16 on all of them, before that those `wanted`.
+    """Make the intermediate tensors readable when the engine runs; return the names of those that became outputs.
 
-    Returns the names of those that were made outputs for it. That changes what is fused; debug tensors do not.
+    From TensorRT 10.16 on, all unfused tensors become debug tensors, which does not change what is fused; the result is
+    then empty. Older versions make the tensors in `wanted` network outputs, which does change what is fused.
     """
     if hasattr(network, "mark_unfused_tensors_as_debug_tensors") and network.mark_unfused_tensors_as_debug_tensors():
         return []
@@ -218,7 +235,7 @@ def _set_capabilities(config: Any, wanted: Sequence[str]) -> None:
 
 
 def _set_extra(config: Any, name: str, value: str, log: _Log) -> None:
-    """Set one BuilderFlag or attribute by name and make sure that TensorRT took it."""
+    """Set one BuilderFlag or attribute by name and check that TensorRT accepted it."""
     flags = trt.BuilderFlag.__members__
     if name in flags:
         wanted: Any = _read(name, value, False)
@@ -240,14 +257,14 @@ def _set_extra(config: Any, name: str, value: str, log: _Log) -> None:
 
 
 def _attributes(config: Any) -> tuple[str, ...]:
-    """Return the names that can be set on IBuilderConfig. Reading a value may log: this reads none."""
+    """Return the names of IBuilderConfig that can be set. No value is read, because reading some of them logs."""
     kind = type(config)
     settable = (name for name in dir(kind) if getattr(getattr(kind, name), "fset", None) is not None)
     return tuple(name for name in settable if name not in OWNED)
 
 
 def _read(name: str, value: str, present: Any) -> Any:
-    """Read `value` as the type of what stands there now: yes or no, a number, a member, or text."""
+    """Convert `value` to the type of `present`: bool, int, enum member or text."""
     members = getattr(type(present), "__members__", None)
     if isinstance(present, str):
         return value
@@ -284,7 +301,7 @@ def _profile(builder: Any, known: Sequence[NetworkInput], profile: Mapping[str, 
 
 
 def _written(plan: Any, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the engine to its temporary name and make sure that it is on disk."""
+    """Write the engine to its temporary name and flush it to disk."""
     engine = memoryview(plan)
     try:
         with Path(request["partial"]).open("wb") as file:

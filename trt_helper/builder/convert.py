@@ -1,7 +1,9 @@
-"""A graph and a plan go in; a typed ONNX model and an engine come out, and what the engine says of the pins.
+"""Convert a graph and a plan into a typed ONNX model and an engine whose pins are proven.
 
-An engine appears under its name only when its pins have been looked up in it. A pin that the compiler did not keep is
-held (`hold.py`), built again and looked up again; if it cannot be held there is no engine.
+After each build the pins are looked up in the engine. For a pin that the compiler did not keep in FP32,
+`RetentionSearch` (`pin_retention`) adds a guard or the pin of a neighbour, and the engine is built again. If a pin is
+still computed in FP16 after that, the conversion fails. The engine gets its final name only after its pins were
+checked; the proof is written beside it (`sidecar`).
 """
 
 from __future__ import annotations
@@ -34,35 +36,36 @@ from trt_helper.values import LayerName, Plan, ReducedPrecision
 
 @dataclass(frozen=True, eq=False)
 class Build:
-    """One engine that was built and looked into."""
+    """One engine and the proofs of its pins."""
 
     retention: Retention
-    typed_sha256: str  # of the model that TensorRT was given
+    typed_sha256: str  # of the typed model that TensorRT parsed
     engine: EngineBuild
     proofs: tuple[PinProof, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Converted:
-    """A finished conversion. `engine` is None when only the typed model was asked for."""
+    """A finished conversion. `engine` is None if only the typed model was requested."""
 
     graph: Graph
-    plan: Plan  # the one that was built: with the pins of `hold`
-    casts: int
-    unrepresentable: tuple[str, ...]
+    plan: Plan  # the plan as built: with the added pins of `retention`
+    casts: int  # Cast nodes in the typed model
+    unrepresentable: tuple[str, ...]  # initializers with values beyond FP16's range, which became inf
     typed_onnx: Path | None
-    builds: tuple[Build, ...]  # the last one is the engine
+    builds: tuple[Build, ...]  # in order; the last one is the engine; empty without an engine
     engine: EngineBuild | None
     proofs: tuple[PinProof, ...]
-    half_share: float  # share of the engine's float work that is half precision; 0 without an engine
+    half_share: float  # share of the engine layers with float operands that read FP16, 0 to 1; 0 without an engine
 
     @property
     def retention(self) -> Retention:
-        """What was built besides the plan that was asked for."""
+        """The guards and added pins that the engine was built with."""
         return self.builds[-1].retention if self.builds else Retention()
 
     @property
     def unproven(self) -> tuple[PinProof, ...]:
+        """The proofs of the pins that are not proven to be FP32."""
         return tuple(proof for proof in self.proofs if not proof.proven)
 
 
@@ -77,13 +80,29 @@ def convert(
     guards: Sequence[LayerName] = (),
     on_progress: Callable[[str, float], None] | None = None,
 ) -> Converted:
-    """Render `plan`, write it to `typed_onnx` where that is given, and build `engine` where that is given.
+    """Render `plan`, write the typed model, and build the engine with proven pins.
 
-    `guards` are the layers that an earlier conversion had to guard: with them one build is enough.
+    Every file that is written is complete. `engine` is replaced only after its pins were checked.
 
-    Raises OutputError, ModelError and BuildError, also for a pin that the engine reads in FP16 whatever is done and
-    for an engine without any FP16 where FP16 was asked for. Whatever is written is whole, and `engine` is not
-    touched before its pins have been looked up.
+    Args:
+        graph: The normalised model.
+        plan: The pins; all other layers are FP16 or BF16.
+        engine: The engine file to write; None builds no engine.
+        typed_onnx: The typed model to write; None writes none.
+        profile: Input name to its (min, opt, max) shapes; empty for a model without dynamic dimensions.
+        settings: How the engine is built.
+        guards: Pins that an earlier conversion had to guard. With them one build is usually enough.
+        on_progress: Called with TensorRT's build phase and a fraction in [0, 1].
+
+    Returns:
+        The plan and the typed model as built, every build that was tried, and the proofs of the last one.
+
+    Raises:
+        OutputError: A file cannot be written.
+        ModelError: The typed model is not valid.
+        BuildError: The build failed, the engine computes a pin in FP16 whatever is tried, or the engine is all FP32
+            although the plan leaves layers in FP16.
+        TrtHelperError: The other errors of `builder.build.build`.
     """
     if engine is None:
         typed = render(graph, plan)
@@ -92,8 +111,8 @@ def convert(
         if typed_onnx is not None:
             write(typed, typed_onnx)
         return Converted(graph, plan, typed.casts, typed.unrepresentable, typed_onnx, (), None, (), 0.0)
-    with _unproved(engine) as unproved:
-        builds, typed = _builds(graph, plan, guards, unproved, profile, settings, on_progress)
+    with _temporary_engine(engine) as temporary:
+        builds, typed = _builds(graph, plan, guards, temporary, profile, settings, on_progress)
         last = builds[-1]
         plan = last.retention.plan(plan)
         _require_pins(last)
@@ -107,15 +126,18 @@ def convert(
             write(typed, typed_onnx)
         write_atomically(sidecar(engine), _sidecar(converted, profile, settings))
         try:
-            unproved.replace(engine)
+            temporary.replace(engine)
         except OSError as error:
             raise cannot_write(engine, error) from error
     return converted
 
 
 @contextmanager
-def _unproved(engine: Path) -> Iterator[Path]:
-    """Give a name beside `engine` for what is not proved yet; errors name `engine`, and nothing stays."""
+def _temporary_engine(engine: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `engine`, and delete that file at the end.
+
+    An OutputError about the temporary file is raised again with the name of `engine`.
+    """
     make_folder_of(engine)
     path = engine.with_name(f"{PREFIX}{token_hex(6)}.trt")
     try:
@@ -135,7 +157,10 @@ def _builds(
     settings: BuildSettings,
     on_progress: Callable[[str, float], None] | None,
 ) -> tuple[tuple[Build, ...], TypedModel]:
-    """Build until every pin is kept or nothing is left to try; `engine` and the typed model are the last one's."""
+    """Build until every pin is kept or no measure is left.
+
+    The file `engine` and the returned typed model belong to the last build.
+    """
     search = RetentionSearch(graph, plan, guards)
     builds: list[Build] = []
     with tempfile.TemporaryDirectory(prefix="trt-helper-") as folder:
@@ -169,7 +194,7 @@ def _prove(graph: Graph, plan: Plan, typed: TypedModel, built: EngineBuild) -> t
 
 
 def _require_pins(build: Build) -> None:
-    """Raise BuildError for a pin that is read in FP16."""
+    """Raise BuildError for a pin that the engine computes in FP16."""
     demoted = [proof for proof in build.proofs if proof.state == "demoted"]
     if demoted:
         more = f" and {len(demoted) - 1} more" if len(demoted) > 1 else ""
@@ -194,7 +219,7 @@ def _require_half(graph: Graph, plan: Plan, built: EngineBuild) -> None:
 
 
 def sidecar(engine: Path) -> Path:
-    """Where the proof of an engine lies: `model.trt.json` beside `model.trt`."""
+    """Return where the proof of an engine is stored: `model.trt.json` beside `model.trt`."""
     return engine.with_name(f"{engine.name}.json")
 
 
@@ -247,7 +272,7 @@ def _sidecar(converted: Converted, profile: Mapping[str, Range], settings: Build
 
 
 def proof_json(proof: PinProof) -> dict[str, Any]:
-    """One pin as the engine shows it."""
+    """Return the proof of one pin as JSON values."""
     return {
         "layer": proof.layer,
         "state": proof.state,
@@ -260,9 +285,11 @@ def proof_json(proof: PinProof) -> dict[str, Any]:
 
 
 def engine_evidence(converted: Converted) -> dict[str, Any]:
-    """What a config keeps of a conversion: what had to be done so that the engine kept the pins, and why.
+    """Return the part of a conversion that a config keeps, so that the next conversion needs one build.
 
-    With these pins and guards the next conversion needs one build.
+    Returns:
+        JSON values: the builder, the guards and added pins, and for each pin that was not kept without them the state
+        and reason of the first build.
     """
     first, retention = converted.builds[0], converted.retention
     not_kept = {proof.layer: f"{proof.state}: {proof.evidence}" for proof in first.proofs if not proof.proven}

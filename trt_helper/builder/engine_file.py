@@ -1,7 +1,7 @@
-"""A path goes in; what an engine file tells without a GPU comes out.
+"""Read the facts about an engine file without a GPU.
 
-TensorRT can open an engine only on a GPU. The file's first bytes, its size and its hash can be read
-anywhere, and `convert` leaves the layer table, the types and the proof of pins beside it.
+TensorRT can open an engine only on a GPU. Without one, the first bytes, the size and the hash can be read; the layer
+table, the types and the proof of the pins come from the JSON file that `convert` writes beside the engine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAGIC = {b"vtrt": "TensorRT-RTX", b"ftrt": "TensorRT", b"ptrt": "TensorRT"}  # v
 
 
 def is_engine(path: Path) -> bool:
-    """Whether the file begins as an engine does."""
+    """Return whether the file starts with the magic bytes of a TensorRT or TensorRT-RTX engine."""
     try:
         with path.open("rb") as stream:
             return stream.read(4) in MAGIC
@@ -27,7 +27,18 @@ def is_engine(path: Path) -> bool:
 
 
 def read_engine(path: Path) -> dict[str, Any]:
-    """What can be read of the engine; `proof` is empty when there is no sidecar that belongs to it."""
+    """Return the facts about an engine file.
+
+    Args:
+        path: A file for which `is_engine` is true.
+
+    Returns:
+        `path`, `product`, `bytes`, `sha256`, and `proof`: the content of the JSON file beside the engine, empty if
+        there is none or if it belongs to another engine.
+
+    Raises:
+        ModelError: The JSON file beside the engine is not readable.
+    """
     with path.open("rb") as stream:
         product = MAGIC[stream.read(4)]
     sha256 = sha256_of(path)

@@ -1,9 +1,13 @@
-"""An engine file -> the operations inside its kernels and the types they work in. No TensorRT import.
+"""Read the operations inside an engine's kernels and their types from the engine file. Does not import TensorRT.
 
-TensorRT-RTX compiles its kernels on the user's GPU: until then the engine holds them as text (seen on 1.4.0
-and 1.7.1). A generated kernel (`kgen`) is CUDA source in which every operation is a call that spells its type,
-such as `__myln_mul___myln_float___myln_float(a, b)`; a GEMM or convolution with an epilogue (`runtime_fusion`)
-is a small program that names ONNX layers, tensors and types. Both stand where the layer list shows borders only.
+TensorRT-RTX compiles its kernels on the user's GPU, so the engine stores them as text (seen on 1.4.0 and 1.7.1):
+
+- A generated kernel (`kgen`) is CUDA source. Every operation is a call that spells its type, such as
+  `__myln_mul___myln_float___myln_float(a, b)`.
+- A GEMM or convolution with an epilogue (`runtime_fusion`) is a small program that names ONNX layers, tensors and
+  types.
+
+The layer list, by contrast, shows only the types at a kernel's inputs and outputs.
 """
 
 from __future__ import annotations
@@ -22,22 +26,22 @@ _TENSOR = re.compile(r'^  (?:sub_)?tensor=\{ .* name="(?P<name>.*)" offset=.* ty
 _FACTOR = re.compile(r"const_payload_size=\d+ dims=\{ (?:1 )+\}")
 _STEP = re.compile(r'^  (?P<kind>\w+)=\{ name=".*" output=\{(?P<out>.*?) \} input=\{(?P<in>.*?) \} .* layers="(.*)"')
 _FUNCTION = re.compile(r'^  function=\{ name=(?P<name>\w+) fqn=(?P<source>\w+) .* layers="(?P<layers>.*)" ')
-_VARIANT = re.compile(r" function = (\w+) binary")  # of a dynamic shape: chosen when it runs
+_VARIANT = re.compile(r" function = (\w+) binary")  # variants for dynamic shapes, one is chosen at run time
 _QUOTED = re.compile(r'"(.*?)"(?= |$)')
 
 _SOURCE = re.compile(rb'extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?(__myl_\w+)\(')
 _TEXT = re.compile(rb"[\t\n\x20-\x7e]*")
 _TEMPLATE = re.compile(r"\b(?:\w+_reduce\w*<(\w+Op)<|(cumsum)<)(__myln_\w+[^;(]*)>\(")
-_WORDS = {"__myln_half": "FP16", "__myln_bf16": "BF16", "__myln_float": "FP32"}  # the narrowest first
-_TOGETHER = re.compile(r"\barray_t<\w+, ?(\d+)>")  # so many sums in one pass
+_WORDS = {"__myln_half": "FP16", "__myln_bf16": "BF16", "__myln_float": "FP32"}  # the type with the fewest bits first
+_TOGETHER = re.compile(r"\barray_t<\w+, ?(\d+)>")  # number of sums computed in one pass
 
 Operations = Mapping[tuple[str, str], int]
-"""How often (operation, type) occurs in a source: see `operations`."""
+"""(operation, type) -> how often it occurs in a source; see `_operations`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One operation of a fused program and the float types of its operands, scale factors left out."""
+    """One operation of a fused program and the float types of its operands, without scale factors."""
 
     kind: str
     onnx_layers: tuple[str, ...]
@@ -46,30 +50,30 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One generated kernel: how often each (operation, float type) is called in its source.
+    """One generated kernel: how often its source calls each (operation, float type).
 
-    A kernel for dynamic shapes may have variants, of which one is chosen when it runs: one entry for each. An
-    empty tuple means that a source is missing.
+    A kernel for dynamic shapes can have variants, one of which is chosen at run time; `variants` has one entry for
+    each. It is empty if a source is missing.
     """
 
-    name: str  # "__myl_CastMulCast": what the layer list appends a number to
+    name: str  # such as "__myl_CastMulCast"; the layer list appends a number to it
     onnx_layers: tuple[str, ...]
-    variants: tuple[Operations, ...]
+    variants: tuple[Operations, ...]  # one per variant
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Everything that could be read; empty where the engine holds no text (TensorRT 10 and 11 compile to binaries)."""
+    """All kernel text that was found; empty for TensorRT 10 and 11, which compile to binaries."""
 
-    steps: tuple[Step, ...] = ()
-    kernels: tuple[Kernel, ...] = ()
+    steps: tuple[Step, ...] = ()  # of fused programs
+    kernels: tuple[Kernel, ...] = ()  # generated ones
 
 
 NO_TEXT = Program()
 
 
 def read_program(engine: Path) -> Program:
-    """Read what `engine` says of its kernels."""
+    """Read the text of the kernels in the engine file `engine`."""
     with engine.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         sources = _sources(data)
         steps: list[Step] = []
@@ -101,7 +105,10 @@ def _lines(text: bytes) -> list[str]:
 
 
 def _types(lines: list[str]) -> dict[str, str]:
-    """Tensor name -> type; constants of one element are left out: a half GEMM's alpha and beta are FP32."""
+    """Return tensor name -> type.
+
+    Constants of one element are left out: alpha and beta of an FP16 GEMM are FP32.
+    """
     found = (_TENSOR.match(line) for line in lines if not _FACTOR.search(line))
     return {one["name"]: type_name(one["type"]) for one in found if one}
 
@@ -122,7 +129,10 @@ def _kernel(found: re.Match[str], line: str, sources: Mapping[str, Operations]) 
 
 
 def _sources(data: mmap.mmap) -> dict[str, Operations]:
-    """Kernel -> its operations; one that is there twice with different operations has none, and proves nothing."""
+    """Return kernel name -> its operations.
+
+    A name that occurs twice with different operations gets none, so that it proves nothing.
+    """
     found: dict[str, Operations] = {}
     for match in _SOURCE.finditer(data):
         text = _TEXT.match(data, match.end())
@@ -135,8 +145,8 @@ def _sources(data: mmap.mmap) -> dict[str, Operations]:
 def _operations(source: str) -> Operations:
     """Count the operations on floats: ("mul", "FP32"), ("AddOp", "FP16") for a sum, ("cumsum", "FP32"), ...
 
-    "ROUNDED" is FP32 between values that are rounded to FP16 before and after: TensorRT-RTX computes some FP16
-    operations so. A sum of halves runs in FP32 too, and counts as FP16.
+    The type "ROUNDED" means FP32 between values that are rounded to FP16 before and after: TensorRT-RTX computes some
+    FP16 operations that way. A sum of FP16 values runs in FP32 too, but counts as FP16.
     """
     called = KernelSource(source).count()
     for reduction, scan, types in _TEMPLATE.findall(source):

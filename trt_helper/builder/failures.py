@@ -1,7 +1,7 @@
-"""TensorRT's words about a failure -> an error that says what is wrong and what to do. No TensorRT import.
+"""Turn TensorRT's failure messages into errors that say what is wrong and what to do. Does not import TensorRT.
 
-The builder never raises: it logs, and returns None. Its log repeats a CUDA complaint on every machine
-without a GPU, and an ONNX node that it does not support is refused with the single word `false`.
+The builder never raises: it logs and returns None. On every machine without a GPU the log repeats a CUDA complaint,
+and the parser refuses an unsupported ONNX node with the single word `false`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MYELIN_PLACE = re.compile(r"\[\w+\.\w+:\d+: \w+\] ")
 _ASSERTED = re.compile(r' && "(?P<said>[^"]+)"$')
 _UNHELPFUL_WARNINGS = ("has Int64 binding", "current new logger is ignored", "used only at compile-time")
 
-# TensorRT-RTX 1.7.1, words in the log -> what to do.
+# Text in the log of TensorRT-RTX 1.7.1 -> what to do.
 _FIXES = (
     (
         "must have same input types",
@@ -43,7 +43,7 @@ _REPORT = (
 
 @dataclass(frozen=True, slots=True)
 class ParserComplaint:
-    """One error of TensorRT's ONNX parser; `node` and `operator` are empty where no node is at fault."""
+    """One error of TensorRT's ONNX parser. `node` and `operator` are empty if no node is at fault."""
 
     code: str
     description: str
@@ -52,7 +52,13 @@ class ParserComplaint:
 
 
 def not_parsed(model: str, builder: str, complaints: Sequence[ParserComplaint]) -> TrtHelperError:
-    """Say why the parser refused a model; the first complaint is the cause."""
+    """Return the error for a model that the parser refused; the first complaint is taken as the cause.
+
+    Args:
+        model: File name of the model.
+        builder: Product and version, such as "TensorRT-RTX 1.7.1.116".
+        complaints: The parser's errors in order.
+    """
     first = complaints[0] if complaints else ParserComplaint("", "", "", "")
     layer = f"layer {first.node!r} ({first.operator})"
     if first.code.endswith("DESERIALIZE_FAILED") or not first.description:
@@ -79,7 +85,10 @@ def not_parsed(model: str, builder: str, complaints: Sequence[ParserComplaint]) 
 
 
 def empty_model(model: str) -> ModelError:
-    """Refuse a file that is no ONNX model or has no layer: TensorRT takes both for an empty network."""
+    """Return the error for a file that is no ONNX model or has no layers.
+
+    TensorRT parses both into an empty network without complaint.
+    """
     return ModelError(
         f"{model} holds no ONNX graph with layers and outputs",
         fix="check that it is the exported .onnx file, whole: `trt-helper inspect` reads it",
@@ -87,7 +96,14 @@ def empty_model(model: str) -> ModelError:
 
 
 def not_built(model: str, builder: str, errors: Iterable[str], settings: BuildSettings) -> TrtHelperError:
-    """Say why a build returned None, from the ERROR lines of its log."""
+    """Return the error for a build that returned None.
+
+    Args:
+        model: File name of the model.
+        builder: Product and version.
+        errors: The ERROR lines of the builder's log.
+        settings: The settings of the build.
+    """
     real = real_errors(errors)
     if any("generateForCurrent" in line for line in real):
         return MachineError(
@@ -104,14 +120,17 @@ def not_built(model: str, builder: str, errors: Iterable[str], settings: BuildSe
 
 
 def real_errors(errors: Iterable[str]) -> tuple[str, ...]:
-    """Leave out the complaint that this machine has no GPU: CUDA error 35, on RTX 1.4 an error without any words."""
+    """Drop the complaints that this machine has no GPU.
+
+    These are CUDA error 35, and on RTX 1.4 an error without any text.
+    """
     return tuple(line for line in errors if not _NOISE.search(line) and reason(line))
 
 
 def useful_warnings(warnings: Iterable[str], errors: Iterable[str] = ()) -> tuple[str, ...]:
-    """Keep what a user should know about a build that worked: each once, without TensorRT's source places.
+    """Keep what a user should know about a successful build, without duplicates and TensorRT's source locations.
 
-    Errors count too: TensorRT logs an error and builds on when it ignores a flag.
+    Errors count too: TensorRT logs an error and continues when it ignores a flag.
     """
     kept = (
         _SOURCE.sub("", line).strip() for line in warnings if not any(words in line for words in _UNHELPFUL_WARNINGS)
@@ -120,14 +139,14 @@ def useful_warnings(warnings: Iterable[str], errors: Iterable[str] = ()) -> tupl
 
 
 def _invalid_node(description: str) -> str:
-    """Find the cause below the line "Invalid Node - name" and among the noise."""
+    """Return the cause, which follows the line "Invalid Node - name"."""
     lines = [line for line in description.splitlines() if not _NOISE.search(line)]
     causes = [line for line in lines if not line.startswith("Invalid Node")]
     return causes[0] if causes else description
 
 
 def reason(line: str) -> str:
-    """Strip function, error code and source place from TensorRT's sentence."""
+    """Strip function, error code and source location from a TensorRT message."""
     found = _REASON.search(line)
     text = found["reason"] if found else _SOURCE.sub("", line)
     text = _MYELIN_PLACE.sub("", _PLACE.sub("", text))

@@ -1,4 +1,4 @@
-"""What was found and built, in the formats of other tools: trtexec, TensorRT Engine Explorer, Netron."""
+"""Export plans and engines in the formats of other tools: trtexec, TensorRT Engine Explorer, Netron."""
 
 from __future__ import annotations
 
@@ -23,11 +23,20 @@ from trt_helper.values import Plan, Role
 
 PREFIX = "trt-helper."  # of the keys in metadata_props
 _WORDS = {"FP64": "Double", "FP32": "Float", "FP16": "Half", "BF16": "BFloat16", "BOOL": "Bool"}
-_BETWEEN_NAMES = "+"  # control characters in metadata break Engine Explorer's drawings (NVIDIA/TensorRT issue 2779)
+_BETWEEN_NAMES = "+"  # not U+001F: control characters break Engine Explorer's drawings (NVIDIA/TensorRT issue 2779)
 
 
 def trtexec_typed(typed: Path, engine: Path, ranges: Mapping[str, Range], settings: BuildSettings) -> str:
-    """The trtexec command that builds the typed model: TensorRT 10 with --stronglyTyped, 11 takes and ignores it."""
+    """Return the trtexec command line that builds the typed model.
+
+    TensorRT 10 needs --stronglyTyped; TensorRT 11 accepts and ignores it.
+
+    Args:
+        typed: The typed model.
+        engine: The engine file that trtexec writes.
+        ranges: Input name to its (min, opt, max) shapes.
+        settings: How the engine is built.
+    """
     words = ["trtexec", f"--onnx={typed}", f"--saveEngine={engine}", "--stronglyTyped", *_common(ranges, settings)]
     return shlex.join([*words, "--profilingVerbosity=detailed", f"--exportLayerInfo={engine}.layers.json"])
 
@@ -35,11 +44,21 @@ def trtexec_typed(typed: Path, engine: Path, ranges: Mapping[str, Range], settin
 def trtexec_weak(
     model: Path, engine: Path, graph: Graph, plan: Plan, ranges: Mapping[str, Range], settings: BuildSettings
 ) -> str:
-    """The trtexec command for the model as it was given and weak typing: TensorRT 8.6 to 10 only.
+    """Return the trtexec command line that builds the original model with weak typing: TensorRT 8.6 to 10 only.
 
-    Each layer that computes in FP32 has its precision in --layerPrecisions and its output types in
-    --layerOutputTypes. TensorRT may still ignore them inside of fused kernels (NVIDIA/TensorRT issues 3889, 3941,
-    4505). Raises ConfigError for a name that trtexec cannot be told.
+    Each pin has its precision in --layerPrecisions and its output types in --layerOutputTypes. TensorRT may still
+    ignore them within fused kernels (NVIDIA/TensorRT issues 3889, 3941, 4505).
+
+    Args:
+        model: The original model.
+        engine: The engine file that trtexec writes.
+        graph: The normalised model.
+        plan: The pins.
+        ranges: Input name to its (min, opt, max) shapes.
+        settings: How the engine is built.
+
+    Raises:
+        ConfigError: trtexec cannot express the name of a pin.
     """
     names = [name for name in graph.candidates if name in plan.fp32]
     words = ["trtexec", f"--onnx={model}", f"--saveEngine={engine}", "--fp16", *_common(ranges, settings)]
@@ -51,9 +70,9 @@ def trtexec_weak(
 
 
 def _spec(graph: Graph, names: Sequence[str], types: bool) -> str:
-    """`name:fp32` for each layer, `name:fp32+fp32` for two outputs; the name ends at the last colon.
+    """Return `name:fp32` for each layer, `name:fp32+fp32` for two outputs; the last colon ends the name.
 
-    A comma would end an entry: it becomes the `*` that trtexec takes for any text, of which a name may have one.
+    A comma would end an entry, so it becomes `*`, which trtexec matches with any text. A name may have one `*`.
     """
     outputs = {layer.name: len(layer.outputs) for layer in graph.layers}
     entries = []
@@ -84,14 +103,14 @@ def _common(ranges: Mapping[str, Range], settings: BuildSettings) -> list[str]:
 
 
 def engine_explorer(layers: Sequence[EngineLayer]) -> bytes:
-    """The layers as `trtexec --exportLayerInfo` of TensorRT 10 writes them and Engine Explorer reads them.
+    """Return the layers as JSON in the format of `trtexec --exportLayerInfo` of TensorRT 10, for Engine Explorer.
 
-    Written for every engine, those of TensorRT-RTX included: from what its builder or inspector says.
+    Works for every engine, also of TensorRT-RTX: the layers come from its builder or inspector.
     """
-    made = {tensor.name for layer in layers for tensor in layer.outputs}
-    read = {tensor.name for layer in layers for tensor in layer.inputs}
+    produced = {tensor.name for layer in layers for tensor in layer.outputs}
+    consumed = {tensor.name for layer in layers for tensor in layer.inputs}
     tensors = (tensor for layer in layers for tensor in (*layer.inputs, *layer.outputs))
-    borders = dict.fromkeys(tensor.name for tensor in tensors if tensor.name not in made & read)
+    borders = dict.fromkeys(tensor.name for tensor in tensors if tensor.name not in produced & consumed)
     record = {"Layers": [_layer(layer) for layer in layers], "Bindings": list(borders)}
     return (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode()
 
@@ -114,7 +133,10 @@ def _tensor(tensor: EngineTensor) -> dict[str, Any]:
 
 
 def annotated(graph: Graph, plan: Plan, config: Config) -> TypedModel:
-    """The typed model with a note on each layer, as Netron shows it: precision, cause, error without the pin."""
+    """Return the typed model with notes on each layer that Netron shows.
+
+    The notes are metadata: precision, pin, and from the config's evidence the cause and the error without the pin.
+    """
     typed = render(graph, plan)
     reduced = assign(graph, plan).layers
     layers = {layer.name: layer for layer in graph.layers}

@@ -1,6 +1,6 @@
-"""Text in which TensorRT describes an engine -> frozen layers with their types. No TensorRT import.
+"""Parse TensorRT's text about an engine into layers with their types. Does not import TensorRT.
 
-Three formats are read: the `Layers:` dump that the builder of TensorRT-RTX 1.7.1 logs, the one of 1.4
+Three formats are supported: the `Layers:` dump that the builder of TensorRT-RTX 1.7.1 logs, the dump of 1.4
 (TensorRT 10 style: `Format/Datatype`, no `Constants`), and the JSON of EngineInspector 10 and 11.
 """
 
@@ -15,8 +15,8 @@ from typing import Any
 
 FLOAT_TYPES = frozenset({"FP64", "FP32", "TF32", "FP16", "BF16", "FP8", "FP4"})
 
-# TensorRT's words for a type, as single words; longer descriptions ("Row major linear FP16 format")
-# are searched for one of the other words below.
+# TensorRT's one-word names of types. Longer descriptions ("Row major linear FP16 format") are searched
+# with _TYPE_INSIDE.
 _TYPE_WORDS = {
     "float": "FP32",
     "half": "FP16",
@@ -44,21 +44,34 @@ _IN_SUBGRAPH = re.compile(r" \((?:then_branch|else_branch|body)\) \| (?P<outermo
 
 @dataclass(frozen=True, slots=True)
 class EngineTensor:
-    """One operand. `dtype` is FP32, FP16, INT64, ...; "" where TensorRT does not say."""
+    """One operand of a kernel. `dtype` is FP32, FP16, INT64, ...; empty if TensorRT does not state it."""
 
     name: str
     dtype: str
-    shape: tuple[int, ...] = ()
+    shape: tuple[int, ...] = ()  # -1 is a dynamic dimension
 
     @property
     def is_factor(self) -> bool:
-        """One element: a GEMM's alpha or beta, FP32 also where all else is FP16 (seen on RTX 1.7.1)."""
+        """Whether it has one element.
+
+        Such a constant is a GEMM's alpha or beta, which is FP32 even if everything else is FP16 (seen on RTX 1.7.1).
+        """
         return prod(self.shape) == 1
 
 
 @dataclass(frozen=True, slots=True)
 class EngineLayer:
-    """One kernel of the engine and the ONNX layers of the main graph that went into it."""
+    """One kernel of the engine and the ONNX layers of the main graph that were fused into it.
+
+    Attributes:
+        name: TensorRT's name of the kernel.
+        kind: TensorRT's layer type, such as "kgen" or "runtime_fusion"; empty if only names are stated.
+        onnx_layers: ONNX node names from the metadata.
+        inputs: Tensors that the kernel reads.
+        constants: Weights and scale factors; the dump of 1.4 does not list them.
+        outputs: Tensors that the kernel writes.
+        tactic: Name of the tactic; empty if it is not stated.
+    """
 
     name: str
     kind: str
@@ -70,19 +83,20 @@ class EngineLayer:
 
     @property
     def weights(self) -> tuple[EngineTensor, ...]:
-        """The float constants that are more than a scale factor."""
+        """The float constants that are not scale factors."""
         return tuple(one for one in self.constants if one.dtype in FLOAT_TYPES and not one.is_factor)
 
     @property
     def operand_types(self) -> frozenset[str]:
-        """Float types that the kernel reads: its inputs and weights, scale factors left out."""
+        """The float types of the inputs and weights, without scale factors."""
         return float_types(self.inputs) | float_types(self.weights)
 
 
 def parse_layers(text: str) -> tuple[EngineLayer, ...]:
-    """Read a `Layers:` dump or EngineInspector's JSON; the layers come in the engine's order.
+    """Parse a `Layers:` dump or EngineInspector's JSON; the layers are in the engine's order.
 
-    Raises `ValueError` for text that is neither.
+    Raises:
+        ValueError: The text is neither.
     """
     if text.lstrip().startswith(("{", "[")):
         return _from_json(text)
@@ -94,7 +108,7 @@ def parse_layers(text: str) -> tuple[EngineLayer, ...]:
 
 
 def half_share(layers: Iterable[EngineLayer]) -> float:
-    """Return which part of the layers that read floats reads FP16: 0 to 1, 0 where none reads floats."""
+    """Return the share of the layers with float operands that read FP16, 0 to 1; 0 if there are none."""
     operands = [one.operand_types for one in layers if one.operand_types]
     return sum("FP16" in types for types in operands) / len(operands) if operands else 0.0
 
@@ -105,7 +119,7 @@ def float_types(tensors: Iterable[EngineTensor]) -> frozenset[str]:
 
 
 def type_name(text: str) -> str:
-    """Return FP32, FP16, INT8, ... for TensorRT's words; "" for "N/A due to dynamic shapes"."""
+    """Return FP32, FP16, INT8, ... for TensorRT's description; empty for "N/A due to dynamic shapes"."""
     word = text.strip()
     if word.lower() in _TYPE_WORDS:
         return _TYPE_WORDS[word.lower()]
@@ -114,10 +128,10 @@ def type_name(text: str) -> str:
 
 
 def onnx_names(metadata: str) -> tuple[str, ...]:
-    """Split "[ONNX Layer: a][ONNX Layer: b]"; each name once, a subgraph's node as its outermost node.
+    """Split "[ONNX Layer: a][ONNX Layer: b]" into names without duplicates.
 
-    Control characters may stand between two names (U+001F on RTX). Brackets in a name survive; only
-    a name that itself holds "][ONNX Layer: " cannot be told apart.
+    A node of a subgraph is replaced by the main graph's node that has the subgraph. Control characters can separate two
+    names (U+001F on RTX). Names with brackets work; only a name that contains "][ONNX Layer: " is split wrongly.
     """
     inner = metadata.strip("\n").removeprefix("[ONNX Layer: ")
     if inner == metadata.strip("\n"):
@@ -127,13 +141,13 @@ def onnx_names(metadata: str) -> tuple[str, ...]:
 
 
 def _main_graph_name(name: str) -> str:
-    """Return if0 for "relu | then (then_branch) | if0 (If)", which is node relu in a branch of if0."""
+    """Return if0 for "relu | then (then_branch) | if0 (If)", the node relu in a branch of if0."""
     found = _IN_SUBGRAPH.search(name)
     return found.group("outermost").rpartition(" | ")[2] if found else name
 
 
 def _from_record(record: str) -> EngineLayer:
-    """Read one line of a dump. What it lacks stays empty: LAYER_NAMES_ONLY engines list names alone."""
+    """Parse one line of a dump. LAYER_NAMES_ONLY engines list only names; the other fields stay empty."""
     found = _HEAD.match(record)
     if not found:
         return EngineLayer(record.removeprefix("Name: "), "")
@@ -163,9 +177,9 @@ def _shape(sizes: Iterable[Any]) -> tuple[int, ...]:
 
 
 def _from_json(text: str) -> tuple[EngineLayer, ...]:
-    """Read EngineInspector's JSON: a whole engine, a list of layers, or one layer."""
+    """Parse EngineInspector's JSON: a whole engine, a list of layers, or one layer."""
     try:
-        found = json.loads(text, strict=False)  # the metadata holds raw control characters
+        found = json.loads(text, strict=False)  # the metadata contains raw control characters
     except json.JSONDecodeError as error:
         raise ValueError(f"not the JSON of an EngineInspector: {error}") from error
     if isinstance(found, Mapping):
@@ -176,21 +190,21 @@ def _from_json(text: str) -> tuple[EngineLayer, ...]:
 def _from_object(one: str | Mapping[str, Any]) -> EngineLayer:
     if isinstance(one, str):  # LAYER_NAMES_ONLY
         return EngineLayer(one, "")
-    held = [*_operands(one.get("Constants", ()))]
-    held += [_held(what, one[what]) for what in ("Weights", "Bias") if isinstance(one.get(what), Mapping)]
+    constants = [*_operands(one.get("Constants", ()))]
+    constants += [_weight(what, one[what]) for what in ("Weights", "Bias") if isinstance(one.get(what), Mapping)]
     return EngineLayer(
         str(one.get("Name", "")),
         str(one.get("LayerType", "")),
         onnx_names(str(one.get("Metadata", ""))),
         _operands(one.get("Inputs", ())),
-        tuple(held),
+        tuple(constants),
         _operands(one.get("Outputs", ())),
         str(one.get("TacticName", "")),
     )
 
 
-def _held(what: str, described: Mapping[str, Any]) -> EngineTensor:
-    """Read {"Type": "Half", "Count": 9408}, as convolutions of 8.5 to 10.x describe their weights."""
+def _weight(what: str, described: Mapping[str, Any]) -> EngineTensor:
+    """Parse {"Type": "Half", "Count": 9408}, as convolutions of 8.5 to 10.x describe their weights."""
     return EngineTensor(what, type_name(str(described.get("Type", ""))), _shape([described.get("Count", -1)]))
 
 
@@ -203,6 +217,6 @@ def _operands(listed: Sequence[Any]) -> tuple[EngineTensor, ...]:
 
 
 def _dtype(tensor: Mapping[str, Any]) -> str:
-    """Read `Datatype` or `DataType` of 11 and RTX 1.7, `Format/Datatype` of 8.5 to 10.x."""
+    """Return `Datatype` or `DataType` of 11 and RTX 1.7, or `Format/Datatype` of 8.5 to 10.x."""
     lower = {key.lower(): value for key, value in tensor.items()}
     return str(lower.get("datatype", lower.get("format/datatype", "")))

@@ -1,9 +1,9 @@
-"""A plan and what became of its pins go in; what makes the compiler keep them comes out.
+"""Choose what is built besides the plan so that the compiler keeps the pins.
 
 TensorRT-RTX 1.7.1 undoes the casts around a Conv, ConvTranspose, Gemm or MatMul that is pinned alone, 1.4.0 around a
-Gemm or MatMul. It leaves them where an FP32 operation that it cannot fold stands between the cast and the layer, and
-where a neighbour is FP32 too. So a pin that is not kept is tried again with a guard, which changes no value and
-leaves the plan what it was when it was judged; then with the pin of a neighbour that costs little.
+Gemm or MatMul. It keeps the casts if an FP32 operation that it cannot fold stands between cast and layer, and if a
+neighbour is FP32 too. So a pin that is not kept gets first a guard, which changes no value, so that the verdict on
+the plan still applies; then, if that does not help, the pin of a neighbour that costs little.
 """
 
 from __future__ import annotations
@@ -19,39 +19,45 @@ from trt_helper.onnx_model.names import free_name, names_in
 from trt_helper.onnx_model.typed import TypedModel
 from trt_helper.values import LayerName, Plan, Role
 
-MEASURES = ("", "guard", "parent", "child")  # what is tried for a pin, in this order
-RETAINABLE = frozenset({"demoted", "fused", "unknown"})  # a pin that is gone is not computed: nothing can hold it
+MEASURES = ("", "guard", "parent", "child")  # what is tried for a pin, in this order; "" is nothing
+# States of a pin that a measure can change. A "gone" pin is not computed at all.
+RETAINABLE = frozenset({"demoted", "fused", "unknown"})
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """What is built besides the plan. Both map a layer to the pin of the plan for whose sake it is there."""
+    """What is built besides the plan. Both mappings have as value the pin of the plan that the entry serves.
 
-    added: Mapping[LayerName, LayerName] = field(default_factory=dict)  # pins
-    guards: Mapping[LayerName, LayerName] = field(default_factory=dict)  # layers whose FP32 inputs are guarded
+    Attributes:
+        added: Layers that are pinned in addition.
+        guards: Layers whose FP32 inputs are guarded (see `guard`).
+    """
+
+    added: Mapping[LayerName, LayerName] = field(default_factory=dict)
+    guards: Mapping[LayerName, LayerName] = field(default_factory=dict)
 
     def plan(self, plan: Plan) -> Plan:
-        """`plan` with the added pins."""
+        """Return `plan` with the added pins."""
         return Plan(plan.fp32 | frozenset(self.added), plan.bf16 - frozenset(self.added))
 
     @property
     def retained(self) -> frozenset[LayerName]:
-        """The pins for whose sake something was done."""
+        """The pins of the plan that a guard or an added pin serves."""
         return frozenset(self.added.values()) | frozenset(self.guards.values())
 
 
 class RetentionSearch:
-    """Remembers what was tried for each pin of a plan, and says what comes next."""
+    """Tries the measures of `MEASURES` in order for every pin that is not kept."""
 
     def __init__(self, graph: Graph, plan: Plan, given: Iterable[LayerName] = ()) -> None:
-        """`given` are layers whose guards an earlier conversion found necessary."""
+        """`given` are pins that an earlier conversion had to guard."""
         self._plan = plan
         self._layers = {layer.name: layer for layer in graph.layers}
         self._measures = {name: MEASURES.index("guard") for name in given if name in plan.fp32}
         self._given_up: set[LayerName] = set()
 
     def retention(self) -> Retention:
-        """What the pins are built with now."""
+        """Return the guards and added pins to build with next."""
         added: dict[LayerName, LayerName] = {}
         guards: dict[LayerName, LayerName] = {}
         for name, measure in self._measures.items():
@@ -62,10 +68,16 @@ class RetentionSearch:
         return Retention(added, guards)
 
     def escalate(self, proofs: Iterable[PinProof]) -> bool:
-        """Take the next rung for every pin that was not kept; False when there is nothing left to try.
+        """Choose the next measure for every pin that was not kept.
 
-        A neighbour that was pinned for a pin's sake has to be kept as well. A pin for which every rung was tried in
-        vain is built as it was at first.
+        An added pin must be kept as well, otherwise the pin that it serves escalates. A pin for which every measure
+        failed is built without any.
+
+        Args:
+            proofs: The proofs of the last build.
+
+        Returns:
+            Whether there is something new to build.
         """
         added = self.retention().added
         failed = {added.get(one.layer, one.layer) for one in proofs if one.state in RETAINABLE} - self._given_up
@@ -76,14 +88,17 @@ class RetentionSearch:
     def _escalate(self, name: LayerName) -> None:
         measure = self._measures.pop(name, 0) + 1
         while measure < len(MEASURES) and MEASURES[measure] != "guard" and not self._neighbour(name, MEASURES[measure]):
-            measure += 1  # nobody there who could be pinned
+            measure += 1  # no layer on that side can be pinned
         if measure < len(MEASURES):
             self._measures[name] = measure
         else:
             self._given_up.add(name)
 
     def _neighbour(self, name: LayerName, side: str) -> LayerName | None:
-        """The nearest layer on that side that may be pinned, is not, and costs little; movement is looked through."""
+        """Return the nearest layer on that side that can be pinned, is not pinned and is cheap.
+
+        Movement layers are skipped and the search continues beyond them.
+        """
         seen, queue = {name}, [name]
         while queue:
             layer = self._layers[queue.pop(0)]
@@ -98,10 +113,17 @@ class RetentionSearch:
 
 
 def guard(typed: TypedModel, layers: Iterable[LayerName]) -> tuple[LayerName, ...]:
-    """Put a LeakyRelu of slope 1 before every FP32 tensor that these layers read, in place; returns their names.
+    """Insert a LeakyRelu of slope 1 before every FP32 tensor that these layers read, in place.
 
-    max(x, 1 * x) is x for every float, infinities, NaN and -0 included. Neither version folds it; both fold
-    an Identity, a Reshape and a product with 1.
+    max(x, 1 * x) is x for every float, including infinities, NaN and -0. Neither version of TensorRT-RTX folds it away;
+    both fold an Identity, a Reshape and a product with 1.
+
+    Args:
+        typed: The typed model to change.
+        layers: Names of the layers to guard.
+
+    Returns:
+        The names of the inserted nodes.
     """
     graph = typed.model.graph
     wanted = frozenset(layers)

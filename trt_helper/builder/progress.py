@@ -1,4 +1,4 @@
-"""TensorRT's nested build phases as one fraction."""
+"""Convert TensorRT's nested build phases into one fraction."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ class _Phase:
     steps: int
     parent: str | None
     done: int = 0
-    inside: dict[str, float] = field(default_factory=dict)  # running sub-phases and how far each is
+    running: dict[str, float] = field(default_factory=dict)  # sub-phase -> fraction done
 
     def fraction(self) -> float:
-        return min(1.0, (self.done + min(1.0, max(self.inside.values(), default=0.0))) / max(1, self.steps))
+        return min(1.0, (self.done + min(1.0, max(self.running.values(), default=0.0))) / max(1, self.steps))
 
 
 class Progress:
     """Follows the calls of IProgressMonitor; `fraction` is in [0, 1] and never falls.
 
-    A phase counts as one step of its parent, which is only roughly true: TensorRT says how many steps
-    a phase has, not how long they take.
+    A phase counts as one step of its parent. That is only roughly true: TensorRT states how many steps a phase has, not
+    how long they take.
     """
 
     def __init__(self) -> None:
@@ -28,17 +28,19 @@ class Progress:
         self.fraction = 0.0
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
+        """Open a phase with this number of steps."""
         self._open[name] = _Phase(steps, parent)
 
     def step(self, name: str, step: int) -> None:
-        """`step` counts from 0 and has just ended."""
+        """Record that step number `step`, counted from 0, has ended."""
         phase = self._open.get(name)
         if phase:
             phase.done = max(phase.done, step + 1)
-            phase.inside.clear()
+            phase.running.clear()
             self._pass_up(name)
 
     def finish(self, name: str) -> None:
+        """Close a phase and count all its steps as done."""
         phase = self._open.get(name)
         if phase:
             phase.done = phase.steps
@@ -49,7 +51,7 @@ class Progress:
         phase = self._open[name]
         parent = self._open.get(phase.parent) if phase.parent is not None else None
         if parent is not None and phase.parent is not None:
-            parent.inside[name] = phase.fraction()
+            parent.running[name] = phase.fraction()
             self._pass_up(phase.parent)
         elif phase.parent is None:
             self.fraction = max(self.fraction, phase.fraction())

@@ -1,8 +1,8 @@
-"""What became of each pin in the engine, judged from what the engine says of itself.
+"""Prove for each pin, from TensorRT's description of the engine, whether it is computed in FP32.
 
-A pin is a promise in the typed model; the compiler may break it without a word. TensorRT-RTX 1.7.1 rounds a
-Conv or MatMul that stands alone between two casts back to FP16, weights included. The layer list shows the
-types at a kernel's border; what is inside a fused kernel is read from the engine's text, where it holds any.
+The typed model only requests FP32; the compiler may ignore it without a message. TensorRT-RTX 1.7.1 rounds a Conv or
+MatMul that stands alone between two casts back to FP16, weights included. The layer list states the types at a
+kernel's inputs and outputs; the types inside a fused kernel come from the text in the engine, if it has any.
 """
 
 from __future__ import annotations
@@ -19,26 +19,29 @@ from trt_helper.builder.layer_info import EngineLayer, EngineTensor, float_types
 from trt_helper.builder.requested_precision import RequestedPrecision
 
 PinState = Literal["honoured", "fused", "demoted", "gone", "unknown"]
+# Operators that cost much in FP32; compilers undo their casts.
 HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
-# Worst first: a pin that ended in several engine layers is as good as the worst of them.
+# A pin in several engine layers has the worst of their states.
 _WORST_FIRST: tuple[PinState, ...] = ("demoted", "fused", "unknown", "honoured")
 _STATES: Mapping[str, PinState] = {"FP32": "honoured", "FP16": "demoted", "": "fused", ABSENT: "fused"}
 
+_SHOWN = 4  # names in a list
 # "__myl_CastMeanCast_myl0_3": a generated kernel's name spells its operations in order.
-_SHOWN = 4
 _SPELLED = re.compile(r"__myl_(?P<operations>(?:[A-Z][a-z0-9]*)+)_")
 
 
 @dataclass(frozen=True, slots=True)
 class PinProof:
-    """The state of one pin and why it is believed; the float types are those at the border of its engine layers.
+    """The state of one pin and the reason for it.
 
-    - honoured: it is computed in FP32: the engine layer reads or holds it so, or its source says so
-    - fused: it shares an engine layer with layers that are not pinned, and what is inside is not proven
+    `inputs`, `weights` and `outputs` are the float types of the engine layers that name the pin. The states:
+
+    - honoured: it is computed in FP32, according to the operand types of its engine layer or to the kernel's source
+    - fused: it shares an engine layer with layers that are not pinned, and the types inside are not proven
     - demoted: it is computed in FP16
-    - gone: no engine layer names it (folded, or moved without arithmetic)
-    - unknown: the engine layer is there, but TensorRT does not state its types
+    - gone: no engine layer names it (it was folded, or it only moved values)
+    - unknown: an engine layer names it, but TensorRT does not state the types
     """
 
     layer: str
@@ -51,11 +54,12 @@ class PinProof:
 
     @property
     def types(self) -> tuple[str, ...]:
-        """Float types that those engine layers read, weights included, sorted."""
+        """The float types that those engine layers read, including weights, sorted."""
         return tuple(sorted({*self.inputs, *self.weights}))
 
     @property
     def proven(self) -> bool:
+        """Whether the pin is proven to be computed in FP32."""
         return self.state == "honoured"
 
 
@@ -66,10 +70,17 @@ def prove(
     *,
     program: Program = NO_TEXT,
 ) -> tuple[PinProof, ...]:
-    """Return one proof per pin, in the order given (by name for a set).
+    """Prove each pin against the engine.
 
-    `layers` and `program` are what the engine says; `asked` is what the typed model that it was built from
-    says of each node. A node that `asked` lacks may be anything: less is proven then.
+    Args:
+        pins: Names of the pinned layers.
+        layers: The engine's layers.
+        requested: ONNX node name -> what the typed model requests of it. A node that is missing here may be anything,
+            so less can be proven.
+        program: The text of the engine's kernels.
+
+    Returns:
+        One proof per pin, in the order of `pins`; sorted by name if `pins` is a set.
     """
     ordered = sorted(pins) if isinstance(pins, Set) else pins
     claim = Claim(layers, program, frozenset(pins), requested)
@@ -77,45 +88,49 @@ def prove(
 
 
 def _proof(pin: str, claim: Claim) -> PinProof:
-    holders = claim.holders(pin)
-    if not holders:
+    engine_layers = claim.engine_layers(pin)
+    if not engine_layers:
         return PinProof(pin, "gone", (), (), (), (), "no engine layer names it")
     heavy = pin in claim.requested and claim.requested[pin].op in HEAVY
     known = [
-        (one, kernel_precision(pin, one, claim)) for one in (_multiplying(holders) if heavy else _computing(holders))
+        (one, kernel_precision(pin, one, claim))
+        for one in (_multiplying(engine_layers) if heavy else _computing(engine_layers))
     ]
-    there = [(one, said) for one, said in known if not (said and said.precision == ABSENT)] or known
-    judged = [(_heavy if heavy else _light)(one, claim, said) for one, said in there]
+    present = [(one, said) for one, said in known if not (said and said.precision == ABSENT)] or known
+    judged = [(_judge_heavy if heavy else _judge_light)(one, claim, said) for one, said in present]
     state, evidence = min(judged, key=lambda one: _WORST_FIRST.index(one[0]))
     return PinProof(
         pin,
         state,
-        tuple(one.name for one in holders),
-        _types(tensor for one in holders for tensor in one.inputs),
-        _types(tensor for one in holders for tensor in one.weights),
-        _types(tensor for one in holders for tensor in one.outputs),
+        tuple(one.name for one in engine_layers),
+        _types(tensor for one in engine_layers for tensor in one.inputs),
+        _types(tensor for one in engine_layers for tensor in one.weights),
+        _types(tensor for one in engine_layers for tensor in one.outputs),
         evidence,
     )
 
 
-def _multiplying(holders: Sequence[EngineLayer]) -> Sequence[EngineLayer]:
-    """Return the holders that multiply: those with weights, else those that are no generated kernel.
+def _multiplying(engine_layers: Sequence[EngineLayer]) -> Sequence[EngineLayer]:
+    """Return the engine layers that multiply: those with weights, else those that are not generated kernels.
 
     A dynamic MatMul also names the `kgen` kernels that pad its inputs (seen on RTX 1.7.1).
     """
-    weighted = [one for one in holders if one.weights]
-    return weighted or [one for one in holders if one.kind != "kgen"] or holders
+    weighted = [one for one in engine_layers if one.weights]
+    return weighted or [one for one in engine_layers if one.kind != "kgen"] or engine_layers
 
 
-def _computing(holders: Sequence[EngineLayer]) -> Sequence[EngineLayer]:
-    """Return the holders that do more than move values, all if none does (a sum is cleared by a "Move" first)."""
-    return [one for one in holders if _operations(one) != "Move"] or holders
+def _computing(engine_layers: Sequence[EngineLayer]) -> Sequence[EngineLayer]:
+    """Return the engine layers that do more than move values; all of them if none does.
+
+    A sum, for example, is first cleared by a "Move" kernel.
+    """
+    return [one for one in engine_layers if _operations(one) != "Move"] or engine_layers
 
 
-def _heavy(one: EngineLayer, _: Claim, known: KernelPrecision | None) -> tuple[PinState, str]:
-    """Judge by the inside; where it says nothing, by the weights: if they are FP32 so is the arithmetic.
+def _judge_heavy(one: EngineLayer, _: Claim, known: KernelPrecision | None) -> tuple[PinState, str]:
+    """Judge a Conv, Gemm or MatMul by its kernel's text, else by its weights: FP32 weights mean FP32 arithmetic.
 
-    A small product is a generated kernel (seen on RTX 1.4 and 1.7), which may cast what it reads.
+    A small product is a generated kernel (seen on RTX 1.4 and 1.7), which may cast its inputs.
     """
     weights = _largest_types(one)
     types = weights or float_types(one.inputs)
@@ -135,28 +150,28 @@ def _largest_types(one: EngineLayer) -> frozenset[str]:
     return float_types(tensor for tensor, size in sizes.items() if size == largest)
 
 
-def _light(one: EngineLayer, claim: Claim, known: KernelPrecision | None) -> tuple[PinState, str]:
-    """Judge by what the engine says of the inside, and without that by the border and the spelled name."""
+def _judge_light(one: EngineLayer, claim: Claim, known: KernelPrecision | None) -> tuple[PinState, str]:
+    """Judge any other pin by its kernel's text, else by the operand types and the kernel's name."""
     if known:
         return _STATES[known.precision], f"{one.name} ({one.kind}): {known.why}"
     types = one.operand_types
     where = f"{one.name} ({one.kind}) reads {_list(types)}"
-    others = claim.beside(one)
-    company = f", together with {_list(others)}" if others else ""
+    others = claim.unpinned(one)
+    shared = f", together with {_list(others)}" if others else ""
     casts = "Cast" in _operations(one)
     if not types:
         return "unknown", f"{one.name} ({one.kind}) does not state its types"
     if types == {"FP32"} and "Cast" not in _operations(one).removesuffix("Cast"):
-        return "honoured", where  # a cast at the very end comes after all arithmetic
+        return "honoured", where  # a cast at the very end follows all arithmetic
     if "FP32" not in types and not others and casts:
-        return "honoured", f"{where} and casts inside: {_operations(one)}"  # its own: there is nothing else to cast
+        return "honoured", f"{where} and casts inside: {_operations(one)}"  # nothing but the pin is there to cast
     if "FP32" in types or casts or (others and not _operations(one)):
-        return "fused", f"{where}{company}{_spelled(one) or '; the types inside cannot be seen'}"
-    return "demoted", f"{where}{company}"
+        return "fused", f"{where}{shared}{_spelled(one) or '; the types inside cannot be seen'}"
+    return "demoted", f"{where}{shared}"
 
 
 def _operations(one: EngineLayer) -> str:
-    """Return "CastMeanCast" for such a generated kernel; "" where the name spells nothing."""
+    """Return "CastMeanCast" for the generated kernel "__myl_CastMeanCast_myl0_3"; empty for other names."""
     found = _SPELLED.match(one.name)
     return found["operations"] if found else ""
 
@@ -170,7 +185,7 @@ def _types(tensors: Iterable[EngineTensor]) -> tuple[str, ...]:
 
 
 def _list(words: Iterable[str]) -> str:
-    """Join with commas: sets sorted, sequences as they are, at most `_SHOWN`."""
+    """Join with commas, at most `_SHOWN`; sets are sorted."""
     ordered = sorted(words) if isinstance(words, Set) else list(words)
     shown = ", ".join(ordered[:_SHOWN])
     return f"{shown} and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else shown

@@ -1,6 +1,6 @@
-"""A typed model goes in; what it asks of each layer comes out: operator, precision, company.
+"""Describe what a typed model requests of each layer: operator, precision and neighbours.
 
-This is what the proof of the pins holds against the engine. Names are ONNX node names, casts included.
+The proof of the pins compares this with the engine. Keys are ONNX node names, Cast nodes included.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import onnx_ir as ir
 
 from trt_helper.onnx_model.roles import MOVEMENT
 
-_NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_REDUCED = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _LARGE = (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS, ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 def requested_precisions(model: ir.Model) -> Mapping[str, RequestedPrecision]:
-    """Describe every node of the main graph of a typed model."""
+    """Return node name -> what is requested of it, for every node of the typed model's main graph."""
     formulas: dict[ir.Value, str] = {}
     found: dict[str, RequestedPrecision] = {}
     for node in model.graph:
@@ -26,13 +26,16 @@ def requested_precisions(model: ir.Model) -> Mapping[str, RequestedPrecision]:
         for index, value in enumerate(node.outputs):
             formulas[value] = formula if _only_moves(node) else f"{formula}.{index}"
         types = {value.dtype for value in (*node.inputs, *node.outputs) if value is not None}
-        half, full = not types.isdisjoint(_NARROW), ir.DataType.FLOAT in types
+        half, full = not types.isdisjoint(_REDUCED), ir.DataType.FLOAT in types
         found[node.name or ""] = RequestedPrecision(_operator(node), half, full, _is_alone(node), formula)
     return found
 
 
 def _operator(node: ir.Node) -> str:
-    """The ONNX operator, or what the compiler makes of it: some powers are products, a slope of 1 is a maximum."""
+    """Return the operator that the compiler makes of the node.
+
+    Powers of 2, 3 and 4 are products, a LeakyRelu of slope 1 is a maximum, nearest-neighbour Resize only moves values.
+    """
     if node.op_type == "LeakyRelu" and node.attributes.get_float("alpha", 0.01) == 1.0:
         return "Max"
     exponent = node.inputs[1] if node.op_type == "Pow" else None
@@ -45,8 +48,8 @@ def _operator(node: ir.Node) -> str:
 
 
 def _formula(node: ir.Node, formulas: Mapping[ir.Value, str]) -> str:
-    """A digest of what the node computes: moving values does not change it, another constant does."""
-    read = [_of_value(value, formulas) for value in node.inputs if value is not None]
+    """Return a digest of what the node computes: moving values does not change it, another constant does."""
+    read = [_value_formula(value, formulas) for value in node.inputs if value is not None]
     if _only_moves(node):
         return read[0]
     attributes = sorted(f"{name}={attribute.value}" for name, attribute in node.attributes.items())
@@ -56,13 +59,13 @@ def _formula(node: ir.Node, formulas: Mapping[ir.Value, str]) -> str:
 
 
 def _only_moves(node: ir.Node) -> bool:
-    """Whether the node gives what it reads, elsewhere or in another type."""
+    """Return whether the output has the values of the first input, rearranged or in another type."""
     moves = node.op_type in MOVEMENT - {"Concat"} or node.op_type == "Cast"
     return moves and any(value is not None for value in node.inputs)
 
 
-def _of_value(value: ir.Value, formulas: Mapping[ir.Value, str]) -> str:
-    """What a value is made of: a formula, the number that a constant of one element is, or the value's own name."""
+def _value_formula(value: ir.Value, formulas: Mapping[ir.Value, str]) -> str:
+    """Return what computes a value: a formula, the number of a one-element constant, or the value's own name."""
     if value in formulas:
         return formulas[value]
     if value.const_value is not None and value.const_value.size == 1 and value.dtype is not ir.DataType.STRING:
@@ -71,7 +74,7 @@ def _of_value(value: ir.Value, formulas: Mapping[ir.Value, str]) -> str:
 
 
 def _is_alone(node: ir.Node) -> bool:
-    """Whether no tensor that it reads or writes stays FP32 on the way to or from another layer."""
+    """Return whether every FP32 tensor of the node comes from a cast or initializer and goes only to casts."""
     reads = (value for value in node.inputs if value is not None and value.dtype is ir.DataType.FLOAT)
     rounded = all(value.is_initializer() or _is_cast(value.producer()) for value in reads)
     return rounded and all(
@@ -87,10 +90,14 @@ def _is_cast(node: ir.Node | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class RequestedPrecision:
-    """What the typed model asks of a layer.
+    """What the typed model requests of a layer.
 
-    `half`: it reads or writes FP16 or BF16; `full`: FP32. `alone`: it is FP32 and no neighbour is, so that all that
-    it reads and writes is rounded. Layers with one `formula` compute the same, and the compiler may do it once.
+    Attributes:
+        op: The ONNX operator, or the one that the compiler makes of it (see `_operator`).
+        half: It reads or writes FP16 or BF16.
+        full: It reads or writes FP32.
+        alone: It is FP32 and none of its neighbours is, so that all its inputs and outputs are rounded.
+        formula: Equal for layers that compute the same, which the compiler may compute only once.
     """
 
     op: str

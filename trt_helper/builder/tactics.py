@@ -1,7 +1,7 @@
-"""The build log's autotuning tables and the excluded tactics go in, what to use instead comes out. No TensorRT import.
+"""Exclude tactics: choose replacements from the autotuning tables of a build log. Does not import TensorRT.
 
-TensorRT 10.8 and later cannot be told to leave a tactic out, only which one to take: an editable timing cache holds one
-tactic for each operation, under a key that is written to the log alone. The format is that of NVIDIA's
+TensorRT 10.8 and later cannot exclude a tactic, only force one: an editable timing cache has one tactic per operation,
+under a key that is written only to the log. The format is documented in NVIDIA's
 `samples/sampleEditableTimingCache/README.md` (TensorRT 11.1).
 """
 
@@ -16,7 +16,7 @@ from trt_helper.builder.layer_info import EngineLayer
 from trt_helper.errors import BuildError, ConfigError, nearest
 
 Exclusion = Mapping[str, str]
-"""One entry of TRT_EXCLUDE_TACTIC: `layer`, and a `tactic` (hash) or a `kernel` (name), or both, as `config` checks."""
+"""One entry of TRT_EXCLUDE_TACTIC: `layer`, and `tactic` (hash) or `kernel` (name) or both; `config` checks this."""
 
 _OPERATION = re.compile(r"Autotuning op (?P<name>.+)\(key: ?(?P<key>0x[0-9a-fA-F]{32})\):")
 _HEADER = "tactic_id, cost(in ms)"
@@ -26,16 +26,23 @@ _SELECTED = re.compile(r"The selected tactic is .*:\s*(?P<tactic>0x[0-9a-fA-F]+)
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One kernel that was timed for an operation."""
+    """One tactic that was timed for an operation: its hash, its kernel's name and its time."""
 
-    tactic: int
+    tactic: int  # hash
     kernel: str
     milliseconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One operation that TensorRT timed kernels for; `key` is its key in the timing cache of this build."""
+    """One operation that TensorRT timed tactics for.
+
+    Attributes:
+        name: TensorRT's name: one layer, or several that are fused, "conv1 + relu1".
+        key: The operation's key in the timing cache of this build.
+        candidates: The tactics that were timed.
+        selected: Hash of the tactic that TensorRT selected; None if the log does not say.
+    """
 
     name: str
     key: str
@@ -45,14 +52,14 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """What to take for an operation instead of what is excluded."""
+    """The tactic to use for an operation instead of an excluded one."""
 
     operation: Operation
     candidate: Candidate
 
 
 def read_tables(lines: Iterable[str]) -> tuple[Operation, ...]:
-    """Read every autotuning table of a log, in its order. Other lines and rows that make no sense are passed over."""
+    """Parse every autotuning table of a log, in order. Other lines and malformed rows are skipped."""
     found: list[Operation] = []
     name, key, rows, selected = "", "", list[Candidate](), None
     for line in (part for text in lines for part in text.splitlines()):
@@ -70,7 +77,7 @@ def read_tables(lines: Iterable[str]) -> tuple[Operation, ...]:
 
 
 def _row(line: str) -> Candidate | None:
-    """Read "tactic_id, cost, cost/fastest_cost, prediction_correlation, kernel_name, tactic_hash, parameter"."""
+    """Parse "tactic_id, cost, cost/fastest_cost, prediction_correlation, kernel_name, tactic_hash, parameter"."""
     fields = [field.strip() for field in line.split(",")]
     try:
         milliseconds, kernel, tactic = float(fields[1]), ",".join(fields[4:-2]), int(fields[-2], 16)
@@ -80,14 +87,16 @@ def _row(line: str) -> Candidate | None:
 
 
 def replacements(operations: Sequence[Operation], exclusions: Sequence[Exclusion]) -> tuple[Replacement, ...]:
-    """For each operation whose chosen kernel is excluded, the fastest that is not.
+    """Return the fastest allowed tactic for each operation whose selected tactic is excluded.
 
-    Raises ConfigError for a layer that was not timed, BuildError where nothing is left to take.
+    Raises:
+        ConfigError: An exclusion names a layer for which no tactics were timed.
+        BuildError: All tactics of an operation are excluded.
     """
     require_known(exclusions, [operation.name for operation in operations])
     found = []
     for operation in operations:
-        banned = _banned(operation, exclusions)
+        banned = _excluded(operation, exclusions)
         if not banned or operation.selected not in {None, *(one.tactic for one in banned)}:
             continue
         left = [one for one in operation.candidates if one not in banned]
@@ -101,7 +110,7 @@ def replacements(operations: Sequence[Operation], exclusions: Sequence[Exclusion
 
 
 def require_known(exclusions: Sequence[Exclusion], names: Sequence[str]) -> None:
-    """Raise ConfigError for a layer that is in none of the operations `names`."""
+    """Raise ConfigError for an exclusion whose layer is in none of the operations `names`."""
     for exclusion in exclusions:
         if any(in_operation(exclusion["layer"], name) for name in names):
             continue
@@ -113,22 +122,28 @@ def require_known(exclusions: Sequence[Exclusion], names: Sequence[str]) -> None
 
 
 def in_operation(layer: str, operation: str) -> bool:
-    """Whether an operation is this layer, or has it among those it fuses: "conv1 + relu1"."""
+    """Return whether an operation is this layer or fuses it with others: "conv1 + relu1"."""
     return operation == layer or layer in operation.split(" + ")
 
 
 def without_effect(
     operations: Sequence[Operation], exclusions: Sequence[Exclusion], tensorrt: str, gpu: str
 ) -> list[str]:
-    """What to tell of entries that exclude nothing here: their kernel was not among those that were timed.
+    """Return a warning for each entry that excludes nothing here, because its tactic was not timed.
 
-    A tactic's hash and its kernel's name are those of one TensorRT on one GPU, so where the entry says that it was
-    found with another one, that is named.
+    Hashes and kernel names belong to one TensorRT version and one GPU. If the entry states another one, the warning
+    says so.
+
+    Args:
+        operations: The operations of the build log.
+        exclusions: The entries of TRT_EXCLUDE_TACTIC.
+        tensorrt: Version that builds here.
+        gpu: Name of the GPU here.
     """
-    told = []
+    warnings = []
     for entry in exclusions:
         ours = [operation for operation in operations if in_operation(entry["layer"], operation.name)]
-        if any(_banned(operation, [entry]) for operation in ours):
+        if any(_excluded(operation, [entry]) for operation in ours):
             continue
         kernel = entry.get("kernel") or entry.get("tactic")
         elsewhere = [
@@ -137,8 +152,8 @@ def without_effect(
             if there and here and there != here
         ]
         why = f": {'; '.join(elsewhere)}" if elsewhere else ""
-        told.append(f"TRT_EXCLUDE_TACTIC: {kernel} was not among the tactics timed for {entry['layer']!r}{why}")
-    return told
+        warnings.append(f"TRT_EXCLUDE_TACTIC: {kernel} was not among the tactics timed for {entry['layer']!r}{why}")
+    return warnings
 
 
 def prove_gone(
@@ -147,49 +162,60 @@ def prove_gone(
     exclusions: Sequence[Exclusion],
     taken: Sequence[Replacement],
 ) -> list[str]:
-    """Look in the finished engine that no excluded kernel is left and that the wanted ones were taken.
+    """Check in the finished engine that excluded tactics are gone and that replacements were used.
 
-    Returns for which operations that cannot be seen: the engine has no layer of that name, or the kernel's name, all
-    that an engine shows, is also that of an excluded tactic. Raises BuildError where an excluded kernel stayed or
-    another one than the wanted came.
+    Args:
+        layers: The engine's layers.
+        operations: The operations of the build log.
+        exclusions: The entries of TRT_EXCLUDE_TACTIC.
+        taken: The replacements that were requested.
+
+    Returns:
+        A warning for each operation for which this cannot be proven: the engine has no layer of that name, or an
+        excluded tactic has the same kernel name, which is all that an engine states.
+
+    Raises:
+        BuildError: The engine has an excluded kernel, or another kernel than the replacement.
     """
     wanted = {one.operation.name: one.candidate.kernel for one in taken}
-    unseen = []
+    unproven = []
     for operation in operations:
-        excluded = _banned(operation, exclusions)
+        excluded = _excluded(operation, exclusions)
         if not excluded:
             continue
         banned = {one.kernel for one in excluded}
         shared = banned & {one.kernel for one in operation.candidates if one not in excluded}
         used = {layer.tactic for layer in layers if _is_of(layer, operation.name)}
         if not used:
-            unseen.append(f"TRT_EXCLUDE_TACTIC: the engine names no layer {operation.name!r}, its kernel is not proven")
+            unproven.append(
+                f"TRT_EXCLUDE_TACTIC: the engine names no layer {operation.name!r}, its kernel is not proven"
+            )
         elif used & (banned - shared) or (operation.name in wanted and wanted[operation.name] not in used):
             raise BuildError(
                 f"TensorRT took {', '.join(sorted(used))} for {operation.name!r}"
                 + (f" instead of {wanted[operation.name]}" if operation.name in wanted else ", which is excluded"),
                 fix="exclude another tactic in TRT_EXCLUDE_TACTIC, or pin the layer instead",
             )
-        elif used & shared and operation.name in wanted:  # else the log says by its hash what was selected
-            unseen.append(
+        elif used & shared and operation.name in wanted:  # otherwise the log states the selected tactic's hash
+            unproven.append(
                 f"TRT_EXCLUDE_TACTIC: {operation.name!r} took {', '.join(sorted(used & shared))}, and an excluded "
                 "tactic has the same kernel: which of the two it was is not proven"
             )
-    return unseen
+    return unproven
 
 
 def means(entry: Exclusion, tactic: int, kernel: str) -> bool:
-    """Whether an entry means this tactic: all that it says must agree. A hash of 0 is one like any other."""
+    """Return whether an entry matches this tactic: hash and kernel must match if stated. 0 is a valid hash."""
     if entry.get("tactic") is not None and int(str(entry["tactic"]), 0) != tactic:
         return False
     return not entry.get("kernel") or entry["kernel"] == kernel
 
 
 def _is_of(layer: EngineLayer, operation: str) -> bool:
-    """The engine's layer has the operation's name, or that with Myelin's ending: matMul1 is in matMul1_myl0_0."""
+    """Return whether the engine layer has the operation's name, with or without Myelin's suffix (matMul1_myl0_0)."""
     return layer.name == operation or _MYELIN.sub("", layer.name) == operation
 
 
-def _banned(operation: Operation, exclusions: Sequence[Exclusion]) -> list[Candidate]:
+def _excluded(operation: Operation, exclusions: Sequence[Exclusion]) -> list[Candidate]:
     ours = [entry for entry in exclusions if in_operation(entry["layer"], operation.name)]
     return [one for one in operation.candidates if any(means(entry, one.tactic, one.kernel) for entry in ours)]

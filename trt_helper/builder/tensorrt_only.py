@@ -1,7 +1,7 @@
-"""What TensorRT 10 and 11 can and TensorRT-RTX cannot: timing caches, chosen tactics, an inspector where it builds.
+"""Features that TensorRT 10 and 11 have and TensorRT-RTX lacks: timing caches, forced tactics, the engine inspector.
 
-Runs in the child process. What a version may lack is looked up by name. Checked against the published bindings of
-10.0 to 11.4 (`tests/tensorrt_names.json`); executed only where there is a GPU.
+Runs in the child process. Names that a version may lack are looked up when they are used. Checked against the
+published bindings of 10.0 to 11.4 (`tests/tensorrt_names.json`); it can only run where there is a GPU.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from trt_helper.errors import BuildError, ConfigError
 from trt_helper.system.files import write_atomically
 from trt_helper.system.machine import find_gpu
 
-HERE = f"{PRODUCT} {trt.__version__}"
+BUILDER = f"{PRODUCT} {trt.__version__}"
 _EDITABLE = "EDITABLE_TIMING_CACHE"  # a BuilderFlag since 10.8
 
 
 class TimingCache:
-    """The timing cache of one build: `settings.timing_cache` where one is given, else empty."""
+    """The timing cache of one build: loaded from `settings.timing_cache` if that file exists, else empty."""
 
     def __init__(self, config: Any, settings: BuildSettings) -> None:
         self.path = settings.timing_cache
@@ -30,39 +30,47 @@ class TimingCache:
         self.cache = config.create_timing_cache(known)
         if not config.set_timing_cache(self.cache, ignore_mismatch=False):
             raise ConfigError(
-                f"{HERE} refuses the timing cache {self.path}: it was made on another GPU or version",
+                f"{BUILDER} refuses the timing cache {self.path}: it was made on another GPU or version",
                 fix="name another file; it is made where there is none",
             )
 
     def save(self) -> None:
-        """Write what was learnt to where the cache came from."""
+        """Write the cache with the new timings to `settings.timing_cache`, if that is set."""
         if self.path is not None:
             write_atomically(self.path, bytes(memoryview(self.cache.serialize())))
 
     def take(self, wanted: Sequence[Replacement]) -> None:
-        """Write other tactics into the cache: the next build takes them (10.8 and later)."""
+        """Force other tactics: the next build uses what is written into the cache (10.8 and later).
+
+        Raises:
+            BuildError: The cache does not have the key of an operation.
+        """
         for one in wanted:
             key = trt.TimingCacheKey.parse(one.operation.key)
             value = trt.TimingCacheValue(one.candidate.tactic, one.candidate.milliseconds)
             if not self.cache.update(key, value):
                 raise BuildError(
-                    f"{HERE} does not know the operation {one.operation.name!r} in its timing cache",
+                    f"{BUILDER} does not know the operation {one.operation.name!r} in its timing cache",
                     fix="build again; if it stays, take the layer out of TRT_EXCLUDE_TACTIC and pin it",
                 )
 
 
 def prepare(config: Any, settings: BuildSettings) -> TimingCache:
-    """Set what a builder's config of TensorRT 10 or 11 has and that of TensorRT-RTX has not."""
+    """Set up the timing cache, and make it editable if tactics are excluded.
+
+    Raises:
+        ConfigError: A setting that TensorRT or this version lacks, or a timing cache of another GPU or version.
+    """
     if settings.compute_capabilities:
         raise ConfigError(
-            f"{HERE} builds for the GPU of this machine, not for {', '.join(settings.compute_capabilities)}",
+            f"{BUILDER} builds for the GPU of this machine, not for {', '.join(settings.compute_capabilities)}",
             fix="leave --compute-capability out, or build with --builder tensorrt-rtx",
         )
     cache = TimingCache(config, settings)
     if not settings.exclude_tactics:
         return cache
     if not hasattr(trt.BuilderFlag, _EDITABLE):
-        raise ConfigError(f"{HERE} cannot exclude tactics", fix="build with TensorRT 10.8 or later")
+        raise ConfigError(f"{BUILDER} cannot exclude tactics", fix="build with TensorRT 10.8 or later")
     config.set_flag(getattr(trt.BuilderFlag, _EDITABLE))
     return cache
 
@@ -70,9 +78,21 @@ def prepare(config: Any, settings: BuildSettings) -> TimingCache:
 def without_excluded(
     plan: Any, cache: TimingCache, settings: BuildSettings, log: Sequence[str], build: Callable[[], Any]
 ) -> tuple[Any, list[str]]:
-    """Build once more with other tactics where the first build took excluded ones, and look that they are gone.
+    """Build again with other tactics if the first build used excluded ones, and check that these are gone.
 
-    Returns the engine, None where the second build made none, and what is to be told.
+    Args:
+        plan: The serialized engine of the first build.
+        cache: The timing cache of the build.
+        settings: The settings of the build.
+        log: The log of the first build, with the autotuning tables.
+        build: Builds again with the same network and config.
+
+    Returns:
+        The engine (None if the second build made none) and warnings.
+
+    Raises:
+        ConfigError: An exclusion names a layer for which no tactics were timed.
+        BuildError: No tactic is left for an operation, or the engine still has an excluded one.
     """
     if not settings.exclude_tactics:
         return plan, []
@@ -85,12 +105,12 @@ def without_excluded(
             return None, []
     said = layer_information(plan)
     layers = parse_layers(said) if said else ()
-    told = without_effect(operations, settings.exclude_tactics, trt.__version__, find_gpu().name)
-    return plan, told + prove_gone(layers, operations, settings.exclude_tactics, wanted)
+    warnings = without_effect(operations, settings.exclude_tactics, trt.__version__, find_gpu().name)
+    return plan, warnings + prove_gone(layers, operations, settings.exclude_tactics, wanted)
 
 
 def layer_information(plan: Any) -> str:
-    """EngineInspector's JSON of a finished engine; needs the GPU that it was built on."""
+    """Return EngineInspector's JSON of a finished engine; needs the GPU that it was built on."""
     logger = trt.Logger(trt.Logger.ERROR)
     runtime = trt.Runtime(logger)
     loaded = runtime.deserialize_cuda_engine(plan)
@@ -102,7 +122,11 @@ def layer_information(plan: Any) -> str:
 
 
 def cannot_exclude(settings: BuildSettings) -> None:
-    """Refuse exclusions on TensorRT-RTX, which chooses its kernels on the user's GPU."""
+    """Check that no tactics are excluded: TensorRT-RTX chooses its kernels on the user's GPU.
+
+    Raises:
+        ConfigError: The settings exclude tactics.
+    """
     if settings.exclude_tactics:
         raise ConfigError(
             "TRT_EXCLUDE_TACTIC cannot be applied by TensorRT-RTX, which chooses tactics on the user's GPU",

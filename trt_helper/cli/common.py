@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -19,6 +19,9 @@ from trt_helper.onnx_model.graph import Graph, read_graph
 from trt_helper.onnx_model.load import load
 from trt_helper.system.array_store import ArrayStore
 from trt_helper.values import Plan, Rewrite, Statistic, Tolerance
+
+if TYPE_CHECKING:
+    from trt_helper.search.oracle import OracleFactory
 
 
 def command_line() -> list[str]:
@@ -54,8 +57,8 @@ def open_reference(graph: Graph, path: Path | None) -> Graph:
         return graph
     reference = open_graph(path)
     require_alike(graph, reference)
-    if told := half_warning(reference):
-        warn(told)
+    if warning := half_warning(reference):
+        warn(warning)
     return reference
 
 
@@ -134,27 +137,29 @@ def judging(
     graph: Graph,
     samples: Sequence[Sample],
     tactics: tuple[Mapping[str, Any], ...] = (),
-) -> Iterator[dict[str, Any]]:
-    """What `locate` needs to judge by `--runner`, here or on the cluster of `--ray`: nothing for the emulator here.
+) -> Iterator[tuple[str, OracleFactory | None]]:
+    """The name of what `--runner` judges with, and its oracle, here or on the cluster of `--ray`; None: the emulator.
 
     Engines are built without the excluded `tactics`; TensorRT-RTX refuses them.
 
-    Raises MachineError where that cannot be.
+    Raises:
+        MachineError: the runner or the cluster cannot be used.
     """
-    real = {"runner": runner} if runner not in {"auto", "emulate"} else {}
-    make = _runner(runner, repeats, graph, samples, tactics, check=ray is None) if real else {}
+    emulates = runner in {"auto", "emulate"}
+    name = "emulate" if emulates else runner
+    make = None if emulates else _runner_oracle(runner, repeats, graph, samples, tactics, check=ray is None)
     if ray is None:
-        yield real | make
+        yield name, make
         return
     try:
         from trt_helper.runners.ray_cluster import Cluster
     except ImportError as error:
         raise MachineError(f"--ray needs Ray: {error}", fix="pip install 'trt-helper[ray]'") from error
-    with Cluster(ray, make.get("oracle"), gpus=len(real)) as cluster:
-        yield real | {"oracle": cluster.oracle}
+    with Cluster(ray, make, gpus=int(not emulates)) as cluster:
+        yield name, cluster.oracle
 
 
-def _runner(
+def _runner_oracle(
     runner: str,
     repeats: int,
     graph: Graph,
@@ -162,7 +167,7 @@ def _runner(
     tactics: tuple[Mapping[str, Any], ...],
     *,
     check: bool,
-) -> dict[str, Any]:
+) -> OracleFactory:
     from functools import partial
 
     from trt_helper.builder.settings import BuildSettings
@@ -174,7 +179,7 @@ def _runner(
         runner_here(runner)
     settings = BuildSettings(tensorrt=runner == "tensorrt", exclude_tactics=tactics)
     ranges, _ = profile(graph, ranges_of(samples))
-    return {"oracle": partial(runner_oracle, runner=runner, profile=ranges, settings=settings, repeats=repeats)}
+    return partial(runner_oracle, runner=runner, profile=ranges, settings=settings, repeats=repeats)
 
 
 def require_tactics(config: Config, *, tensorrt: bool) -> None:

@@ -14,7 +14,7 @@ from trt_helper.builder.convert import Converted
 from trt_helper.emulator.causes import cause
 from trt_helper.format.text import batch_text, cell, figure, plain, rate, table
 from trt_helper.onnx_model.graph import Graph
-from trt_helper.search.locate import Located
+from trt_helper.search.located import Located
 from trt_helper.system.machine import Ability
 from trt_helper.values import IntermediateError, LayerReport, TensorError, Tolerance, Trial
 

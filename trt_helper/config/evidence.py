@@ -1,6 +1,6 @@
-"""A config goes in; what its evidence says of the search and of conversions comes out, as far as it makes sense.
+"""The `evidence` of a config: the facts that `locate` and `convert` recorded in the YAML file.
 
-A user may have edited it: what is not what it should be is left out.
+A user may have edited them. An entry of another type than expected is ignored.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from trt_helper.values import LayerName
 
 
 def given_shapes(config: Config) -> tuple[str, ...]:
-    """The --shapes that `locate` was given."""
+    """The values of --shapes that `locate` ran with."""
     shapes = config.evidence.get("given-shapes")
     return tuple(map(str, shapes)) if isinstance(shapes, list) else ()
 
 
 def recorded_inputs(config: Config) -> tuple[Path, ...]:
-    """The paths that `locate` was given, relative to the config's folder as everything in it."""
+    """The paths of --inputs that `locate` ran with. The config has them relative to its own folder."""
     inputs = config.evidence.get("inputs")
     folder = config.path.parent if config.path else Path()
     return tuple(tidy(folder / str(path)) for path in inputs) if isinstance(inputs, list) else ()
 
 
 def recorded_pins(config: Config) -> tuple[LayerName, ...]:
-    """The pins that `locate` found, as the evidence has them."""
+    """The pins that `locate` found."""
     layers = config.evidence.get("layers")
     return tuple(map(str, layers)) if isinstance(layers, dict) else ()
 
 
 def recorded_guards(config: Config, layers: Collection[LayerName]) -> tuple[LayerName, ...]:
-    """The layers that an earlier conversion guarded and that are still among `layers`, the model's."""
+    """The layers that an earlier conversion guarded, if the model, which has `layers`, still has them."""
     named = _engine(config).get("guards")
     return tuple(name for name in map(str, named) if name in layers) if isinstance(named, list) else ()
 

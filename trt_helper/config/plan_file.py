@@ -1,4 +1,7 @@
-"""fp32_layers.yaml: read, checked and written. A hand-written file with a few keys works."""
+"""Read, check and write fp32_layers.yaml, the config that stores a plan.
+
+A file written by hand with only a few of the keys is valid. DESIGN.md section 5 lists them.
+"""
 
 from __future__ import annotations
 
@@ -18,27 +21,31 @@ from trt_helper.values import REWRITE_KINDS, LayerName, Rewrite, Statistic, Tole
 
 KEYS = ("model", "FP32_LAYERS_FOR_FP16", "TRT_EXCLUDE_TACTIC", "cures", "atol", "rtol", "check-error-stat", "evidence")
 TACTIC_KEYS = ("layer", "tactic", "kernel", "tensorrt", "gpu")
-LARGEST_FILE = 8 << 20  # bytes: some 150,000 layer names
+LARGEST_FILE = 8 << 20  # bytes: enough for some 150,000 layer names
 HEADER = "# Layers that stay in FP32 when the model is built in FP16. Written by trt-helper; made to be edited.\n"
 
 
 @dataclass(frozen=True)
 class Config:
-    """What the YAML says. Paths in it are relative to the file itself."""
+    """The contents of a config file."""
 
-    path: Path | None = None
-    model: Path | None = None
-    sha256: str = ""
+    path: Path | None = None  # of the file itself
+    model: Path | None = None  # relative to the working directory; the file has it relative to its own folder
+    sha256: str = ""  # of the model that the plan was made for, empty if the file does not have it
     fp32_layers: tuple[LayerName, ...] = ()
-    exclude_tactics: tuple[Mapping[str, Any], ...] = ()
-    rewrites: tuple[Rewrite, ...] = ()  # how the graph is rewritten before the plan is applied
-    bf16_layers: tuple[LayerName, ...] = ()  # layers that compute in BF16, the cure of that name
+    exclude_tactics: tuple[Mapping[str, Any], ...] = ()  # mappings with some of TACTIC_KEYS
+    rewrites: tuple[Rewrite, ...] = ()  # of the graph, applied before the plan; from the key `cures`
+    bf16_layers: tuple[LayerName, ...] = ()  # layers that compute in BF16; also from the key `cures`
     tolerance: Tolerance = field(default_factory=Tolerance)
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_config(path: Path) -> Config:
-    """Read and check `path`. Raises ConfigError that names the key and the value that is wrong."""
+    """Read and check the config file `path`.
+
+    Raises:
+        ConfigError: The file cannot be read, or a key or value is wrong. The message names it.
+    """
     data = _parse(path)
     for key in data:
         if key not in KEYS:
@@ -64,8 +71,8 @@ def read_config(path: Path) -> Config:
 
 def _parse(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise ConfigError(f"{path} {what}", fix="make it with `trt-helper locate MODEL.onnx -o FILE.yaml`")
+        fault = "is a folder" if path.is_dir() else "does not exist"
+        raise ConfigError(f"{path} {fault}", fix="make it with `trt-helper locate MODEL.onnx -o FILE.yaml`")
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise ConfigError(f"{path} is too large for a config", fix="give the path of a fp32_layers.yaml")
@@ -74,7 +81,7 @@ def _parse(path: Path) -> Mapping[str, Any]:
         raise ConfigError(f"{path} cannot be read: {error.strerror}", fix="check its permissions") from error
     try:
         data = _Loader(text.decode()).get_single_data()
-    except Exception as error:  # PyYAML raises what its first wrong value makes it raise, `!!int x` a ValueError
+    except Exception as error:  # PyYAML does not only raise its own errors: `!!int x` is a ValueError
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         why = str(getattr(error, "problem", None) or type(error).__name__)
@@ -85,7 +92,7 @@ def _parse(path: Path) -> Mapping[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses what no plan needs and what hides something: aliases (a few lines can hold gigabytes), a key twice."""
+    """Refuses aliases, with which a few lines can expand to gigabytes, and keys that occur twice."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -102,7 +109,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def pin_lines(path: Path) -> dict[LayerName, int]:
-    """The line, from 1, on which each pin of a config that reads well stands."""
+    """The line number, from 1, of each pin in a valid config file."""
     root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     pairs = root.value if isinstance(root, yaml.MappingNode) else ()
     lists = [value.value for key, value in pairs if key.value == "FP32_LAYERS_FOR_FP16"]
@@ -110,10 +117,10 @@ def pin_lines(path: Path) -> dict[LayerName, int]:
 
 
 def _shown(value: object) -> str:
-    """A wrong value for a message, not longer than a line."""
+    """A wrong value as text for a message, at most 80 characters."""
     try:
         return f"{value!r:.80}"
-    except ValueError:  # Python refuses to write out an integer of some thousand digits
+    except ValueError:  # Python refuses to convert an integer of some thousand digits to text
         return "a huge number"
 
 
@@ -128,7 +135,7 @@ def _mapping(value: object, key: str, path: Path) -> Mapping[str, Any]:
 
 
 def _model(value: object, path: Path) -> tuple[Path | None, str]:
-    """`model: {path: ..., sha256: ...}`, or just the path."""
+    """The path and the sha256 from `model: {path: ..., sha256: ...}`, or from a path alone."""
     if isinstance(value, str):
         value = {"path": value}
     entry = _mapping(value, "model", path)
@@ -177,7 +184,7 @@ def _tactics(value: object, path: Path) -> tuple[Mapping[str, Any], ...]:
 
 
 def _tactic_fault(fields: Mapping[str, Any]) -> str:
-    """What keeps an entry from meaning some kernels of one layer; empty where nothing does."""
+    """The fault of an entry of TRT_EXCLUDE_TACTIC, as the end of a sentence; empty if there is none."""
     if not isinstance(fields.get("layer"), str):
         return "names no layer"
     tactic = fields.get("tactic")
@@ -192,7 +199,7 @@ def _tactic_fault(fields: Mapping[str, Any]) -> str:
 
 
 def _rewrites(value: object, path: Path) -> tuple[Rewrite, ...]:
-    """One mapping each: {constants: TENSOR}, {norms: LAYER, as: OPERATOR} or {bf16: LAYER}."""
+    """The rewrites, each from a mapping {constants: TENSOR}, {norms: LAYER, as: OPERATOR} or {bf16: LAYER}."""
     if value is None:
         return ()
     if not isinstance(value, list):
@@ -213,7 +220,7 @@ def _rewrites(value: object, path: Path) -> tuple[Rewrite, ...]:
 
 
 def _tolerance(data: Mapping[str, Any], path: Path) -> Tolerance:
-    """`atol` and `rtol` are one number, or a mapping from output to number ('' for all the others)."""
+    """The tolerance. `atol` and `rtol` are one number, or a mapping from output to number ('' for all others)."""
     default = Tolerance()
     stat = data.get("check-error-stat", default.stat.value)
     try:
@@ -244,7 +251,7 @@ def _numbers(value: object, key: str, default: float, path: Path) -> dict[str, f
 
 
 def _number(value: object) -> float:
-    """`value` as a number, NaN where it is none; YAML reads 1e-3, without a dot, as text."""
+    """`value` as a number, or NaN. A text is converted, because YAML reads 1e-3, without a dot, as text."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return math.nan
     try:
@@ -254,7 +261,11 @@ def _number(value: object) -> float:
 
 
 def write_config(config: Config, path: Path) -> None:
-    """Write `config` so that it reads back the same. Raises OutputError."""
+    """Write `config` to `path`, so that `read_config` gives it back.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
     data: dict[str, Any] = {}
     if config.model is not None:
         data["model"] = {"path": seen_from(path.parent, config.model), "sha256": config.sha256}
@@ -273,7 +284,7 @@ def write_config(config: Config, path: Path) -> None:
 
 
 def tolerance_yaml(tolerance: Tolerance) -> dict[str, Any]:
-    """A tolerance under the keys of the file."""
+    """A tolerance under the keys of the file: atol, rtol and check-error-stat."""
     data: dict[str, Any] = {}
     for index, key in enumerate(("atol", "rtol")):
         own = {name: pair[index] for name, pair in tolerance.per_output.items()}
@@ -289,7 +300,7 @@ class _Dumper(yaml.SafeDumper):
         return True
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        """In double quotes what is not printable: PyYAML 6.0.3 loses a lone U+0085 in others."""
+        """Put texts that are not printable in double quotes: PyYAML 6.0.3 loses a lone U+0085 in other styles."""
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
 
 
@@ -297,12 +308,21 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def seen_from(folder: Path, path: Path) -> str:
-    """`path` relative to the config's folder, as paths in a config are."""
+    """`path` relative to `folder`, with slashes. Paths in a config are relative to its folder."""
     return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
 
 
 def require_same_model(config: Config, sha256: str, model: Path) -> None:
-    """Refuse a plan that was made for another model."""
+    """Check that the config was made for this model, if it has a sha256.
+
+    Args:
+        config: The config.
+        sha256: Of the model.
+        model: Its path, for the message.
+
+    Raises:
+        ConfigError: The config was made for another model.
+    """
     if config.sha256 and config.sha256 != sha256:
         raise ConfigError(
             f"{config.path} was made for another model: {model} has sha256 {sha256[:12]}, not {config.sha256[:12]}",
@@ -311,7 +331,11 @@ def require_same_model(config: Config, sha256: str, model: Path) -> None:
 
 
 def model_path(config: Config, given: Path | None) -> Path:
-    """The model to work on: the one given, else the one that the config names."""
+    """The model to use: the one on the command line, else the one that the config names.
+
+    Raises:
+        ConfigError: Neither names a model.
+    """
     chosen = given or config.model
     if chosen is None:
         raise ConfigError(f"{config.path} names no model", fix="give it: trt-helper ... MODEL.onnx --config FILE.yaml")
@@ -319,7 +343,16 @@ def model_path(config: Config, given: Path | None) -> Path:
 
 
 def per_output(texts: Sequence[str], option: str, default: float) -> dict[str, float]:
-    """`--atol 1e-3` or `--atol logits:1e-2`, repeated; '' is every output that is not named."""
+    """The values of --atol or --rtol by output name. The key '' stands for all outputs that are not named.
+
+    Args:
+        texts: Each is `1e-3` or `OUTPUT:1e-2`.
+        option: The name of the option, for the message.
+        default: For the key '', if no text gives it.
+
+    Raises:
+        UsageError: A text has no number of at least 0.
+    """
     numbers = {"": default}
     for text in texts:
         name, _, number = text.rpartition(":")

@@ -1,26 +1,25 @@
-"""Why FP16 harms a layer, in one word, from what was measured of it."""
+"""Name the reason why FP16 harms a layer, from the measured layer errors.
+
+The reasons are constant, overflow, underflow, coordinate, cancellation and rounding.
+"""
 
 from __future__ import annotations
 
 from trt_helper.values import LayerReport
 
-HALF_MAX = 65504.0  # largest finite half
-
-
-WHOLE_MAX = 2048.0  # beyond it a half cannot hold every whole number (11 bits of significand)
-
-
-FINE = 2.0**-8  # relative isolated error; plain rounding of one operation stays below it
-
-
-CANCELLED = 2.0**-5  # an output this much smaller than what was read has lost five bits or more
-
-
+HALF_MAX = 65504.0  # largest finite FP16 value
+WHOLE_MAX = 2048.0  # above it FP16 cannot represent every whole number (11 bits of significand)
+FINE = 2.0**-8  # relative isolated error; the plain rounding of one operation stays below it
+CANCELLED = 2.0**-5  # output over input; an output that is smaller than this has lost five bits or more
 DISCONTINUOUS = frozenset(("Ceil", "Floor", "Mod", "Round", "Sin", "Cos", "Tan", "Cast", "GridSample"))
 
 
 def cause(report: LayerReport) -> tuple[str, str]:
-    """What FP16 does to this layer in one word, and the value that shows it; both empty when it does nothing."""
+    """The reason why FP16 harms this layer, in one word, and the figures that show it.
+
+    Returns:
+        Both are empty if the layer itself adds no error in FP16.
+    """
     isolated = report.isolated
     for name, value in (_by_weights(report), _by_range(report), _by_difference(report)):
         if name:

@@ -1,7 +1,8 @@
-"""Two tensors go in, their difference comes out: where they are not finite first, then how far apart.
+"""Compare tensors with their references: statistics of the absolute and the relative error.
 
-abs = |found - reference|, rel = abs / |reference|, as Polygraphy has them (a zero of the reference
-counts as 2.2e-16 in the denominator; no difference is no error, whatever the reference).
+abs = |found - reference| and rel = abs / |reference|, as in Polygraphy. A reference of 0 counts as 2.2e-16 in the
+denominator, and an element without a difference has no error, whatever its reference. Elements that are not finite
+are counted apart and are in no statistic.
 """
 
 from __future__ import annotations
@@ -14,23 +15,33 @@ import numpy as np
 
 from trt_helper.values import Array, TensorError, TensorName, Tolerance
 
-MANY = 1 << 12  # elements from which a look at some of them tells where the median lies
-SPREAD = 1.5  # times the root of how many are looked at: their median is that near the middle, 3 sigma
-SAMPLED = 1 << 14  # elements of a large tensor that medians are taken from where they need not be exact
-PLACES = (np.arange(SAMPLED) + np.random.default_rng(0).random(SAMPLED)) / SAMPLED  # where, of a tensor from 0 to 1
-BLOCK = 1 << 15  # elements that are worked on at once: they stay in a core's cache
-SMALLEST = float(np.finfo(np.float64).eps)  # 2.2e-16 stands for a reference of 0, as in Polygraphy 0.53
+MANY = 1 << 12  # elements from which a few of them are sorted first, to find bounds of the median
+SPREAD = 1.5  # times sqrt(number of sorted elements): the rank of the median among them is this exact, 3 sigma
+SAMPLED = 1 << 14  # elements that the medians of a large tensor are taken from where they need not be exact
+PLACES = (np.arange(SAMPLED) + np.random.default_rng(0).random(SAMPLED)) / SAMPLED  # their positions, from 0 to 1
+BLOCK = 1 << 15  # elements that are computed at once: they stay in a core's cache
+SMALLEST = float(np.finfo(np.float64).eps)  # 2.2e-16 replaces a reference of 0, as in Polygraphy 0.53
 
 
 def compare(
     name: TensorName, found: Array, reference: Array, tolerance: Tolerance, *, sampled: bool = False
 ) -> TensorError:
-    """How far `found` is from `reference`; arrays of any shape and numeric type, or of strings.
+    """The error of `found` against `reference`.
 
-    `sampled` takes the medians of more than 32,768 elements from one at random of each 16,384th part of them: its
-    rank among all is then between 48.8 and 51.2 % (three sigma), whatever pattern there is. All else is exact.
+    Args:
+        name: Of the tensor. It selects the tolerance.
+        found: Array of any shape and numeric type, or of strings.
+        reference: Array of the same kind. If the shapes differ, all elements count as non-finite: a size may
+            depend on values that FP16 changed.
+        tolerance: Decides only which elements count as `outside`.
+        sampled: Take the medians of more than 32,768 elements from 16,384 of them, one at a random position in
+            each of 16,384 equal parts of the tensor. The rank of such a median is between 48.8 and 51.2 % (three
+            sigma), whatever pattern the tensor has. All other figures stay exact.
+
+    Returns:
+        The errors. For strings the error of an element is 1 if it differs, else 0.
     """
-    if found.shape != reference.shape:  # a size that depends on values that FP16 changed
+    if found.shape != reference.shape:
         return _incomparable(name, reference)
     if reference.size == 0:
         return TensorError(name, 0, 0, 0, 0, 0, 0, (), 0, 0, 0)
@@ -52,56 +63,59 @@ def compare(
 def compare_all(
     found: Mapping[TensorName, Array], reference: Mapping[TensorName, Array], tolerance: Tolerance
 ) -> tuple[TensorError, ...]:
-    """Compare each tensor of `reference`, in its order. Every one must have been found."""
+    """Compare each tensor of `reference`, in its order. All of them must be in `found`."""
     return tuple(compare(name, found[name], array, tolerance) for name, array in reference.items())
 
 
 def worst(errors: Iterable[TensorError], tolerance: Tolerance) -> TensorError:
-    """The error furthest beyond the tolerance, the first of equals."""
+    """The error with the largest error ratio; the first one of equals."""
     return max(errors, key=lambda error: (error.error_ratio(tolerance), error.non_finite, error.max))
 
 
 def median(values: Array) -> float:
-    """The exact median of numbers (none of them NaN), without sorting them.
+    """The exact median of an array of numbers, none of them NaN, without sorting it.
 
-    Floyd and Rivest's selection (1975): a look at a few says between which two of them the middle lies, and
-    only what lies there is searched; when they mislead, everything is.
+    Floyd and Rivest's selection (1975): a few elements are sorted, and two of them bound the median. Then only the
+    elements between the bounds are searched. If the bounds turn out to be wrong, all elements are.
     """
     flat = values.reshape(-1)
     if flat.size < MANY:
         return float(np.median(flat))
     some = np.sort(flat[:: int(flat.size ** (1 / 3))])
-    reach = int(SPREAD * math.sqrt(some.size))
-    low, high = some[some.size // 2 - reach], some[some.size // 2 + reach]
+    margin = int(SPREAD * math.sqrt(some.size))
+    low, high = some[some.size // 2 - margin], some[some.size // 2 + margin]
     above = flat > low
-    inside = np.compress(above & (flat < high), flat)
+    between = np.compress(above & (flat < high), flat)
     up_to_low = flat.size - int(np.count_nonzero(above))
-    first, last = (flat.size - 1) // 2 - up_to_low, flat.size // 2 - up_to_low
-    if first >= 0 and last < inside.size:
-        return float(np.mean(np.partition(inside, (first, last))[[first, last]]))
+    first, last = (flat.size - 1) // 2 - up_to_low, flat.size // 2 - up_to_low  # ranks of the middle in `between`
+    if first >= 0 and last < between.size:
+        return float(np.mean(np.partition(between, (first, last))[[first, last]]))
     if last < 0 and np.count_nonzero(flat < low) <= (flat.size - 1) // 2:
-        return float(low)  # of which there are many, such as zeros
+        return float(low)  # many elements are equal to it, such as zeros
     return float(np.median(flat))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Sums:
-    """What one pass over two tensors finds; `max` is not finite when a difference is not."""
+    """The figures from one pass over two tensors. If a difference is not finite, only `max` is set, and not finite."""
 
     max: float
-    difference: Array  # |a - b| and |a - b| / |b| of every element, where they were kept
-    relative: Array
+    difference: Array  # |a - b| of every element, flat, if it was kept
+    relative: Array  # |a - b| / |b| of every element, flat, if it was kept
     index: int = 0  # of the largest difference
     mean: float = 0.0
     max_rel: float = 0.0
     mean_rel: float = 0.0
     reference_max: float = 0.0  # largest magnitude of the reference
-    outside: int = 0
-    total: int = 0
+    outside: int = 0  # elements beyond both atol and rtol
+    total: int = 0  # elements
 
 
 def _differences(a: Array, b: Array, allowed: tuple[float, float], *, keep: bool = True) -> _Sums:
-    """Two flat tensors of one length, at least one element, block by block; `allowed` are atol and rtol."""
+    """The figures of two flat tensors of one length, at least one element, block by block.
+
+    `allowed` are atol and rtol. Without `keep` the arrays of differences are overwritten by each block.
+    """
     size, (atol, rtol) = b.size, allowed
     dtype = np.result_type(a, b)
     difference, relative = (np.empty(size if keep else min(size, BLOCK), dtype) for _ in range(2))
@@ -132,7 +146,7 @@ def _differences(a: Array, b: Array, allowed: tuple[float, float], *, keep: bool
 
 
 def _sum(block: Array) -> float:
-    """Added in pairs, which keeps six digits of a block in FP32; in FP64 where FP32 ends."""
+    """The sum of a block. numpy adds in pairs, which keeps six digits in FP32; a sum beyond FP32 is added in FP64."""
     total = float(block.sum())
     return total if math.isfinite(total) else float(block.sum(dtype=np.float64))
 
@@ -155,7 +169,7 @@ def _statistics(name: TensorName, sums: _Sums, medians: tuple[float, float], sha
 
 
 def _compare_partly(name: TensorName, a: Array, b: Array, shape: tuple[int, ...], tolerance: Tolerance) -> TensorError:
-    """Statistics over what is finite on both sides; the rest is right only where it is the same."""
+    """Statistics over the elements that are finite on both sides. All others count as wrong unless they are equal."""
     finite = np.isfinite(a) & np.isfinite(b)
     wrong = ~finite & ~((a == b) | (np.isnan(a) & np.isnan(b)))
     count = int(np.count_nonzero(wrong))
@@ -171,23 +185,25 @@ def _compare_partly(name: TensorName, a: Array, b: Array, shape: tuple[int, ...]
 
 
 def _compare_labels(name: TensorName, found: Array, reference: Array) -> TensorError:
+    """Errors of strings: 1 for a different element, 0 for an equal one."""
     wrong = found != reference
     share = float(np.mean(wrong))
     index = int(np.argmax(wrong))
     outside = int(np.count_nonzero(wrong))
-    most = float(outside > 0)
-    half = float(np.median(wrong))
+    largest = float(outside > 0)
+    middle = float(np.median(wrong))
     where = _unravel(index, reference.shape)
-    return TensorError(name, most, share, half, most, share, half, where, outside, 0, reference.size)
+    return TensorError(name, largest, share, middle, largest, share, middle, where, outside, 0, reference.size)
 
 
 def _incomparable(name: TensorName, reference: Array) -> TensorError:
+    """The error of a tensor with another shape than its reference."""
     total = max(reference.size, 1)
     return TensorError(name, 0, 0, 0, 0, 0, 0, (), total, total, total)
 
 
 def _as_float(array: Array) -> Array:
-    """Single precision as it is, everything else as double: large integers keep their last digit."""
+    """FP32 arrays as they are, all others as FP64, so that large integers keep their last digit."""
     return array if array.dtype == np.float32 else array.astype(np.float64)
 
 

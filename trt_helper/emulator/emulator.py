@@ -1,9 +1,10 @@
-"""Graph, plan and one sample go in; what an FP16 engine would answer comes out, on any CPU.
+"""Emulate on the CPU, layer by layer, what an engine computes in FP16 or BF16.
 
-Every float tensor that an FP16 layer reads or writes, weights included, is rounded to the nearest
-half (ties to even, overflow to inf, subnormals kept); inside a layer arithmetic runs in FP32, as
-tensor cores accumulate. ONNX Runtime's CPU provider does not do that by itself: it runs FP16 nodes
-in FP32 and drops the roundings between them.
+Every float tensor that an FP16 layer reads or writes, weights included, is rounded to the nearest FP16 value (ties
+to even, overflow to inf, subnormals kept). Within a layer arithmetic runs in FP32, as tensor cores accumulate.
+ONNX Runtime's CPU provider does not do that by itself: it runs FP16 nodes in FP32 and drops the roundings between
+them. So each layer runs in an FP32 session of its own, and the roundings are applied between the sessions.
+All arrays here are FP32, also those with values rounded to FP16 or BF16.
 """
 
 from __future__ import annotations
@@ -14,58 +15,62 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from trt_helper.emulator.checkpoints import LIMIT, Keys, Prefixes
+from trt_helper.emulator.checkpoints import LIMIT, CheckpointStore, Keys
 from trt_helper.emulator.kernels import EmulationError, Kernel, Kernels, Rounder
 from trt_helper.onnx_model.graph import Graph, captured
 from trt_helper.onnx_model.precision import Precisions, assign
 from trt_helper.system.array_store import ArrayStore
 from trt_helper.values import Array, Layer, Plan, ReducedPrecision, Role, TensorName, Tensors
 
-Rounded = dict[tuple[TensorName, ReducedPrecision], Array]  # what has been rounded for its readers
-Watch = Callable[[str, Array, Array], None]  # layer, a float tensor of it, and what a half holds of that
-FP32 = Precisions({}, {})
+Rounded = dict[tuple[TensorName, ReducedPrecision], Array]  # tensors that were rounded for a consumer, by precision
+Watch = Callable[[str, Array, Array], None]  # called with layer name, a float tensor of the layer, the same rounded
+FP32 = Precisions({}, {})  # no layer and no tensor has reduced precision
 FP16 = ReducedPrecision.FP16
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Step:
-    """One layer on one sample: its outputs in FP32, in the trial, and fed with the reference's inputs."""
+    """One layer on one sample: its outputs by name, computed in three ways."""
 
     layer: Layer
-    reference: Mapping[TensorName, Array]
-    accumulated: Mapping[TensorName, Array]
-    isolated: Mapping[TensorName, Array]
+    reference: Mapping[TensorName, Array]  # in FP32
+    accumulated: Mapping[TensorName, Array]  # in the trial, from the trial's inputs
+    isolated: Mapping[TensorName, Array]  # in the trial's precision, from the reference's inputs
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class _Prepared:
-    """What does not change with the plan: how a layer is computed and what can be forgotten after it."""
+class _PreparedLayer:
+    """The part of a layer's evaluation that does not depend on the plan."""
 
     layer: Layer
     kernel: Kernel
     reads: tuple[tuple[TensorName, bool, bool], ...]  # name, follows the layer's precision, is initializer
-    writes: tuple[tuple[TensorName, bool], ...]  # name, to be rounded when the layer is half
-    last_read: tuple[TensorName, ...]
+    writes: tuple[tuple[TensorName, bool], ...]  # name, is rounded when the layer has reduced precision
+    last_read: tuple[TensorName, ...]  # tensors that no later layer reads
 
 
 class Emulator:
-    """Evaluates plans of one graph. Changing the plan or the sample needs no set-up. Thread-safe."""
+    """Evaluates plans of one graph. Changing the plan or the sample needs no set-up. Thread-safe.
+
+    A `feed` maps each input of the graph to an array: floats in FP32, also where the file's input is FP16.
+    """
 
     def __init__(self, graph: Graph, store: ArrayStore | None = None) -> None:
+        """Prepare every layer of `graph`. Rounded weights and other arrays that are kept go to `store`."""
         self.graph = graph
-        self.store = store or ArrayStore.within(None)  # for rounded weights and other arrays that are kept
+        self.store = store or ArrayStore.within(None)
         self._round = {kind: Rounder(kind) for kind in ReducedPrecision}
         self._weights: Tensors = {}
-        self._prefixes = Prefixes(self.store.reserve(LIMIT))
-        self._last: tuple[Plan, Precisions, Keys] | None = None  # one plan is run on many samples
+        self._checkpoints = CheckpointStore(self.store.reserve(LIMIT))
+        self._last_plan: tuple[Plan, Precisions, Keys] | None = None  # usually run on many samples in turn
         self._reduced_weights: dict[tuple[TensorName, ReducedPrecision], Array] = {}
         self._rounded_away: dict[str, tuple[int, int]] = {}
         kernels = Kernels(graph.model)
-        last = _last_readers(graph)
-        self._last_asked = _last_readers(graph, through_movement=True)
-        self._steps = tuple(self._prepare(layer, kernels, last.get(layer.name, ())) for layer in graph.layers)
+        last_read = _last_read(graph)
+        self._last_read_through_movement = _last_read(graph, through_movement=True)
+        self._layers = tuple(self._prepare(layer, kernels, last_read.get(layer.name, ())) for layer in graph.layers)
         self._index = {layer.name: index for index, layer in enumerate(graph.layers)}
-        self._producers = {name: step for step in self._steps for name, _ in step.writes}
+        self._producers = {name: prepared for prepared in self._layers for name, _ in prepared.writes}
         self._constant_outputs = {
             value.name: value.const_value.numpy()
             for value in graph.model.graph.outputs
@@ -73,84 +78,105 @@ class Emulator:
         }
 
     def run(self, plan: Plan, feed: Mapping[TensorName, Array], watch: Watch | None = None) -> Tensors:
-        """The model's outputs under `plan`, as FP32 arrays by name; `watch` sees every rounding on the way.
+        """The model's outputs under `plan`.
 
-        What the last plan on this very `feed` computed in the same precisions is not computed again.
+        The run resumes from a checkpoint of the last run on this very `feed`, if that computed the first layers in
+        the same precisions.
+
+        Args:
+            plan: The layers in FP32 and in BF16. All others run in FP16.
+            feed: One sample. The same object must be passed again for checkpoints to be used.
+            watch: Called with every rounding. With it, all layers are computed.
+
+        Returns:
+            FP32 arrays by output name. Outputs that are FP16 in the file are rounded to FP16.
+
+        Raises:
+            EmulationError: A layer cannot be computed from its inputs, such as a rounded index out of range.
         """
         precisions, keys = self._assign(plan)
-        way = None if watch else self._prefixes.way(feed, keys)
-        first, values = way.start() if way else (0, {**feed})
+        checkpoints = None if watch else self._checkpoints.begin(feed, keys)
+        first, values = checkpoints.resume() if checkpoints else (0, {**feed})
         rounded: Rounded = {}
-        for index, step in enumerate(self._steps[first:], first):
-            if way:
-                way.pass_by(index, values)
-            values.update(self._compute(step, values, rounded, precisions, watch))
-            _forget(step.last_read, values, rounded)
-        if way:
-            self._prefixes.keep(way)
+        for index, prepared in enumerate(self._layers[first:], first):
+            if checkpoints:
+                checkpoints.save(index, values)
+            values.update(self._compute(prepared, values, rounded, precisions, watch))
+            _drop(prepared.last_read, values, rounded)
+        if checkpoints:
+            self._checkpoints.keep(checkpoints)
         outputs = self._outputs(values)
         return {
             name: self._round[FP16](array) if name in self.graph.half_io else array for name, array in outputs.items()
         }
 
     def _assign(self, plan: Plan) -> tuple[Precisions, Keys]:
-        """Who computes in what; and the precision of each layer in turn, on which all values on the way depend."""
-        last = self._last
+        """The precisions under `plan`, and the precision of each layer in order: the keys of checkpoints."""
+        last = self._last_plan
         if last is None or last[0] != plan:
             found = assign(self.graph, plan)
-            self._last = last = plan, found, [found.layers.get(step.layer.name) for step in self._steps]
+            self._last_plan = last = plan, found, [found.layers.get(prepared.layer.name) for prepared in self._layers]
         return last[1:]
 
     def walk(self, plan: Plan, feed: Mapping[TensorName, Array]) -> Iterator[Step]:
-        """Trial and FP32 reference side by side, layer by layer; holds only what is still to be read.
+        """Compute the trial and the FP32 reference side by side, one layer at a time.
 
-        What cannot be computed in the trial, such as a rounded index that points outside, is NaN there.
+        Tensors that no later layer reads are dropped, so memory stays small. If a layer cannot be computed in the
+        trial, such as with a rounded index out of range, its float outputs there are NaN.
+
+        Args:
+            plan: The layers in FP32 and in BF16. All others run in FP16.
+            feed: One sample.
+
+        Yields:
+            One `Step` per layer, in topological order. Where a layer's inputs are the reference's and it runs in
+            FP32, the three results are the same arrays.
         """
         precisions = assign(self.graph, plan)
         reference: Tensors = {**feed}
         trial: Tensors = {**feed}
         rounded: Rounded = {}
-        for step in self._steps:
-            name = step.layer.name
-            expected = self._compute(step, reference, {}, FP32)
+        for prepared in self._layers:
+            name = prepared.layer.name
+            expected = self._compute(prepared, reference, {}, FP32)
             reduced = precisions.layers.get(name)
-            same = all(trial.get(read) is reference.get(read) for read, _, weight in step.reads if not weight)
+            same = all(trial.get(read) is reference.get(read) for read, _, weight in prepared.reads if not weight)
             if same and not reduced:
                 found = isolated = expected
             else:
-                found = self._attempt(step, trial, rounded, precisions, expected)
+                found = self._compute_or_nan(prepared, trial, rounded, precisions, expected)
                 isolated = found if same else expected
                 if reduced and not same:
                     alone = Precisions({name: reduced}, {})
-                    isolated = self._attempt(step, reference, {}, alone, expected)
-            yield Step(step.layer, expected, found, isolated)
+                    isolated = self._compute_or_nan(prepared, reference, {}, alone, expected)
+            yield Step(prepared.layer, expected, found, isolated)
             reference.update(expected)
             trial.update(found)
-            _forget(step.last_read, reference, {})
-            _forget(step.last_read, trial, rounded)
+            _drop(prepared.last_read, reference, {})
+            _drop(prepared.last_read, trial, rounded)
 
     def reference(self, feed: Mapping[TensorName, Array]) -> Tensors:
         """The model's outputs in FP32, through the same kernels and without any rounding."""
         values: Tensors = {**feed}
-        for step in self._steps:
-            values.update(self._compute(step, values, {}, FP32))
-            _forget(step.last_read, values, {})
+        for prepared in self._layers:
+            values.update(self._compute(prepared, values, {}, FP32))
+            _drop(prepared.last_read, values, {})
         return self._outputs(values)
 
     def shapes(self, feed: Mapping[TensorName, Array]) -> dict[TensorName, tuple[int, ...]]:
         """The shape of every tensor for this sample, and of every weight."""
         found = {name: array.shape for name, array in (*feed.items(), *self._weights.items())}
         values: Tensors = {**feed}
-        for step in self._steps:
-            made = self._compute(step, values, {}, FP32)
-            found.update((name, array.shape) for name, array in made.items())
-            values.update(made)
-            _forget(step.last_read, values, {})
+        for prepared in self._layers:
+            written = self._compute(prepared, values, {}, FP32)
+            found.update((name, array.shape) for name, array in written.items())
+            values.update(written)
+            _drop(prepared.last_read, values, {})
         return found
 
     def has_rounded_weights(self, name: str) -> bool:
-        """Whether rounding changes any weight of this layer."""
-        reads = self._steps[self._index[name]].reads
+        """Whether rounding to FP16 changes any weight of this layer."""
+        reads = self._layers[self._index[name]].reads
         return any(
             weight
             and follows
@@ -159,10 +185,10 @@ class Emulator:
         )
 
     def rounded_away(self, name: str) -> tuple[int, int]:
-        """How many of the layer's weights FP16 makes infinite, and how many 0."""
+        """The number of the layer's weights that become infinite in FP16, and of those that become 0."""
         if name not in self._rounded_away:
             overflow = underflow = 0
-            for read, follows, weight in self._steps[self._index[name]].reads:
+            for read, follows, weight in self._layers[self._index[name]].reads:
                 if weight and follows:
                     exact, half = self._weights[read], self._reduced_weight(read, FP16)
                     overflow += int(np.count_nonzero(np.isfinite(exact) & ~np.isfinite(half)))
@@ -171,50 +197,58 @@ class Emulator:
         return self._rounded_away[name]
 
     def all_values(self, feed: Mapping[TensorName, Array], store: ArrayStore | None = None) -> Tensors:
-        """Every tensor of the FP32 model at once, kept in `store`."""
+        """Every tensor of the FP32 model except weights, kept in `store` (by default a part of the emulator's own)."""
         store = store or self.store.part()
         values: Tensors = {**feed}
-        for step in self._steps:
-            values.update(store.keep_all(self._compute(step, values, {}, FP32)))
+        for prepared in self._layers:
+            values.update(store.keep_all(self._compute(prepared, values, {}, FP32)))
         return values
 
     def inject(self, roundings: Iterable[tuple[TensorName, str]], reference: Tensors) -> Tensors:
-        """The outputs that change when single roundings are put into the FP32 model.
+        """The outputs that change when single roundings to FP16 are put into the FP32 model.
 
-        Each rounding is (tensor, consumer): only `consumer` reads that tensor rounded, be it through
-        movement layers. No tensor means the consumer's weights, no consumer the graph's outputs.
-        `reference` is `all_values` of the sample.
+        Args:
+            roundings: Pairs (tensor, consumer). Only `consumer` reads the tensor rounded, directly or through
+                movement layers. An empty tensor name means the consumer's weights; an empty consumer means the
+                outputs of the graph.
+            reference: The result of `all_values` for the sample.
+
+        Returns:
+            FP32 arrays of the outputs that differ from the reference.
         """
         by_consumer: dict[str, set[TensorName]] = {}
         for tensor, consumer in roundings:
             by_consumer.setdefault(consumer, set()).add(tensor)
         changed: Tensors = {}
-        first = min((self._index[name] for name in by_consumer if name), default=len(self._steps))
-        for step in self._steps[first:]:
-            rounded: Collection[TensorName] = by_consumer.get(step.layer.name, frozenset())
-            if not rounded and not any(read in changed for read, _, _ in step.reads):
+        first = min((self._index[name] for name in by_consumer if name), default=len(self._layers))
+        for prepared in self._layers[first:]:
+            rounded: Collection[TensorName] = by_consumer.get(prepared.layer.name, frozenset())
+            if not rounded and not any(read in changed for read, _, _ in prepared.reads):
                 continue
-            results = step.kernel.run(
+            results = prepared.kernel.run(
                 [
                     self._read(name, FP16 if "" in rounded and follows else None, True, {}, {}, FP32)
                     if weight
-                    else self._travelled(name, rounded, reference, changed)
-                    for name, follows, weight in step.reads
+                    else self._injected(name, rounded, reference, changed)
+                    for name, follows, weight in prepared.reads
                 ]
             )
-            for (name, _), result in zip(step.writes, results, strict=True):
+            for (name, _), result in zip(prepared.writes, results, strict=True):
                 if not np.array_equal(result, reference[name], equal_nan=result.dtype.kind == "f"):
                     changed[name] = result
-            for name in self._last_asked.get(step.layer.name, ()):
+            for name in self._last_read_through_movement.get(prepared.layer.name, ()):
                 changed.pop(name, None)
         rounded = by_consumer.get("", frozenset())
-        arrived = {name: self._travelled(name, rounded, reference, changed) for name in self.graph.outputs}
-        return {name: array for name, array in arrived.items() if array is not reference.get(name)}
+        outputs = {name: self._injected(name, rounded, reference, changed) for name in self.graph.outputs}
+        return {name: array for name, array in outputs.items() if array is not reference.get(name)}
 
-    def _travelled(
+    def _injected(
         self, name: TensorName, rounded: Collection[TensorName], reference: Tensors, changed: Tensors
     ) -> Array:
-        """What arrives under `name` when the tensors in `rounded` are rounded on this way alone."""
+        """The value of `name` that one consumer reads if the tensors in `rounded` are rounded for it alone.
+
+        A rounded tensor may lie behind movement layers: these are then computed again, for this consumer only.
+        """
         current = changed.get(name, reference.get(name))
         if current is None:
             return self._constant_outputs[name]
@@ -223,22 +257,22 @@ class Emulator:
         producer = self._producers.get(name)
         if not rounded or producer is None or producer.layer.role is not Role.MOVEMENT:
             return current
-        arrived = [
-            self._moved_constant(read, rounded) if weight else self._travelled(read, rounded, reference, changed)
+        inputs = [
+            self._injected_weight(read, rounded) if weight else self._injected(read, rounded, reference, changed)
             for read, _, weight in producer.reads
         ]
         before = [
             self._weights[read] if weight else changed.get(read, reference.get(read))
             for read, _, weight in producer.reads
         ]
-        if all(a is b for a, b in zip(arrived, before, strict=True)):
+        if all(a is b for a, b in zip(inputs, before, strict=True)):
             return current
-        return dict(zip((write for write, _ in producer.writes), producer.kernel.run(arrived), strict=True))[name]
+        return dict(zip((write for write, _ in producer.writes), producer.kernel.run(inputs), strict=True))[name]
 
-    def _moved_constant(self, name: TensorName, rounded: Collection[TensorName]) -> Array:
+    def _injected_weight(self, name: TensorName, rounded: Collection[TensorName]) -> Array:
         return self._reduced_weight(name, FP16) if name in rounded else self._weights[name]
 
-    def _prepare(self, layer: Layer, kernels: Kernels, last_read: tuple[TensorName, ...]) -> _Prepared:
+    def _prepare(self, layer: Layer, kernels: Kernels, last_read: tuple[TensorName, ...]) -> _PreparedLayer:
         node, ports = self.graph.nodes[layer.name], self.graph.ports[layer.name]
         reads = [
             (value.name or "", index in ports.inputs, self._is_weight(value))
@@ -252,9 +286,10 @@ class Emulator:
         writes = [
             (value.name, rounds and index in ports.outputs) for index, value in enumerate(node.outputs) if value.name
         ]
-        return _Prepared(layer, kernels.of(node), tuple(reads), tuple(writes), last_read)
+        return _PreparedLayer(layer, kernels.of(node), tuple(reads), tuple(writes), last_read)
 
     def _is_weight(self, value: ir.Value) -> bool:
+        """Whether the value is an initializer; if so, its array is remembered."""
         if not value.is_initializer() or value.const_value is None:
             return False
         if value.name and value.name not in self._weights:
@@ -262,32 +297,39 @@ class Emulator:
         return True
 
     def _compute(
-        self, step: _Prepared, values: Tensors, rounded: Rounded, precisions: Precisions, watch: Watch | None = None
+        self,
+        prepared: _PreparedLayer,
+        values: Tensors,
+        rounded: Rounded,
+        precisions: Precisions,
+        watch: Watch | None = None,
     ) -> Tensors:
-        reduced = precisions.layers.get(step.layer.name)
-        feeds = [
+        """The outputs of one layer from `values`. `rounded` caches what was rounded for its inputs."""
+        reduced = precisions.layers.get(prepared.layer.name)
+        inputs = [
             self._read(name, reduced if follows else None, weight, values, rounded, precisions)
-            for name, follows, weight in step.reads
+            for name, follows, weight in prepared.reads
         ]
-        results = step.kernel.run(feeds)
+        results = prepared.kernel.run(inputs)
         written = {
             name: self._round[reduced](result) if reduced and rounds else result
-            for (name, rounds), result in zip(step.writes, results, strict=True)
+            for (name, rounds), result in zip(prepared.writes, results, strict=True)
         }
         if watch and reduced:
-            for (name, follows, weight), array in zip(step.reads, feeds, strict=True):
+            for (name, follows, weight), array in zip(prepared.reads, inputs, strict=True):
                 if follows:
-                    watch(step.layer.name, self._weights[name] if weight else values[name], array)
-            for (name, rounds), result in zip(step.writes, results, strict=True):
+                    watch(prepared.layer.name, self._weights[name] if weight else values[name], array)
+            for (name, rounds), result in zip(prepared.writes, results, strict=True):
                 if rounds:
-                    watch(step.layer.name, result, written[name])
+                    watch(prepared.layer.name, result, written[name])
         return written
 
-    def _attempt(
-        self, step: _Prepared, values: Tensors, rounded: Rounded, precisions: Precisions, expected: Tensors
+    def _compute_or_nan(
+        self, prepared: _PreparedLayer, values: Tensors, rounded: Rounded, precisions: Precisions, expected: Tensors
     ) -> Tensors:
+        """As `_compute`. If that is impossible: NaN for float outputs, the `expected` arrays for all others."""
         try:
-            return self._compute(step, values, rounded, precisions)
+            return self._compute(prepared, values, rounded, precisions)
         except EmulationError:
             return {
                 name: np.full_like(array, np.nan) if array.dtype.kind == "f" else array
@@ -303,6 +345,7 @@ class Emulator:
         rounded: Rounded,
         precisions: Precisions,
     ) -> Array:
+        """One input of a layer, rounded to `reduced` unless that is None or the tensor is stored so already."""
         if weight:
             return self._reduced_weight(name, reduced) if reduced else self._weights[name]
         if not reduced or precisions.tensors.get(name) is reduced:
@@ -320,20 +363,21 @@ class Emulator:
         return {name: self._constant_outputs.get(name, values.get(name)) for name in self.graph.outputs}  # type: ignore[misc]
 
 
-def _forget(names: tuple[TensorName, ...], values: Tensors, rounded: Rounded) -> None:
+def _drop(names: tuple[TensorName, ...], values: Tensors, rounded: Rounded) -> None:
     for name in names:
         values.pop(name, None)
         for reduced in ReducedPrecision:
             rounded.pop((name, reduced), None)
 
 
-def _last_readers(graph: Graph, *, through_movement: bool = False) -> dict[str, tuple[TensorName, ...]]:
-    """For each layer the tensors that nobody reads after it; what nobody reads at all goes with its maker.
+def _last_read(graph: Graph, *, through_movement: bool = False) -> dict[str, tuple[TensorName, ...]]:
+    """For each layer, the tensors that can be dropped after it, because no later layer reads them.
 
-    `through_movement` counts who reads what a movement layer makes of a tensor among its readers.
+    A tensor without any consumer is dropped after its producer. Outputs of the graph are never dropped.
+    `through_movement` also counts the consumers of a movement layer's output as consumers of its inputs.
     """
     last: dict[TensorName, str] = {}
-    origins: dict[TensorName, tuple[TensorName, ...]] = {}  # what came to a tensor by movement layers
+    origins: dict[TensorName, tuple[TensorName, ...]] = {}  # the tensors that movement layers made a tensor from
     for layer in graph.layers:
         read = tuple(dict.fromkeys(o for name in layer.inputs for o in (name, *origins.get(name, ()))))
         if through_movement and layer.role is Role.MOVEMENT:
@@ -341,8 +385,8 @@ def _last_readers(graph: Graph, *, through_movement: bool = False) -> dict[str, 
         last.update(dict.fromkeys((*read, *layer.outputs), layer.name))
     kept = set(graph.outputs)
     kept |= {origin for name in kept for origin in origins.get(name, ())}
-    forgotten: dict[str, list[TensorName]] = {}
+    dropped: dict[str, list[TensorName]] = {}
     for tensor, name in last.items():
         if tensor and tensor not in kept:
-            forgotten.setdefault(name, []).append(tensor)
-    return {name: tuple(tensors) for name, tensors in forgotten.items()}
+            dropped.setdefault(name, []).append(tensor)
+    return {name: tuple(tensors) for name, tensors in dropped.items()}

@@ -1,7 +1,7 @@
-"""One layer at a time on ONNX Runtime: a node and its inputs go in, its outputs come out, in FP32.
+"""Compute single layers in FP32, each in an ONNX Runtime session of its own.
 
-Equal layers share one session: weights are fed, not stored in it. A session has one thread and does
-not spin; hundreds of sessions with ONNX Runtime's default threads are some 50 times slower.
+Equal layers share one session: weights are inputs of the session and not stored in it. A session has one thread and
+does not spin. Hundreds of sessions with ONNX Runtime's default threads are some 50 times slower.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from trt_helper.onnx_model.graph import captured, subgraphs
 from trt_helper.onnx_model.ort_session import session_options
 from trt_helper.values import Array, ReducedPrecision
 
-PLAIN = frozenset(  # attributes that their text tells apart
+PLAIN = frozenset(  # attribute types whose values are equal if their `repr` is
     getattr(ir.AttributeType, kind + many) for kind in ("INT", "FLOAT", "STRING") for many in ("", "S")
 )
 
 
 class EmulationError(TrtHelperError):
-    """A layer cannot be computed from what reaches it."""
+    """A layer cannot be computed from its inputs."""
 
 
 class Kernel:
-    """Computes one kind of layer. Feeds and results are positional."""
+    """Computes all layers of one kind. Inputs and outputs are in the order of the node's."""
 
     def __init__(self, session: ort.InferenceSession, inputs: Sequence[str], outputs: Sequence[str]) -> None:
         self._session = session
@@ -35,7 +35,14 @@ class Kernel:
         self._outputs = list(outputs)
 
     def run(self, feeds: Sequence[Array]) -> list[Array]:
-        """The layer's outputs, in order, absent optional ones left out. Raises EmulationError."""
+        """The layer's outputs, without those that the node does not name.
+
+        Args:
+            feeds: The layer's inputs, without absent optional ones; then the tensors that its subgraphs read.
+
+        Raises:
+            EmulationError: ONNX Runtime cannot compute the layer from these inputs.
+        """
         try:
             return self._session.run(self._outputs, dict(zip(self._inputs, feeds, strict=True)))  # type: ignore[no-any-return]
         except Exception as error:  # onnxruntime raises its own types, which it does not export
@@ -46,7 +53,7 @@ class Kernel:
 
 
 class Kernels:
-    """The kernels of one model, made when first needed."""
+    """The kernels of one model. Each is created when it is first needed."""
 
     def __init__(self, model: ir.Model) -> None:
         self._opset = model.opset_imports.get("", 1)
@@ -55,7 +62,11 @@ class Kernels:
         self._options = session_options()
 
     def of(self, node: ir.Node) -> Kernel:
-        """The kernel of `node`; its feeds are the node's inputs, then what its subgraphs read."""
+        """The kernel of `node`.
+
+        Raises:
+            ModelError: ONNX Runtime's CPU provider does not implement the operator for these types.
+        """
         key = _kind(node)
         if key not in self._kernels:
             self._kernels[key] = self._make(*_single_node(node), node)
@@ -83,7 +94,7 @@ class Kernels:
 
 
 def _kind(node: ir.Node) -> Hashable:
-    """What makes two layers the same kernel: operator, attributes, types of what is read and written."""
+    """The cache key of a kernel: operator, attributes, and the types of inputs and outputs."""
     if any(a.type not in PLAIN for a in node.attributes.values()):
         proto, inputs, outputs = _single_node(node)
         types = (value.SerializeToString(deterministic=True) for value in (*inputs, *outputs))
@@ -97,7 +108,10 @@ def _kind(node: ir.Node) -> Hashable:
 def _single_node(
     node: ir.Node,
 ) -> tuple[onnx.NodeProto, list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
-    """`node` under neutral names, so that equal layers are equal; subgraphs keep the names they read."""
+    """`node` with its inputs and outputs, under neutral names, so that equal layers give equal bytes.
+
+    A node with subgraphs keeps all names, because its subgraphs read tensors by name.
+    """
     proto = ir.to_proto(node)
     proto.ClearField("name")
     proto.ClearField("doc_string")
@@ -116,7 +130,7 @@ def _single_node(
 
 
 def _info(value: ir.Value, name: str) -> onnx.ValueInfoProto:
-    """Type without shape, so that one session serves every shape."""
+    """The type of a tensor without its shape, so that one session serves every shape."""
     info = onnx.ValueInfoProto(name=name)
     if value.type is not None:
         info.type.CopyFrom(ir.serde.serialize_type(value.type))
@@ -124,9 +138,9 @@ def _info(value: ir.Value, name: str) -> onnx.ValueInfoProto:
 
 
 class Rounder:
-    """Rounds FP32 arrays to the nearest half and back: what an FP16 tensor can hold. The same for BF16.
+    """Rounds FP32 arrays to the nearest FP16 or BF16 value. The result is FP32 again.
 
-    ONNX Runtime honours an explicit pair of casts at every optimisation level, and does it some 30
+    It runs a pair of casts on ONNX Runtime, which honours explicit casts at every optimisation level and is some 30
     times faster than numpy's `astype`.
     """
 

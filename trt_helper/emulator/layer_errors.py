@@ -1,6 +1,6 @@
-"""One walk over the samples goes in; what FP16 does to each layer, and why, comes out.
+"""Measure the layer errors: the accumulated and the isolated error of every layer under a plan.
 
-Evidence explains and orders; it decides nothing. Integer tensors are never judged by size.
+Layer errors explain the answer of the search and order its trials. They decide nothing: only the model's outputs do.
 """
 
 from __future__ import annotations
@@ -21,7 +21,19 @@ def measure_layers(
     tolerance: Tolerance,
     on_layer: Callable[[], None] = lambda: None,
 ) -> tuple[LayerReport, ...]:
-    """Accumulated and isolated error of every layer under `plan`, each on its worst sample."""
+    """The accumulated and the isolated error of every layer under `plan`, each on its worst sample.
+
+    Args:
+        emulator: Of the graph to measure.
+        plan: The layers in FP32 and in BF16. All others run in FP16.
+        feeds: The samples, at least one.
+        tolerance: Decides which output and which sample is the worst.
+        on_layer: Called after each layer of each sample.
+
+    Returns:
+        One report per layer, in topological order. Medians of large tensors are taken from a sample of their
+        elements, unless the tolerance is for the median.
+    """
     reports: tuple[LayerReport, ...] = ()
     for feed in feeds:
         found = []
@@ -29,8 +41,8 @@ def measure_layers(
         for step in emulator.walk(plan, feed):
             read = max((peaks.get(name, 0.0) for name in step.layer.inputs), default=0.0)
             here = {name: _peak(array) for name, array in step.reference.items()}
-            away = emulator.rounded_away(step.layer.name)
-            found.append(_report(step, tolerance, (read, max(here.values(), default=0.0)), away))
+            rounded_away = emulator.rounded_away(step.layer.name)
+            found.append(_report(step, tolerance, (read, max(here.values(), default=0.0)), rounded_away))
             peaks.update(here)
             on_layer()
         reports = tuple(map(_worse(tolerance), reports, found)) if reports else tuple(found)
@@ -38,9 +50,14 @@ def measure_layers(
 
 
 def _report(step: Step, tolerance: Tolerance, peaks: tuple[float, float], weights: tuple[int, int]) -> LayerReport:
+    """The report of one layer on one sample.
+
+    `peaks` are the largest magnitudes that it reads and writes in FP32. `weights` are the numbers of its weights
+    that become infinite and 0 in FP16.
+    """
     accumulated = _worst_output(step.accumulated, step.reference, tolerance)
-    together = step.isolated is step.accumulated
-    isolated = accumulated if together else _worst_output(step.isolated, step.reference, tolerance)
+    same = step.isolated is step.accumulated
+    isolated = accumulated if same else _worst_output(step.isolated, step.reference, tolerance)
     overflow = underflow = 0
     for name, reference in step.reference.items():
         alone = step.isolated[name]
@@ -61,7 +78,7 @@ def _report(step: Step, tolerance: Tolerance, peaks: tuple[float, float], weight
 
 
 def _peak(array: Array) -> float:
-    """Largest finite magnitude of a float tensor; 0 for any other."""
+    """Largest finite magnitude of an FP32 tensor; 0 for any other type."""
     if array.dtype != np.float32 or not array.size:
         return 0.0
     peak = float(np.abs(array).max())
@@ -77,6 +94,8 @@ def _worst_output(
 
 
 def _worse(tolerance: Tolerance) -> Callable[[LayerReport, LayerReport], LayerReport]:
+    """A function that merges two reports of one layer: the worse error, the larger figure of each kind."""
+
     def pick(a: LayerReport, b: LayerReport) -> LayerReport:
         return LayerReport(
             layer=a.layer,

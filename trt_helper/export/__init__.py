@@ -1,1 +1,1 @@
-"""From a PyTorch checkpoint to an ONNX file that gives the same answers. The only importers of torch are in here."""
+"""Export a PyTorch checkpoint to an ONNX file with the same outputs. Only this package imports torch."""

@@ -1,7 +1,7 @@
-"""A file goes in, what kind of checkpoint it is comes out, judged by its bytes and without loading anything.
+"""Determine the kind of a checkpoint file from its bytes, without loading it.
 
-Loading a `torch.export` program evaluates text from the file: symbolic sizes through sympy, operators by their
-dotted names, and old ones pickles. `require_plain_program` lets through what torch.export writes and no more.
+Loading a `torch.export` program evaluates text from the file: sizes as sympy expressions, operators by their dotted
+names, and in old files pickles. `require_plain_program` accepts only what torch.export itself writes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ AGAIN = (
 )
 TRUST = "if you trust whoever made it, --trust-checkpoint lets it run any code on this machine, as you"
 
-# What sympy.srepr writes of a size: names that torch.export uses, numbers, and symbols in quotes.
+# Names that may occur in sympy.srepr of a size; besides them numbers and quoted symbols are allowed.
 SYMPY = {
     *("Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Pow", "Max", "Min", "Mod", "Abs", "Identity", "Where"),
     *("PythonMod", "FloorDiv", "CeilDiv", "CleanDiv", "ModularIndexing", "IntTrueDiv", "FloatTrueDiv", "FloatPow"),
@@ -40,14 +40,20 @@ TARGET = re.compile(
 class Kind(Enum):
     """How a checkpoint is stored."""
 
-    WEIGHTS = "a torch.save file"  # zip or legacy; a state dict, or something that holds one, or a pickled module
+    WEIGHTS = (
+        "a torch.save file"  # zip or legacy format; a state dict, something that contains one, or a pickled module
+    )
     SCRIPT = "a TorchScript file"
     PROGRAM = "a torch.export program"
     SAFETENSORS = "a safetensors file"
 
 
 def kind_of(path: Path) -> Kind:
-    """Judge `path` by its content. Raises ModelError for what is no checkpoint or is truncated."""
+    """Determine the kind of the checkpoint `path` from its content; the file's suffix does not matter.
+
+    Raises:
+        ModelError: The file is missing, truncated or not a checkpoint.
+    """
     if not path.is_file():
         what = "is a folder, not a file" if path.is_dir() else "does not exist"
         raise ModelError(f"{path} {what}", fix="give the path of a checkpoint file")
@@ -88,7 +94,11 @@ def _kind_of_zip(path: Path) -> Kind:
 
 
 def require_plain_program(path: Path) -> None:
-    """Refuse a `torch.export` program that holds more than one writes. Raises ModelError."""
+    """Check that a `torch.export` program contains only what torch.export writes.
+
+    Raises:
+        ModelError: The program could run other code when it is loaded.
+    """
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         if len(set(names)) < len(names):
@@ -114,7 +124,7 @@ def _refused(path: Path, why: str) -> ModelError:
 
 
 def _texts(content: Any) -> Iterator[tuple[str, str]]:
-    """Every text in a JSON value with the key that it stands under."""
+    """Yield (key, text) for every text in a JSON value."""
     queue: list[tuple[str, Any]] = [("", content)]
     while queue:
         key, value = queue.pop()

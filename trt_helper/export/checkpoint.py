@@ -1,7 +1,7 @@
-"""A checkpoint's path goes in; its tensors, or the module that it holds, come out, on the CPU.
+"""Read a checkpoint: its tensors, or the module that it contains, on the CPU.
 
-Nothing in the file is run: pickles are read by torch's restricted unpickler, which knows tensors and plain
-containers. Only with `trust` may a pickle make whatever objects it likes.
+No code from the file is run: torch's restricted unpickler accepts only tensors and plain containers. With `trust` a
+pickle may create any object, which can run any code.
 """
 
 from __future__ import annotations
@@ -29,7 +29,14 @@ from trt_helper.system.files import sha256_of
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """`content` is an nn.Module, a ScriptModule, an ExportedProgram, or what torch.save was given."""
+    """A checkpoint that was read.
+
+    Attributes:
+        path: The file.
+        sha256: Hash of the file.
+        kind: How it is stored.
+        content: An nn.Module, a ScriptModule, an ExportedProgram, or the object that torch.save was given.
+    """
 
     path: Path
     sha256: str
@@ -38,7 +45,16 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
-    """Read `path`, whatever its suffix. Raises ModelError for what is damaged, or would run code."""
+    """Read the checkpoint `path`; its suffix does not matter.
+
+    Args:
+        path: The file.
+        trust: Allow the file to run code.
+
+    Raises:
+        ModelError: The file is damaged, or would run code.
+        MachineError: The file needs safetensors, which is not installed.
+    """
     kind = kind_of(path)
     read = {
         Kind.WEIGHTS: _read_pickle,
@@ -57,7 +73,7 @@ def _read_pickle(path: Path, trust: bool) -> Any:
         raise
     except UnpicklingError as error:
         raise _refused(path, error) from error
-    except Exception as error:  # the unpickler, zip and tar readers raise what the first wrong byte makes them
+    except Exception as error:  # a damaged file makes the unpickler and the zip and tar readers raise anything
         if trust and isinstance(error, (AttributeError, ImportError)):
             raise ModelError(
                 f"{path} holds objects of classes that cannot be imported: {first_line(error)}",
@@ -67,7 +83,7 @@ def _read_pickle(path: Path, trust: bool) -> Any:
 
 
 def _harmless() -> list[Any]:
-    """Classes that training scripts leave in checkpoints and that do nothing when made."""
+    """Return classes that training scripts leave in checkpoints and whose construction has no side effect."""
     scalar = type(np.float64(0)).__reduce__(np.float64(0))[0]
     dtypes = {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "?")}
     return [
@@ -85,7 +101,7 @@ def _harmless() -> list[Any]:
 
 
 def _refused(path: Path, error: UnpicklingError) -> ModelError:
-    """The restricted unpickler has met something that is no tensor, or the file is no pickle."""
+    """Return the error for an object that the restricted unpickler refuses, or for a file that is no pickle."""
     text = str(error)
     found = re.search(r"GLOBAL ([A-Za-z_][\w.]*)|(Trying to call reduce for unrecognized function .*)", text)
     if found is None:
@@ -119,7 +135,7 @@ def _read_program(path: Path, trust: bool) -> Any:
         raise _refused(path, error) from error
     except MemoryError:
         raise
-    except Exception as error:  # whatever the first inconsistency makes torch raise
+    except Exception as error:  # an inconsistent file makes torch raise anything
         raise ModelError(
             f"{path} cannot be loaded by PyTorch {torch.__version__}: {first_line(error)}",
             fix="load it with the version that wrote it, and export from there",
@@ -128,7 +144,7 @@ def _read_program(path: Path, trust: bool) -> Any:
 
 @contextlib.contextmanager
 def _suffix(path: Path) -> Iterator[str | io.BytesIO]:
-    """torch.export.load wants its own suffix, or a stream."""
+    """Yield the path, or a stream if its suffix is not the one that torch.export.load requires."""
     yield str(path) if path.suffix == ".pt2" else io.BytesIO(path.read_bytes())
 
 
@@ -139,5 +155,5 @@ def _read_safetensors(path: Path, _: bool) -> Any:
         raise MachineError(f"{path} is a safetensors file", fix="pip install safetensors") from None
     try:
         return load_file(str(path))
-    except Exception as error:  # safetensors has its own error, which is no Python class to import in all versions
+    except Exception as error:  # safetensors' own exception type cannot be imported in all versions
         raise ModelError(f"{path} is truncated or damaged: {first_line(error)}", fix=AGAIN) from error

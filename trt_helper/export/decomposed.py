@@ -1,6 +1,6 @@
-"""The layers of an exported model go in; norms and GELUs that the exporter took to pieces come out.
+"""Find norms and GELUs that the exporter decomposed into several operators.
 
-A square or an exponent that stands by itself is what FP16 overflows in most often; inside one operator, TensorRT
+A square or an exponent that is a layer of its own is the most common FP16 overflow; within one operator, TensorRT
 computes it in FP32.
 """
 
@@ -12,12 +12,17 @@ from collections.abc import Iterable
 from trt_helper.values import Layer
 
 ROOTS = {"Sqrt", "Reciprocal"}
-SHOWN = 4
-GELU = 20  # the opset in which it appeared
+SHOWN = 4  # modules in a list
+GELU = 20  # the opset that introduced Gelu
 
 
 def decomposed(layers: Iterable[Layer], opset: int) -> list[str]:
-    """What to tell: a sentence each for norms and GELUs in pieces, and for attention that is in none."""
+    """Return a warning each for decomposed norms, for decomposed GELUs, and for attention that is a single operator.
+
+    Args:
+        layers: The layers of the exported model, with their PyTorch modules.
+        opset: The opset of the exported model.
+    """
     operators: dict[str, set[str]] = defaultdict(set)
     for layer in layers:
         operators[layer.module].add(layer.op)

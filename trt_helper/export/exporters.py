@@ -1,7 +1,7 @@
-"""A module and example tensors go in, an ONNX model comes out of one of PyTorch's two exporters.
+"""Export a module to ONNX with one of PyTorch's two exporters, dynamo or TorchScript.
 
-Both give the same kind of file: a layer is called `layer1.0.conv1/Conv` after the module and the operator that it comes
-from, and carries the module's path where `graph.py` reads it.
+Both results follow the same conventions: a layer is named after its module and operator (`layer1.0.conv1/Conv`), and
+the module's path is in the metadata that `onnx_model.graph` reads.
 """
 
 from __future__ import annotations
@@ -28,30 +28,42 @@ from trt_helper.export.user_code import stdout_to
 from trt_helper.onnx_model.graph import NAME_SCOPES
 
 LOGGERS = ("torch", "onnxscript", "onnx_ir", "torch.onnx")
-NO_MODULES = (SCRIPT, "_empty_nn_module_stack_from_metadata_hook")  # torch.export's name for a guard's place
-FROZEN = "tensor to a Python boolean"  # in what torch says where it fixes a decision
-FOLDED = 1 << 12  # elements of what is folded: sizes and axes, which TensorRT's parser wants as constants
+NO_MODULES = (SCRIPT, "_empty_nn_module_stack_from_metadata_hook")  # torch.export's scope of guards
+FROZEN = "tensor to a Python boolean"  # in torch's warning that tracing fixes a decision
+FOLDED = 1 << 12  # most elements of a folded tensor: sizes and axes, which TensorRT's parser needs as constants
 
 
 @dataclass(frozen=True, eq=False)
 class Attempt:
-    """What an exporter made, and where it says that it fixed what should vary."""
+    """An exported model, and where tracing fixed a decision that may depend on the input."""
 
     model: ir.Model
-    frozen: tuple[str, ...]
+    frozen: tuple[str, ...]  # torch's message with file and line
 
 
 def export_with(
     exporter: str, target: ExportTarget, tensors: Sequence[torch.Tensor], outputs: list[str], opset: int, folder: Path
 ) -> Attempt:
-    """Export with `dynamo` or `torchscript`; temporary files go to `folder`. Raises ModelError with its reason."""
+    """Export with one exporter.
+
+    Args:
+        exporter: `dynamo` or `torchscript`.
+        target: The module and its inputs.
+        tensors: Example inputs, in the order of `target.inputs`.
+        outputs: Names for the outputs.
+        opset: The opset of the model.
+        folder: For temporary files.
+
+    Raises:
+        ModelError: The exporter failed, or produced another opset.
+    """
     make = _dynamo if exporter == "dynamo" else _torchscript
     try:
         with _silence() as said, torch.no_grad():
             model = make(target, tuple(tensors), outputs, opset, folder)
     except MemoryError:
         raise
-    except (Exception, SystemExit) as error:  # the exporters raise what any part of torch raises
+    except (Exception, SystemExit) as error:  # the exporters raise anything that torch raises
         raise ModelError(
             f"the {exporter} exporter cannot export the module: {_reason(error)}",
             fix="--exporter names the other one; or change what it names in the module",
@@ -75,7 +87,7 @@ def export_with(
 
 @contextlib.contextmanager
 def _silence() -> Iterator[list[warnings.WarningMessage]]:
-    """What exporters log and print is for their developers; warnings are kept."""
+    """Suppress the exporters' logs and prints, which are for their developers; yield the warnings."""
     levels = {name: logging.getLogger(name).level for name in LOGGERS}
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
@@ -89,7 +101,10 @@ def _silence() -> Iterator[list[warnings.WarningMessage]]:
 
 
 def _tidy(model: ir.Model) -> None:
-    """Fold sizes and axes, by no rule that takes a small number for zero; what replaces a node is of its module."""
+    """Fold sizes and axes into constants, and give replacements of a node its module.
+
+    No rule is applied that treats small numbers as zero.
+    """
     scopes = {out.name: node.metadata_props.get(NAME_SCOPES) for node in model.graph for out in node.outputs}
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     fold_constants(model, input_size_limit=FOLDED, output_size_limit=FOLDED)
@@ -106,7 +121,7 @@ def _dynamo(
     names = [given.name for given in target.inputs]
     options: dict[str, Any] = {
         "dynamo": True,
-        "optimize": False,  # it takes an epsilon of 1e-8 or less for zero and removes it (onnxscript 0.7.2)
+        "optimize": False,  # it treats an epsilon of 1e-8 or less as zero and removes it (onnxscript 0.7.2)
         "verbose": False,
         "opset_version": opset,
         "input_names": names,
@@ -134,9 +149,8 @@ def _torchscript(
     symbols = shared_symbols(target.inputs)
     with flattened(target) as module:
         traced = module
-        if isinstance(
-            getattr(module, SCRIPT, None), torch.jit.ScriptModule
-        ):  # the exporter looks into none that is called
+        # The exporter does not see the operators of a ScriptModule that a module calls.
+        if isinstance(getattr(module, SCRIPT, None), torch.jit.ScriptModule):
             traced = torch.jit.trace(module, tensors, strict=False, check_trace=False)
         torch.onnx.export(
             traced,
@@ -162,7 +176,10 @@ def _torchscript(
 
 
 def shared_symbols(inputs: Sequence[Input]) -> dict[tuple[str, int], str]:
-    """A symbol for each dynamic axis. Axes of one number, size and bounds are taken to be the same, as the batch is."""
+    """Return a symbol for each dynamic axis: (input, axis) -> symbol.
+
+    Axes with the same number, size and bounds get the same symbol, as all batch axes should.
+    """
     symbols: dict[tuple[int, int, tuple[int, int]], str] = {}
     found: dict[tuple[str, int], str] = {}
     for given in inputs:
@@ -176,9 +193,9 @@ def _symbol(name: str, axis: int) -> str:
 
 
 def _scopes(name: str, modules: set[str]) -> list[str]:
-    """`/layer1/layer1.0/conv1/Conv` to ['', 'layer1', 'layer1.0', 'layer1.0.conv1']: as far as there are such modules.
+    """Turn `/layer1/layer1.0/conv1/Conv` into ['', 'layer1', 'layer1.0', 'layer1.0.conv1']; stop at unknown modules.
 
-    The exporter writes the last name of each module, with those of the lists before it where it stands in one.
+    The TorchScript exporter writes only the last part of each module's name, with the names of the lists it is in.
     """
     scopes = [""]
     for part in name.split("/")[1:-1]:
@@ -194,7 +211,7 @@ def _scopes(name: str, modules: set[str]) -> list[str]:
 
 
 def _name_inputs_sizes(model: ir.Model, inputs: Sequence[Input]) -> None:
-    """Call a dynamic size `image_0` after the first input and axis that has it, not `s87`."""
+    """Name a dynamic size after the first input and axis that has it: `image_0` instead of `s87`."""
     names: dict[str, str] = {}
     for given, value in zip(inputs, model.graph.inputs, strict=True):
         for axis, size in enumerate(value.shape or ()):
@@ -218,7 +235,10 @@ def _name_inputs_sizes(model: ir.Model, inputs: Sequence[Input]) -> None:
 
 
 def _name_layers(model: ir.Model) -> None:
-    """Name every layer `MODULE/OPERATOR`, numbered where a module has several; keep nothing else of the exporter's."""
+    """Name every layer `MODULE/OPERATOR`, with a number if a module has several.
+
+    All other metadata of the exporter is removed.
+    """
     taken: dict[str, int] = {}
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         scopes = [part for part in _listed(node.metadata_props.get(NAME_SCOPES, "[]"))[:-1] if part not in NO_MODULES]
@@ -239,7 +259,7 @@ def _listed(text: str) -> list[str]:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what lies under the exporter's own words."""
+    """Return the first line of the innermost cause."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -1,7 +1,8 @@
-"""A module and its ONNX model go in; how far apart their answers are on the same inputs comes out.
+"""Compare the outputs of a module and its ONNX model on the same inputs.
 
-Several sizes where dimensions vary, several kinds of values at the given one: mixed, all positive and all negative, so
-that a decision that was fixed when tracing shows. The module is asked twice: one that answers differently has a state.
+The inputs have several sizes if dimensions are dynamic, and at the given size several kinds of values: mixed, all
+positive and all negative, so that a decision that tracing fixed is detected. The module runs twice on the same input
+to detect that it keeps a state.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from trt_helper.onnx_model.graph import Graph
 from trt_helper.values import Array, TensorError, Tolerance
 
 SEED = 0
-SMALLEST = 1e-6  # an output that is smaller everywhere counts as this large
+SMALLEST = 1e-6  # lower bound of an output's largest |value|
 Sizes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """One input and how far each output is from PyTorch's."""
+    """One input and the difference of each output from PyTorch's."""
 
     sample: str
     shapes: Sizes
@@ -38,30 +39,48 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """`worst` is the largest difference over the largest value of the output that it is in."""
+    """The result of the comparison.
+
+    Attributes:
+        checked: One entry per input.
+        tolerance: Largest allowed `worst`.
+        why: A reason why parity fails regardless of the differences; empty if there is none.
+    """
 
     checked: tuple[Checked, ...]
     tolerance: float
-    why: str = ""  # why it does not hold, beyond the figures
+    why: str = ""
 
     @property
     def worst(self) -> float:
+        """The largest difference divided by the largest |value| of its output; inf if nothing was compared."""
         return max((of_range(error) for check in self.checked for error in check.outputs), default=float("inf"))
 
     @property
     def holds(self) -> bool:
+        """Whether the ONNX model has the module's outputs."""
         return not self.why and self.worst <= self.tolerance
 
 
 def of_range(error: TensorError) -> float:
-    """The largest difference of an output over its largest value; inf where it is not finite or of another size."""
+    """Return the largest difference over the largest |value| of the output; inf if it is non-finite."""
     return float("inf") if error.non_finite else error.max / max(error.reference_max, SMALLEST)
 
 
 def check(
     target: ExportTarget, graph: Graph, tolerance: float, on_progress: Callable[[str, int, int], None] | None = None
 ) -> Parity:
-    """Ask both; `graph` is what was exported. Raises ModelError where one of them does not run."""
+    """Run the module and the exported model on the same inputs and compare the outputs.
+
+    Args:
+        target: The module and its inputs.
+        graph: The exported model.
+        tolerance: Largest allowed difference over the largest |value| of the output.
+        on_progress: Called with a label, the inputs done and their number.
+
+    Raises:
+        ModelError: The module or the exported model does not run.
+    """
     sets = [("given", _given(target.inputs)), *_sizes(target.inputs, graph)]
     samples = [
         Sample(f"{kind} values", feed_of(target.inputs, sets[0][1], kind)) for kind in ("mixed", "positive", "negative")
@@ -87,7 +106,7 @@ def check(
 
 
 def _state(target: ExportTarget, sample: Sample) -> str:
-    """What to say where the module gives two answers to one question."""
+    """Return a message if the module gives two different outputs for the same input, else an empty text."""
     first, second = (target.run(dict(sample.feed)) for _ in range(2))
     pairs = zip(first, second, strict=False)
     if len(first) == len(second) and all(
@@ -99,7 +118,13 @@ def _state(target: ExportTarget, sample: Sample) -> str:
 
 
 def feed_of(inputs: Sequence[Input], sizes: Sizes, kind: str) -> dict[str, Array]:
-    """Seeded values: standard normal floats (or their magnitudes, or the negatives of those), integers 0 and 1."""
+    """Return seeded random inputs.
+
+    Args:
+        inputs: The inputs.
+        sizes: The shape of each input.
+        kind: `mixed` (standard normal floats), `positive` (their magnitudes) or `negative`. Integers are always 0 or 1.
+    """
     generator = np.random.default_rng([SEED, *kind.encode()])
     feed: dict[str, Array] = {}
     for given in inputs:
@@ -118,7 +143,7 @@ def _given(inputs: Sequence[Input]) -> Sizes:
 
 
 def traced(inputs: Sequence[Input]) -> tuple[Input, ...]:
-    """The inputs to trace with: a size of 1 that varies is traced as 2, since exporters take 1 for a constant."""
+    """Return the inputs to trace with: a dynamic size of 1 becomes 2, because exporters take 1 for a constant."""
     return tuple(
         replace(given, shape=tuple(2 if n == 1 and axis in given.dynamic else n for axis, n in enumerate(given.shape)))
         for given in inputs
@@ -126,7 +151,11 @@ def traced(inputs: Sequence[Input]) -> tuple[Input, ...]:
 
 
 def _sizes(inputs: Sequence[Input], graph: Graph) -> list[tuple[str, Sizes]]:
-    """The smallest sizes together, and the largest of each dynamic dimension by itself: all at once may not fit."""
+    """Return the sizes to compare at, besides the given ones.
+
+    These are the smallest sizes together, and the largest size of each dynamic dimension alone: all of them together
+    may not fit into memory.
+    """
     bounds: dict[str, tuple[int, int]] = {}
     places: dict[tuple[str, int], str] = {}
     for given, value in zip(inputs, graph.inputs, strict=True):
@@ -151,12 +180,12 @@ def _sizes(inputs: Sequence[Input], graph: Graph) -> list[tuple[str, Sizes]]:
 
 
 def _reach(high: int) -> int:
-    """The size at which the largest is tried: open ends of torch.export programs are not followed to theirs."""
+    """Return the largest size to compare at: the open upper bounds of torch.export programs are cut."""
     return min(high, 1 << 12)
 
 
 def fixed_axes(inputs: Sequence[Input], model: ir.Model) -> list[str]:
-    """Axes that were asked to vary and that the exported model fixes."""
+    """Return the axes that should be dynamic and are fixed in the exported model."""
     return [
         f"{given.name} axis {axis}"
         for given, value in zip(inputs, model.graph.inputs, strict=True)

@@ -1,4 +1,4 @@
-"""The whole way: checkpoint and definition go in, a checked ONNX file comes out, with figures of its parity."""
+"""Export a checkpoint to ONNX and check that the ONNX model has the module's outputs."""
 
 from __future__ import annotations
 
@@ -30,27 +30,40 @@ from trt_helper.onnx_model.graph import Graph, read_graph
 from trt_helper.onnx_model.load import load
 from trt_helper.system.files import PREFIX, make_folder_of, require_writable
 
-# LayerNormalization (17) and Gelu (20) are operators, and every TensorRT from 10.0 on reads it. From 23 on attention
-# is one operator too, which TensorRT-RTX 1.7.1 cannot build where it has no kernel for just that shape.
+# In opset 20, LayerNormalization (since 17) and Gelu (since 20) are operators, and every TensorRT from 10.0 on can
+# parse it. From 23 on attention is one operator too; TensorRT-RTX 1.7.1 builds it only for shapes it has a kernel for.
 OPSET = 20
 EXPORTERS = ("dynamo", "torchscript")
-PARITY = 1e-4  # largest difference over the output's largest value; FP32 in another order gives about 1e-6
+PARITY = 1e-4  # largest difference over the output's largest |value|; another order of FP32 sums gives about 1e-6
 PROVENANCE = "trt_helper.export"  # key of the model's metadata
-IN_ONE_FILE = (1 << 31) - (1 << 24)  # bytes of weights; protobuf ends at 2 GiB
+IN_ONE_FILE = (1 << 31) - (1 << 24)  # bytes of weights; protobuf is limited to 2 GiB
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
 class Exported:
-    """What was made and what is known of it. `path` is None where parity does not hold: nothing was written then."""
+    """The result of an export.
+
+    Attributes:
+        path: The ONNX file; None if parity failed, in which case nothing was written.
+        graph: The exported model.
+        exporter: `dynamo` or `torchscript`.
+        why: Why the first exporter was not used; empty if it was.
+        opset: The model's opset.
+        parity: The comparison with the module.
+        weights: The entry of the checkpoint that the weights come from, dotted; empty for the file itself.
+        checkpoint: The checkpoint file.
+        warnings: Sentences for the user.
+        provenance: The metadata that was written into the model.
+    """
 
     path: Path | None
     graph: Graph
     exporter: str
-    why: str  # why not the first exporter; empty where it was the first
+    why: str
     opset: int
     parity: Parity
-    weights: str  # where in the checkpoint they were
+    weights: str
     checkpoint: Path
     warnings: tuple[str, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -71,10 +84,29 @@ def export(
     parity: float = PARITY,
     on_progress: Progress | None = None,
 ) -> Exported:
-    """Export `checkpoint` to `output`; `model` is FILE_OR_MODULE:CALLABLE, and says what the weights belong to.
+    """Export `checkpoint` to the ONNX file `output`.
 
-    The file appears only when the answers of the ONNX model, in FP32, are those of the module. Raises ModelError for
-    a checkpoint, a definition or an exporter that fails, UsageError for options that do not fit, OutputError.
+    The file is written only if the ONNX model, in FP32, has the outputs of the module.
+
+    Args:
+        checkpoint: The checkpoint file.
+        output: The ONNX file.
+        model: FILE_OR_MODULE:CALLABLE, the module that the weights belong to; None if the checkpoint contains it.
+        model_args: Arguments of the callable.
+        inputs: The inputs of forward, with the dynamic axes.
+        opset: The opset of the model.
+        exporter: `auto`, `dynamo` or `torchscript`.
+        key: The entry of the checkpoint that has the weights; None searches.
+        allow_missing: Accept missing and unexpected weights.
+        trust_checkpoint: Allow the checkpoint to run code.
+        parity: Largest allowed difference over the largest |value| of the output.
+        on_progress: Called with a label, the steps done and their number.
+
+    Raises:
+        UsageError: The options do not fit together or do not fit the checkpoint.
+        ModelError: The checkpoint, the user's code or every exporter failed.
+        MachineError: The checkpoint needs a package that is not installed.
+        OutputError: `output` cannot be written.
     """
     if exporter not in ("auto", *EXPORTERS):
         raise UsageError(f"--exporter {exporter!r} is no exporter", fix="it is one of: auto, dynamo, torchscript")
@@ -113,7 +145,22 @@ def export(
 def module_of(
     read: Checkpoint, model: str | None, arguments: Mapping[str, Any], key: str | None, allow_missing: bool
 ) -> tuple[Any, str, list[str]]:
-    """The module with its weights, where they were, and what to tell. Raises UsageError and ModelError."""
+    """Build the module and load its weights.
+
+    Args:
+        read: The checkpoint.
+        model: FILE_OR_MODULE:CALLABLE; None if the checkpoint contains the module.
+        arguments: Arguments of the callable.
+        key: The entry of the checkpoint that has the weights; None searches.
+        allow_missing: Accept missing and unexpected weights.
+
+    Returns:
+        The module in FP32 on the CPU, the entry of the weights, and warnings.
+
+    Raises:
+        UsageError: The options do not fit the checkpoint.
+        ModelError: The user's code failed, or the weights do not fit.
+    """
     whole = read.kind in (Kind.SCRIPT, Kind.PROGRAM) or isinstance(read.content, torch.nn.Module)
     if model is None:
         found = read.content if whole else _only_module(read.content)
@@ -144,7 +191,7 @@ def module_of(
 
 
 def _only_module(content: Any) -> Any:
-    """The one network in a trusted checkpoint, such as {"model": module, "ema": None}."""
+    """Return the first module in a trusted checkpoint such as {"model": module, "ema": None}."""
     if not isinstance(content, Mapping):
         return None
     modules = [value for value in content.values() if isinstance(value, torch.nn.Module)]
@@ -152,14 +199,14 @@ def _only_module(content: Any) -> Any:
 
 
 def _single(module: Any) -> Any:
-    """All floats in single precision: the FP32 reference is what everything else is held against."""
+    """Return the module on the CPU with all floats in FP32, as the reference needs it."""
     if isinstance(module, torch.nn.Module):
         return module.cpu().float()
     return module
 
 
 def _order(exporter: str, target: ExportTarget, kind: Kind) -> tuple[tuple[str, ...], str]:
-    """Which exporters to try, and why not the first one of all."""
+    """Return the exporters to try, and the reason if the first of `EXPORTERS` is not among them."""
     if exporter != "auto":
         return (exporter,), ""
     if kind is Kind.SCRIPT:
@@ -181,7 +228,7 @@ class _Made:
 def _first_that_holds(
     target: ExportTarget, order: tuple[tuple[str, ...], str], opset: int, path: Path, tolerance: float, report: Progress
 ) -> _Made:
-    """The first exporter whose model gives the module's answers; else the one that comes nearest."""
+    """Return the first export with the module's outputs, else the one with the smallest difference."""
     feed = feed_of(target.inputs, {given.name: given.shape for given in target.inputs}, "mixed")
     outputs = target.output_names(feed)
     examples = traced(target.inputs) if target.program is None else target.inputs
@@ -213,7 +260,7 @@ def _first_that_holds(
 
 
 def _without(error: ModelError, path: Path) -> ModelError:
-    """`error` without the name of a temporary file."""
+    """Return `error` without the name of a temporary file."""
     return ModelError(error.message.replace(str(path), "the exported model"), fix=error.fix.replace(str(path), "it"))
 
 
@@ -234,7 +281,7 @@ def _write(model: ir.Model, path: Path) -> None:
 
 
 def _annotate(path: Path, provenance: Mapping[str, Any]) -> None:
-    """Write where the model comes from into its metadata; weights beside it are not touched."""
+    """Write the provenance into the model's metadata; external weights are not touched."""
     proto = onnx.load(path, load_external_data=False)
     onnx.helper.set_model_props(proto, {PROVENANCE: json.dumps(provenance)})
     proto.producer_name, proto.producer_version = "trt-helper", __version__

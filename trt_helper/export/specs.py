@@ -1,4 +1,4 @@
-"""Command-line words go in, what the module is called with comes out: inputs, their ranges, arguments."""
+"""Parse the export options --input, --dynamic and --model-arg."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ Bounds = tuple[int, int]  # smallest and largest size
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One input tensor. `dynamic` maps the axes that vary to their bounds.
+    """One input tensor of forward.
 
-    `name` is a parameter of forward; `batch.image` is the entry "image" of a dictionary that goes to `batch`, and
-    `state.0` the first element of a tuple. Names that forward does not have are passed in the order given.
+    Attributes:
+        name: A parameter of forward. `batch.image` is the entry "image" of a dictionary that is passed as `batch`, and
+            `state.0` is the first element of a tuple. Names that forward does not have are passed by position.
+        shape: The shape to export and compare with.
+        dtype: One of `DTYPES`.
+        dynamic: Axis -> (smallest, largest) size.
     """
 
     name: str
@@ -31,7 +35,15 @@ class Input:
 
 
 def parse_inputs(inputs: Sequence[str], dynamic: Sequence[str] = ()) -> tuple[Input, ...]:
-    """`NAME:1x3x224x224[:dtype]` and `NAME:0=1..32,2=64..1024`. Raises UsageError."""
+    """Parse the values of --input and --dynamic.
+
+    Args:
+        inputs: Texts `NAME:1x3x224x224[:dtype]`; `NAME::dtype` is a scalar.
+        dynamic: Texts `NAME:0=1..32,2=64..1024`: the sizes of axes.
+
+    Raises:
+        UsageError: A text is malformed or the two do not fit together.
+    """
     found: dict[str, Input] = {}
     for text in inputs:
         given = _parse_input(text)
@@ -89,7 +101,11 @@ def _parse_axes(given: Input, axes: str, text: str) -> dict[int, Bounds]:
 
 
 def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
-    """`NAME=VALUE` for the factory: VALUE is a Python literal, or else the text itself. Raises UsageError."""
+    """Parse `NAME=VALUE` arguments for the user's callable: VALUE is a Python literal, otherwise text.
+
+    Raises:
+        UsageError: A text is not NAME=VALUE.
+    """
     found: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")

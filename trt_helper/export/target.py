@@ -1,7 +1,8 @@
-"""A module and its inputs go in; a function from flat tensors to flat tensors comes out, with names for both ends.
+"""Define the export target: a module plus its inputs, callable with a flat list of tensors.
 
-ONNX knows lists of tensors only. Dictionaries and tuples are put together from the names of the inputs (see `Input`),
-and taken apart on the way out: `{"boxes": ..., "scores": (a, b)}` gives `boxes`, `scores.0` and `scores.1`.
+ONNX has only flat lists of tensors. Dictionaries and tuples of inputs are built from the input names (see `Input`);
+outputs are flattened and named by their place: `{"boxes": ..., "scores": (a, b)}` gives `boxes`, `scores.0` and
+`scores.1`.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from trt_helper.export.specs import Input
 from trt_helper.export.user_code import user_code
 from trt_helper.values import Array
 
-SCRIPT = "script"  # the attribute under which a ScriptModule is wrapped
+SCRIPT = "script"  # attribute of the wrapper that has the ScriptModule
 Flat = Callable[..., tuple[torch.Tensor, ...]]
 RUN = "check --input: names, shapes and types must be what forward takes"
 
 
-class _Scripted(torch.nn.Module):  # type: ignore[misc]  # torch's types are not read
-    """A ScriptModule as an ordinary module, whose forward can be replaced."""
+class _Scripted(torch.nn.Module):  # type: ignore[misc]  # mypy does not follow torch
+    """Wraps a ScriptModule as an ordinary module, whose forward can be replaced."""
 
     def __init__(self, script: Any) -> None:
         super().__init__()
@@ -40,16 +41,24 @@ class _Scripted(torch.nn.Module):  # type: ignore[misc]  # torch's types are not
 
 @dataclass(frozen=True, eq=False)
 class ExportTarget:
-    """What is exported. `program` is set where the checkpoint was a torch.export program."""
+    """The module to export and its inputs.
+
+    Attributes:
+        module: The module, in evaluation mode, without gradients.
+        inputs: The input tensors.
+        parameters: Names of forward's parameters.
+        any_name: Whether forward accepts **kwargs, so that every input can be passed by name.
+        program: The ExportedProgram, if the checkpoint was a torch.export program.
+    """
 
     module: torch.nn.Module
     inputs: tuple[Input, ...]
-    parameters: tuple[str, ...]  # of forward
-    any_name: bool  # forward takes **kwargs
+    parameters: tuple[str, ...]
+    any_name: bool
     program: Any = None
 
     def flat(self, module: torch.nn.Module) -> Flat:
-        """`module`'s forward, from the inputs' tensors in their order to its output tensors in theirs."""
+        """Return a function from the input tensors, in order, to the output tensors of `module`'s forward."""
         forward = module.forward
 
         def run(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -61,7 +70,7 @@ class ExportTarget:
         return run
 
     def arguments(self, tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Positional and named arguments of forward."""
+        """Return the positional and named arguments of forward for the input tensors."""
         if self.program is not None:
             args, kwargs = pytree.tree_unflatten(list(tensors), self.program.call_spec.in_spec)
             return tuple(args), dict(kwargs)
@@ -77,16 +86,24 @@ class ExportTarget:
         return positional, {name: v for name, v in built.items() if name in self.parameters or self.any_name}
 
     def run(self, feed: dict[str, Array]) -> list[torch.Tensor]:
-        """The module's answer, FP32, no gradients. Raises ModelError with the user's frames."""
+        """Run the module without gradients and return its output tensors.
+
+        Raises:
+            ModelError: The module raised an exception; the message shows the user's frames.
+        """
         with user_code("the module", fix=RUN), torch.no_grad():
             return [out.detach().clone() for out in self.flat(self.module)(*self.tensors(feed))]
 
     def tensors(self, feed: dict[str, Array]) -> tuple[torch.Tensor, ...]:
-        """`feed` in the order of the inputs, in memory of its own: a module may write into what it is given."""
+        """Return copies of the arrays as tensors, in the order of the inputs: a module may modify its inputs."""
         return tuple(torch.from_numpy(feed[given.name].copy()) for given in self.inputs)
 
     def output_names(self, feed: dict[str, Array]) -> list[str]:
-        """A name for each output tensor, after the keys and places at which the module returns it."""
+        """Return a name for each output tensor, from the keys and indices at which the module returns it.
+
+        Raises:
+            ModelError: The module raised an exception or returns no tensor.
+        """
         with user_code("the module", fix=RUN), torch.no_grad():
             args, kwargs = self.arguments(self.tensors(feed))
             leaves = pytree.tree_flatten_with_path(self.module(*args, **kwargs))[0]
@@ -106,7 +123,7 @@ class ExportTarget:
 
 
 def _containers(value: Any) -> Any:
-    """Dictionaries whose keys are 0, 1, ... become tuples."""
+    """Turn dictionaries whose keys are 0, 1, ... into tuples."""
     if not isinstance(value, dict):
         return value
     inner = {name: _containers(item) for name, item in value.items()}
@@ -116,7 +133,16 @@ def _containers(value: Any) -> Any:
 
 
 def export_target(content: Any, inputs: tuple[Input, ...]) -> ExportTarget:
-    """An nn.Module, a ScriptModule or an ExportedProgram with its inputs. Raises UsageError."""
+    """Return the export target for a module and its inputs.
+
+    Args:
+        content: An nn.Module, a ScriptModule or an ExportedProgram.
+        inputs: The inputs; optional for an ExportedProgram, which has its own.
+
+    Raises:
+        UsageError: Inputs are missing or do not fit the program.
+        ModelError: The program has no example inputs.
+    """
     if isinstance(content, torch.export.ExportedProgram):
         return _program(content, inputs)
     if not inputs:
@@ -138,7 +164,7 @@ def _frozen(target: ExportTarget) -> ExportTarget:
 
 
 def _program(program: Any, inputs: tuple[Input, ...]) -> ExportTarget:
-    """Inputs of a torch.export program are its example inputs; --input may only rename them."""
+    """Return the target of a torch.export program: its inputs are its example inputs, --input can only rename them."""
     if program.example_inputs is None:
         raise ModelError("the program holds no example inputs", fix="save it with the PyTorch that exported it")
     leaves = [leaf for leaf in pytree.tree_leaves(program.example_inputs) if isinstance(leaf, torch.Tensor)]
@@ -150,17 +176,17 @@ def _program(program: Any, inputs: tuple[Input, ...]) -> ExportTarget:
         Input(name, tuple(leaf.shape), str(leaf.dtype).removeprefix("torch."), bounds)
         for name, leaf, bounds in zip(names, leaves, dynamic, strict=True)
     )
-    for asked, given in zip(inputs, own, strict=False):
-        if asked.dynamic or asked.shape != given.shape or asked.dtype != given.dtype:
+    for requested, given in zip(inputs, own, strict=False):
+        if requested.dynamic or requested.shape != given.shape or requested.dtype != given.dtype:
             raise UsageError(
-                f"--input {asked.name!r}: the program takes {'x'.join(map(str, given.shape))} {given.dtype}",
+                f"--input {requested.name!r}: the program takes {'x'.join(map(str, given.shape))} {given.dtype}",
                 fix="the sizes and the dynamic axes of a torch.export program are its own: give these, or no --input",
             )
     return ExportTarget(program.module(), own, (), any_name=False, program=program)
 
 
 def _program_bounds(program: Any) -> list[dict[int, tuple[int, int]]]:
-    """For each input tensor the axes that the program leaves open, with their bounds."""
+    """Return for each input tensor the dynamic axes of the program with their bounds."""
     values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
     found: list[dict[int, tuple[int, int]]] = []
     for name in program.graph_signature.user_inputs:
@@ -178,11 +204,11 @@ def _program_bounds(program: Any) -> list[dict[int, tuple[int, int]]]:
 
 @contextmanager
 def flattened(target: ExportTarget) -> Iterator[torch.nn.Module]:
-    """A copy of the module whose forward is flat; parameters are shared with it, state is not."""
+    """Yield a copy of the module with a flat forward; it shares the parameters, but not the state."""
     try:
         memo: dict[int, Any] = {id(parameter): parameter for parameter in target.module.parameters()}
         module = target.module if isinstance(target.module, _Scripted) else copy.deepcopy(target.module, memo)
-    except Exception:  # a user's module may refuse to be copied in any way
+    except Exception:  # copying a user's module may raise anything
         module = target.module
     own = vars(module).get("forward")
     object.__setattr__(module, "forward", target.flat(module))
@@ -196,6 +222,6 @@ def flattened(target: ExportTarget) -> Iterator[torch.nn.Module]:
 
 
 def as_array(tensor: torch.Tensor) -> Array:
-    """A tensor as the reference gives it: half as FP32, scalars as arrays."""
+    """Return a tensor as a numpy array, as the reference has it: FP16 and BF16 as FP32, scalars as arrays."""
     wide = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
     return np.asarray(wide.cpu().contiguous().numpy())

@@ -1,6 +1,6 @@
-"""The user's own code runs as a guest: it finds its neighbours, its stdout is not ours, there is no network.
+"""Run the user's code in our process: imports work, stdout stays ours, and the network is blocked.
 
-Whatever it raises comes out as a ModelError that shows the user's frames and no others.
+Every exception of the user's code becomes a ModelError that shows only the user's frames.
 """
 
 from __future__ import annotations
@@ -27,7 +27,15 @@ WHERE = "--model is FILE.py:CALLABLE or PACKAGE.MODULE:CALLABLE"
 
 @contextlib.contextmanager
 def user_code(what: str, *, fix: str) -> Iterator[None]:
-    """Run the user's code in the block. Raises ModelError: `what` and what was raised where; `fix` is the remedy."""
+    """Run the user's code in the block.
+
+    Args:
+        what: What is run, as the subject of the error message.
+        fix: What the user can do about an error.
+
+    Raises:
+        ModelError: The code raised an exception or called sys.exit.
+    """
     try:
         with stdout_to(), _no_network():
             yield
@@ -39,9 +47,9 @@ def user_code(what: str, *, fix: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stdout_to(place: str | None = None) -> Iterator[None]:
-    """What the block prints goes to the file `place`, or to stderr.
+    """Redirect the block's stdout to the file `place`, or to stderr if it is None.
 
-    Also what C code and child processes print, which know file descriptor 1 and not sys.stdout.
+    File descriptor 1 is redirected too, for C code and child processes.
     """
     target = 2 if place is None else os.open(place, os.O_WRONLY)
     try:
@@ -63,7 +71,7 @@ def stdout_to(place: str | None = None) -> Iterator[None]:
 
 
 class _NoNetworkError(Exception):
-    """What the guest meets when it opens a connection."""
+    """The user's code tried to open a connection."""
 
 
 @contextlib.contextmanager
@@ -77,7 +85,7 @@ def _no_network() -> Iterator[None]:
 
 
 def _raised(error: BaseException) -> str:
-    """`raises KeyError: 'x' (net.py, line 12, in build; blocks.py, line 3, in __init__)`."""
+    """Return `raises KeyError: 'x' (net.py, line 12, in build; blocks.py, line 3, in __init__)`."""
     lines = str(error).strip().splitlines()
     said = f": {lines[0]}" if lines else ""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
@@ -96,7 +104,12 @@ def _is_users(file: str) -> bool:
 
 @contextlib.contextmanager
 def neighbours(text: str | None) -> Iterator[None]:
-    """The folder of FILE in `text`, above its packages, and the working folder are importable in the block."""
+    """Make the user's modules importable in the block.
+
+    Args:
+        text: FILE_OR_MODULE:CALLABLE or None. For a FILE, its folder and the folder above its packages are importable;
+            the working folder always is.
+    """
     before = list(sys.path)
     file = _file_of(text) if text else None
     folders = [str(_root_and_name(file)[0]), str(file.resolve().parent)] if file else []
@@ -108,7 +121,12 @@ def neighbours(text: str | None) -> Iterator[None]:
 
 
 def load_callable(text: str) -> Any:
-    """What `FILE_OR_MODULE:CALLABLE` names; to be called in `neighbours(text)`. Raises UsageError and ModelError."""
+    """Return the object that `FILE_OR_MODULE:CALLABLE` names; call it within `neighbours(text)`.
+
+    Raises:
+        UsageError: The text is malformed or the file does not exist.
+        ModelError: The import failed, or the module has no such name.
+    """
     where, colon, name = text.rpartition(":")
     if not (where and colon and name):
         raise UsageError(f"--model {text!r} names no callable", fix=WHERE)
@@ -135,7 +153,7 @@ def _file_of(text: str) -> Path | None:
 
 
 def _root_and_name(file: Path) -> tuple[Path, str]:
-    """The folder above the outermost package that holds `file`, and the dotted name from there."""
+    """Return the folder above the outermost package of `file`, and the dotted module name from there."""
     folder, names = file.resolve().parent, [file.stem]
     while (folder / "__init__.py").is_file():
         names.insert(0, folder.name)
@@ -144,7 +162,10 @@ def _root_and_name(file: Path) -> tuple[Path, str]:
 
 
 def _import_file(file: Path) -> ModuleType:
-    """Import `file` under its own name, as its pickles and its neighbours call it; a taken name gets underscores."""
+    """Import `file` under its own module name, which its pickles and other modules use.
+
+    Underscores are appended if another module has that name.
+    """
     name = _root_and_name(file)[1]
     if "." in name:
         return importlib.import_module(name)

@@ -1,7 +1,8 @@
-"""What a checkpoint holds and an untrained module go in; the module with exactly those weights comes out.
+"""Load a checkpoint's weights into a module.
 
-The state dict is looked for wherever it is nested; of several, the one that fits the module best is taken. Prefixes
-that wrappers add are taken off. Every key of the module has to be found, and every key of the file used, or it says so.
+The state dict is searched at any nesting; of several, the one that fits the module best is used. Prefixes that
+wrappers add are removed. It is an error if a tensor of the module is missing or a tensor of the file is unused, unless
+that is allowed.
 """
 
 from __future__ import annotations
@@ -15,39 +16,66 @@ import torch
 
 from trt_helper.errors import ModelError, UsageError, nearest
 
-# Names in the order of preference where several entries fit equally well.
+# Names of entries in the order of preference, if several fit equally well.
 USUAL = ("", "state_dict", "model_state_dict", "net_state_dict", "model", "net", "network", "params", "weights", "ema")
 WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-COUNTER = "num_batches_tracked"  # of BatchNorm in training; old files lack it, and evaluation never reads it
-SHOWN = 5
+COUNTER = "num_batches_tracked"  # of BatchNorm; old files lack it, and evaluation does not use it
+SHOWN = 5  # names in a list
 State = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """One state dict seen by one module."""
+    """How one state dict fits one module.
 
-    entry: str  # where in the file, dotted; empty for the file itself
-    prefix: str  # taken off the file's keys
-    state: State  # by the module's names
+    Attributes:
+        entry: Place in the file, dotted; empty for the file itself.
+        prefix: Prefix that was removed from the file's names.
+        state: The file's tensors that the module has too, by the module's names.
+        missing: The module's tensors that the file does not have.
+        unexpected: The file's tensors that the module does not have, by the file's names.
+        shapes: Names of tensors whose shapes differ.
+        foreign: The file's tensors without the prefix, by the file's names; they belong to another module.
+    """
+
+    entry: str
+    prefix: str
+    state: State
     missing: tuple[str, ...]
-    unexpected: tuple[str, ...]  # the file's names
-    shapes: tuple[str, ...]  # names whose shapes differ
-    foreign: tuple[str, ...]  # the file's names outside the prefix: another module's
+    unexpected: tuple[str, ...]
+    shapes: tuple[str, ...]
+    foreign: tuple[str, ...]
 
     @property
     def matched(self) -> int:
+        """Number of tensors that fit by name and shape."""
         return len(self.state) - len(self.shapes)
 
     @property
     def exact(self) -> bool:
+        """Whether nothing is missing, unexpected or of another shape."""
         return not (self.missing or self.unexpected or self.shapes)
 
 
 def load_weights(
     module: torch.nn.Module, content: Any, path: Path, *, key: str | None = None, allow_missing: bool = False
 ) -> tuple[Fit, list[str]]:
-    """Load `content` into `module`; returns what was taken and what to tell. Raises ModelError and UsageError."""
+    """Load the weights in `content` into `module`, in place.
+
+    Args:
+        module: The module.
+        content: The content of the checkpoint.
+        path: The checkpoint, for messages.
+        key: The entry that has the weights, dotted; None searches.
+        allow_missing: Accept missing and unexpected tensors.
+
+    Returns:
+        The state dict that was loaded, and warnings.
+
+    Raises:
+        ModelError: There is no state dict, or it does not fit.
+        UsageError: There is no entry `key`.
+    """
     expected = {**module.state_dict(keep_vars=True)}
     expected = {name: value for name, value in expected.items() if isinstance(value, torch.Tensor)}
     found = [_fit(entry, state, expected) for entry, state in _entries(content, path, key)]
@@ -80,7 +108,12 @@ def _notes(best: Fit, others: list[Fit], path: Path) -> list[str]:
 
 
 def _entries(content: Any, path: Path, key: str | None) -> list[tuple[str, State]]:
-    """Every state dict in the file, or the one that `key` names. Raises ModelError and UsageError."""
+    """Return every state dict in the file, or the one that `key` names.
+
+    Raises:
+        ModelError: There is none.
+        UsageError: There is no entry `key`.
+    """
     found = dict(_nested(content, ""))
     if key is not None:
         if key not in found:
@@ -135,7 +168,7 @@ def _fit(entry: str, state: State, expected: Mapping[str, torch.Tensor]) -> Fit:
 
 
 def _unwrapped(name: str, expected: Mapping[str, torch.Tensor]) -> str:
-    """`name` without the parts that compiling and distributing put in, unless the module has them itself."""
+    """Return `name` without the parts that torch.compile and distributed wrappers insert."""
     if name in expected:
         return name
     own = {part for known in expected for part in known.split(".")} & set(WRAPPERS)
@@ -143,7 +176,10 @@ def _unwrapped(name: str, expected: Mapping[str, torch.Tensor]) -> str:
 
 
 def _prefix(names: Mapping[str, str], expected: Mapping[str, torch.Tensor]) -> tuple[str, str]:
-    """What to take off the file's names and what to put before them, so that most are the module's."""
+    """Return the prefix to remove from the file's names and the one to add, so that most become the module's names.
+
+    One of the two is empty.
+    """
 
     def heads(keys: Mapping[str, Any]) -> list[str]:
         found = {

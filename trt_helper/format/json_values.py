@@ -1,4 +1,4 @@
-"""Errors and tolerances as the JSON of every command has them."""
+"""Errors and tolerances as JSON, in the same form for every command."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from typing import Any
 from trt_helper.values import TensorError, Tolerance
 
 SCHEMA = 1
-
-
 Json = dict[str, Any]
 
 
 def error_json(error: TensorError) -> Json:
-    """The statistics of one tensor; what is not a finite number is null."""
+    """The errors of one tensor. A figure that is not finite is null."""
     return {
         "max": number(error.max),
         "mean": number(error.mean),
@@ -32,12 +30,12 @@ def error_json(error: TensorError) -> Json:
 
 
 def outputs_json(errors: Iterable[TensorError]) -> Json:
-    """Errors by output name."""
+    """The errors of several tensors, by name."""
     return {error.name: error_json(error) for error in errors}
 
 
 def tolerance_json(tolerance: Tolerance) -> Json:
-    """The tolerance under the names that the YAML uses."""
+    """A tolerance under the keys of the YAML file."""
     own: Mapping[str, Any] = {name: {"atol": a, "rtol": r} for name, (a, r) in tolerance.per_output.items()}
     return {
         "atol": tolerance.atol,
@@ -48,5 +46,5 @@ def tolerance_json(tolerance: Tolerance) -> Json:
 
 
 def number(value: float) -> float | None:
-    """`value`, or None (JSON null) where it is NaN or infinite."""
+    """`value`, or None (JSON null) if it is NaN or infinite."""
     return float(value) if math.isfinite(value) else None

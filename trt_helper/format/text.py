@@ -1,15 +1,20 @@
-"""Names, figures and tables for a terminal. Names come from models, and models come from anybody."""
+"""Names, figures and tables as text for a terminal. Names come from models, so they are not trusted."""
 
 from __future__ import annotations
 
 from rich.table import Table
 from rich.text import Text
 
-LONGEST_NAME = 200
+LONGEST_NAME = 200  # characters
 
 
 def plain(name: str, longest: int = LONGEST_NAME) -> str:
-    """`name` without control characters, escapes and bidirectional marks, cut in the middle when long."""
+    """`name` without control characters, escapes and bidirectional marks, and with the middle cut out if it is long.
+
+    Args:
+        name: From a model or a file.
+        longest: The length, in characters, from which the middle is replaced by an ellipsis.
+    """
     visible = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
     if len(visible) <= longest:
         return visible
@@ -18,27 +23,33 @@ def plain(name: str, longest: int = LONGEST_NAME) -> str:
 
 
 def cell(name: str, style: str = "", *, longest: int = LONGEST_NAME) -> Text:
-    """Text that rich shows as it is, whatever brackets it holds."""
+    """`plain(name)` as a text that rich shows unchanged, even if it contains rich's markup."""
     return Text(plain(name, longest), style=style)
 
 
 def figure(number: float) -> str:
-    """Three digits are what an error is worth."""
+    """A number with three significant digits."""
     return "0" if number == 0 else f"{number:.3g}"
 
 
 def rate(number: float) -> str:
-    """Three digits of so many a second, written out: 2,400 rather than 2.4e+03."""
+    """A number per second with three significant digits, written out: 2,400 rather than 2.4e+03."""
     return f"{float(f'{number:.3g}'):,.0f}" if number >= 100 else figure(number)  # noqa: PLR2004
 
 
 def batch_text(batch: int | None) -> str:
-    """The batch of a row of `bench`; a dash where the model has none."""
+    """The batch size in a row of `bench`; a dash if the model has no batch dimension."""
     return "-" if batch is None else str(batch)
 
 
 def table(title: str, *columns: str, names: int = 1) -> Table:
-    """A table whose first `names` columns are text and fold; the others are figures."""
+    """An empty rich table.
+
+    Args:
+        title: Above the table.
+        columns: Their headers.
+        names: The number of columns, from the left, that contain text and fold. The others contain figures.
+    """
     made = Table(title=title, title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
         if index < names:

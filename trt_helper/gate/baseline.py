@@ -1,7 +1,7 @@
-"""The accuracy that a plan had: a small JSON file beside the config, made to be read and to diff well.
+"""The baseline: the accuracy that a plan had, in a small JSON file beside the config.
 
-One entry for each runner, GPU and set of versions; figures in three digits, keys in order, no date and no
-path, so that the same model, plan and inputs give the same bytes.
+The file has one entry for each runner, GPU and set of versions. It has figures with three digits, sorted keys, no date
+and no path. So the same model, plan and inputs give the same bytes, and the file diffs well in version control.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from trt_helper.system.files import write_atomically
 from trt_helper.values import LayerName, Plan, Statistic, TensorError, TensorName, Tolerance, over
 
 SCHEMA = 1
-NOISE = 0.01  # of the tolerance: errors below it are as good as this
+NOISE = 0.01  # error ratio; smaller ones count as this much, so that noise is no regression
 FIGURES = ("max", "mean", "median", "max_rel", "mean_rel", "median_rel")
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What figures depend on besides model, plan and inputs."""
+    """The runner, machine and reference that the figures of a baseline depend on."""
 
     runner: str
     gpu: str | None
-    versions: Mapping[str, str]
-    reference: str | None = None  # sha256 of the model that FP32 outputs came from; None: of the model itself
+    versions: Mapping[str, str]  # by library
+    reference: str | None = None  # sha256 of the model that computed the FP32 outputs; None is the model itself
 
     @property
     def key(self) -> str:
-        """In one line, as the file has it."""
+        """The setup in one line: the key of its entry in the file."""
         against = f"against {self.reference[:12]}" if self.reference else None
         parts = [part for part in (self.runner, self.gpu, against) if part]
         return ", ".join([*parts, *(f"{name} {version}" for name, version in sorted(self.versions.items()))])
@@ -42,27 +42,27 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """What a plan reached once, worst sample: each output's errors and the layers where FP16 overflowed."""
+    """The accuracy of a plan in one setup, worst sample."""
 
     setup: Setup
     model: str  # sha256
     samples: str  # sha256 of all inputs
     plan: Plan
     outputs: tuple[TensorError, ...]
-    overflow: Mapping[LayerName, int] | None  # elements; None where nobody saw them: in an engine
-    metric: float | None = None
+    overflow: Mapping[LayerName, int] | None  # elements that overflow in FP16, by layer; None for an engine
+    metric: float | None = None  # the figure of the user's function, if there is one
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A baseline file: entries by `Setup.key`."""
+    """The contents of a baseline file."""
 
-    entries: Mapping[str, Json] = field(default_factory=dict)
+    entries: Mapping[str, Json] = field(default_factory=dict)  # by `Setup.key`
 
     def entry(self, setup: Setup) -> Json | None:
-        """The entry of this very setup, else the last one of the same runner, GPU and versions aside.
+        """The entry of exactly this setup, else the last one with the same runner on any GPU and versions, else None.
 
-        Errors against the model's own FP32 outputs are never held against those against another model's.
+        An entry with a separate reference model never stands for a setup without one, nor the reverse.
         """
         same = [
             entry
@@ -72,7 +72,7 @@ class Stored:
         return self.entries.get(setup.key) or (same[-1] if same else None)
 
     def with_(self, baseline: Baseline) -> Stored:
-        """The same file with this entry in it, in place of an older one of the same setup."""
+        """A copy in which `baseline` replaces the entry of the same setup."""
         return Stored({**self.entries, baseline.setup.key: _entry(baseline)})
 
 
@@ -82,12 +82,16 @@ def setup_of(entry: Mapping[str, Any]) -> Setup:
 
 
 def default_path(config: Path) -> Path:
-    """`fp32_layers.baseline.json` beside `fp32_layers.yaml`."""
+    """The path of the baseline of a config: `fp32_layers.baseline.json` beside `fp32_layers.yaml`."""
     return config.with_name(f"{config.stem}.baseline.json")
 
 
 def read(path: Path) -> Stored:
-    """The baselines in `path`, or the result of `locate` in its run record; none without a file. Raises ConfigError."""
+    """The baselines in the file `path`, which may also be a run record of `locate`. Without a file there are none.
+
+    Raises:
+        ConfigError: The file cannot be read or is neither of the two.
+    """
     if not path.exists():
         return Stored()
     again = "write it again with `trt-helper gate ... --update-baseline`"
@@ -106,7 +110,7 @@ def read(path: Path) -> Stored:
 
 
 def _from_run(record: Json) -> Json:
-    """A run record of `locate` as a baseline file, as far as it goes: it does not say where FP16 overflows."""
+    """A run record of `locate` as a baseline file. It has no overflows, because a run record does not have them."""
     try:
         outputs = {
             name: {key: error[key] or 0.0 for key in (*FIGURES, "non_finite")}
@@ -129,7 +133,11 @@ def _from_run(record: Json) -> Json:
 
 
 def write(stored: Stored, path: Path) -> None:
-    """Write the file whole or not at all. Raises OutputError."""
+    """Write a baseline file, completely or not at all.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
     data = {"schema": SCHEMA, "baselines": stored.entries}
     write_atomically(path, (json.dumps(data, allow_nan=False, indent=2, sort_keys=True) + "\n").encode())
 
@@ -157,12 +165,12 @@ def _entry(baseline: Baseline) -> Json:
 
 
 def three_digits(number: float) -> float:
-    """As many digits as an error is worth; the last bits, which differ from CPU to CPU, are not among them."""
+    """`number` with three significant digits: the last bits of an error differ from CPU to CPU. 0 if not finite."""
     return float(f"{number:.3g}") if math.isfinite(number) else 0.0
 
 
 def _is_sound(entry: object) -> bool:
-    """Whether what is read from an entry is there and of the right type."""
+    """Whether the keys that are read from an entry are there and of the right type."""
     if not isinstance(entry, dict):
         return False
     outputs, overflow = entry.get("outputs"), entry.get("overflow")
@@ -183,7 +191,13 @@ def _is_sound(entry: object) -> bool:
 
 
 def share(error: TensorError | Mapping[str, Any], name: TensorName, tolerance: Tolerance) -> float:
-    """How much of what is allowed an error takes up; 1 is all of it. `elemwise` is measured by its worst element."""
+    """The error ratio of an output from figures with three digits. For `elemwise` it is that of the largest error.
+
+    Args:
+        error: Of today's run, or the figures of a baseline's entry.
+        name: Of the output.
+        tolerance: Its absolute and relative limits; the smaller ratio of the two counts.
+    """
     stat = Statistic.MAX if tolerance.stat is Statistic.ELEMWISE else tolerance.stat
     atol, rtol = tolerance.of(name)
 
@@ -195,11 +209,11 @@ def share(error: TensorError | Mapping[str, Any], name: TensorName, tolerance: T
 
 
 def times_worse(now: TensorError, before: Mapping[str, Any], tolerance: Tolerance) -> float:
-    """How many times the error has grown, both held against today's tolerance; less than 1 is better."""
+    """The error ratio now over the one of the baseline, both with today's tolerance. Less than 1 is better."""
     new, old = share(now, now.name, tolerance), share(before, now.name, tolerance)
     return max(new, NOISE) / max(old, NOISE)
 
 
 def new_overflow(now: Mapping[LayerName, int], before: Mapping[str, Any]) -> Sequence[LayerName]:
-    """The layers where FP16 overflows and did not then; none where that was not recorded."""
+    """The layers where FP16 overflows now and did not in the baseline; none if the baseline has no overflows."""
     return [name for name in now if before["overflow"] is not None and name not in before["overflow"]]

@@ -1,4 +1,7 @@
-"""What was measured goes in, what there is to say about it comes out. Pure: nothing is run or read here."""
+"""Findings: the statements of `gate` about a plan, derived from its measured errors.
+
+These functions are pure: they run no model and read no file.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from trt_helper.gate import baseline as base
 from trt_helper.values import LayerName, Statistic, TensorError, Tolerance, Trial
 
 LONGEST_NAME = 200  # characters
-MOST_NAMED = 20  # findings of one kind that are spelled out
+MOST_NAMED = 20  # findings of one kind that are listed one by one
 RULES = {
     "layer": "A layer that the plan pins is not in the model",
     "input": "The model cannot be judged",
@@ -30,24 +33,24 @@ LEVELS = ("error", "warning", "note")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing to say. An error fails the gate."""
+    """One statement about the plan. A finding of the level error fails the gate."""
 
     rule: str  # one of RULES
     level: str  # one of LEVELS
-    subject: str  # the layer or output it is about, if any
+    subject: str  # the layer or output that it is about, or empty
     message: str
     fix: str = ""
-    line: int = 0  # in the config, from 1; 0 is none
+    line: int = 0  # in the config, from 1; 0 if it is about no line
 
 
 def named(name: str) -> str:
-    """A name in quotes for a message: what does not print is spelled out, what is long is cut in the middle."""
+    """A name in quotes for a message: unprintable characters are escaped, and the middle of a long name is cut out."""
     half = LONGEST_NAME // 2
     return repr(name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[-half:]}")
 
 
 def some(findings: Sequence[Finding]) -> Iterator[Finding]:
-    """The first of many, and how many there are more."""
+    """The first findings of one rule, and a last one that counts the rest, if there are more than MOST_NAMED."""
     yield from findings[:MOST_NAMED]
     more = len(findings) - MOST_NAMED
     if more > 0:
@@ -62,7 +65,15 @@ def by_tolerance(
     tolerance: Tolerance,
     fix: str,
 ) -> Iterator[Finding]:
-    """An error for each output that is out of tolerance, with its worst element and sample."""
+    """An error for each output that is out of tolerance, with its worst element and sample.
+
+    Args:
+        trial: The plan's trial, with the worst error of each output.
+        per_sample: The errors of each output, in the same order, for each sample.
+        sources: Of the samples.
+        tolerance: That the trial was judged by.
+        fix: Of the findings.
+    """
     if trial.why:
         yield Finding("tolerance", "error", "", f"the plan cannot be computed: {trial.why}", fix)
     for index, error in enumerate(trial.outputs):
@@ -71,18 +82,18 @@ def by_tolerance(
         atol, rtol = tolerance.of(error.name)
         source = next(s for s, errors in zip(sources, per_sample, strict=True) if errors[index] is error)
         if error.non_finite:
-            what = f"{error.non_finite} of {error.total} elements are wrong in being finite or not"
+            text = f"{error.non_finite} of {error.total} elements are wrong in being finite or not"
         elif tolerance.stat is Statistic.ELEMWISE:
-            what = f"{error.outside} of {error.total} elements are outside {atol:g} and {rtol:g} relative"
+            text = f"{error.outside} of {error.total} elements are outside {atol:g} and {rtol:g} relative"
         else:
             stat = tolerance.stat.value
-            what = f"{stat} error {getattr(error, stat):.3g}, allowed {atol:g} or {rtol:g} relative"
-        message = f"output {named(error.name)}: {what}; worst at {list(error.worst)} of {source}"
+            text = f"{stat} error {getattr(error, stat):.3g}, allowed {atol:g} or {rtol:g} relative"
+        message = f"output {named(error.name)}: {text}; worst at {list(error.worst)} of {source}"
         yield Finding("tolerance", "error", error.name, message, fix)
 
 
 def by_metric(name: str, threshold: float, figure: float | None, fix: str) -> Iterator[Finding]:
-    """An error where the user's own figure is below its threshold, or could not be computed."""
+    """An error if the figure of the user's metric is below its threshold, or is None: could not be computed."""
     if figure is None or not figure >= threshold:
         shown = "not computable" if figure is None else f"{figure:.4g}"
         yield Finding("metric", "error", name, f"the metric {name} is {shown}, below its threshold {threshold:g}", fix)
@@ -91,7 +102,15 @@ def by_metric(name: str, threshold: float, figure: float | None, fix: str) -> It
 def regressions(
     outputs: Sequence[TensorError], before: Mapping[str, Any], tolerance: Tolerance, factor: float, fix: str
 ) -> Iterator[Finding]:
-    """An error for each output that is more than `factor` times as far off as in the baseline."""
+    """An error for each output whose error is more than `factor` times the one of the baseline.
+
+    Args:
+        outputs: The worst error of each output.
+        before: The baseline's entry.
+        tolerance: Of today. Errors are compared as error ratios.
+        factor: The allowed growth.
+        fix: Of the findings.
+    """
     for error in outputs:
         old = before["outputs"].get(error.name)
         if old is None:
@@ -104,16 +123,23 @@ def regressions(
         elif times > factor:
             stat = "max" if tolerance.stat is Statistic.ELEMWISE else tolerance.stat.value
             figures = f"{stat} error {getattr(error, stat):.3g}, was {old[stat]:.3g}"
-            said = f"{times:.3g} times as far off as its baseline ({figures}), allowed {factor:g} times"
-            yield Finding("regression", "error", error.name, f"output {named(error.name)} is {said}", fix)
+            text = f"{times:.3g} times as far off as its baseline ({figures}), allowed {factor:g} times"
+            yield Finding("regression", "error", error.name, f"output {named(error.name)} is {text}", fix)
 
 
 def overflows(
     overflow: Mapping[LayerName, int] | None, before: Mapping[str, Any] | None, *, accurate: bool, fix: str
 ) -> Iterator[Finding]:
-    """Layers where FP16 overflows: errors where the baseline has none, else notes that explain a failure.
+    """Findings about layers where FP16 overflows.
 
-    None where nobody saw it: in an engine.
+    With a baseline they are errors, one for each layer that does not overflow there. Without one they are notes that
+    explain a failure.
+
+    Args:
+        overflow: Overflowing elements by layer; None if unknown, as in an engine.
+        before: The baseline's entry, if there is one.
+        accurate: Whether all outputs are within tolerance. Then there are no notes.
+        fix: Of the errors.
     """
     if overflow is None:
         return

@@ -1,7 +1,7 @@
-"""A config and the model as it is now go in; what comes out says whether the plan is still right, and still needed.
+"""The gate judges whether a plan is still right for the model as it is now, and whether its pins are still needed.
 
-Nothing is executed that the command line did not name: a metric or a data loader that only the config
-mentions is asked for, not run.
+Nothing is executed that the caller did not name: a metric or a data loader that only the config mentions is an error,
+and is not run.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from trt_helper.gate.findings import (
     regressions,
     some,
 )
-from trt_helper.gate.plan_run import EnginePlanRun, PlanRun
+from trt_helper.gate.plan_run import EmulatedPlanRun, EnginePlanRun, PlanRun
 from trt_helper.gate.result import EMULATE, Gated, Request
 from trt_helper.inputs import cache
 from trt_helper.inputs.metric import Metric, load_metric
@@ -45,17 +45,25 @@ from trt_helper.onnx_model.graph import Graph, read_graph
 from trt_helper.onnx_model.load import load
 from trt_helper.runners.oracle import RunnerOracle
 from trt_helper.runners.run import Runner, runner_here
+from trt_helper.search.oracle import Criteria
 from trt_helper.system.files import tidy
 from trt_helper.system.machine import find_gpu
 from trt_helper.system.versions import versions
-from trt_helper.values import REWRITE_KINDS, LayerName, Plan, Tensors
+from trt_helper.values import REWRITE_KINDS, LayerName, Plan
 
-AnyPlanRun = PlanRun | EnginePlanRun
 ALONE = "judge this config alone; memory may have run out, or a data loader or metric ended the process"
 
 
 def gate_all(requests: Sequence[Request], on_done: Callable[[int], None] = lambda _done: None) -> list[Gated]:
-    """Judge all configs, in the order asked for: emulated ones several at a time, in processes of their own."""
+    """Judge several configs: emulated ones several at a time, in processes of their own, others one by one.
+
+    Args:
+        requests: the configs.
+        on_done: called with the number of configs that are done.
+
+    Returns:
+        One result per request, in their order.
+    """
     emulated = all(request.runner == EMULATE for request in requests)
     workers = min(len(requests), os.cpu_count() or 1) if emulated else 1
     if workers <= 1:
@@ -81,7 +89,7 @@ def _counted(results: Iterable[Gated], on_done: Callable[[int], None]) -> Iterat
 
 
 def gate(request: Request) -> Gated:
-    """Judge one config. What is wrong with its files is a finding, not an exception."""
+    """Judge one config. A problem with its files is a finding, not an exception."""
     started = time.monotonic()
     return replace(_attempt(request), seconds=time.monotonic() - started)
 
@@ -101,7 +109,7 @@ def _attempt(request: Request) -> Gated:
 
 
 def _judged(graph: Graph, config: Config, request: Request) -> Gated:
-    """Run the plan, hold it against tolerance or metric, then against the baseline."""
+    """Run the plan; compare it with the tolerance or the metric, then with the baseline."""
     tolerance, path = config.tolerance, request.baseline or base.default_path(request.config)
     original = _original(graph, request)
     runner = None if request.runner == EMULATE else runner_here(request.runner)
@@ -109,27 +117,30 @@ def _judged(graph: Graph, config: Config, request: Request) -> Gated:
     before = _baseline(path, setup, request)
     samples, findings = _samples(graph, config, request)
     metric = _metric(config, request)
-    about = cache.subject(graph, samples)
-    expected = cache.cached_references(original, samples, {**about, "model": original.source.sha256})
-    run = _run_plan(graph, config, samples, expected, runner, request.repeats)
+    cache_key = cache.subject(graph, samples)
+    references = cache.cached_references(original, samples, {**cache_key, "model": original.source.sha256})
+    run = _run_plan(graph, config, Criteria(samples, references, tolerance), runner, request.repeats)
     again = f"find the plan again: {_locate_command(config, graph, request)}"
     accept = "if that is meant to be, run the same command with --update-baseline"
-    figure = metric.figure(expected, run.found) if metric and run.found else None
+    figure = metric.figure(references, run.outputs) if metric and run.outputs else None
     if metric:
         failures = list(by_metric(metric.name, metric.threshold, figure, again))
     else:
-        failures = list(by_tolerance(run.trial, run.errors, [s.source for s in samples], tolerance, again))
-    if request.reference and (told := half_warning(original)):
-        findings.append(Finding("reference", "warning", "", told))
+        failures = list(by_tolerance(run.trial, run.per_sample, [s.source for s in samples], tolerance, again))
+    if request.reference and (warning := half_warning(original)):
+        findings.append(Finding("reference", "warning", "", warning))
     findings += [*_changes(graph, config, run.plan), *failures]
     if before:
         findings += regressions(run.trial.outputs, before, tolerance, request.factor, accept)
     findings += overflows(run.overflow, before, accurate=not failures, fix=f"{again}; {accept}")
     if not request.update:
-        findings += _about_baseline(path, setup, before, about)
+        findings += _compare_setups(path, setup, before, cache_key)
     if not failures:
-        findings += _unneeded_pins(run, metric, {**about, "reference": original.source.sha256}, config, request, again)
-    now = base.Baseline(setup, about["model"], about["samples"], run.plan, run.trial.outputs, run.overflow, figure)
+        key = {**cache_key, "reference": original.source.sha256}
+        findings += _unneeded_pins(run, metric, key, config, request, again)
+    now = base.Baseline(
+        setup, cache_key["model"], cache_key["samples"], run.plan, run.trial.outputs, run.overflow, figure
+    )
     return Gated(
         config=request.config,
         status=int(any(finding.level == "error" for finding in findings)),
@@ -153,26 +164,17 @@ def _setup(runner: Runner | None, reference: str | None) -> base.Setup:
     return base.Setup(runner.name, find_gpu().name or None, known, reference)
 
 
-def _run_plan(
-    graph: Graph,
-    config: Config,
-    samples: Sequence[Sample],
-    expected: Sequence[Tensors],
-    runner: Runner | None,
-    repeats: int,
-) -> AnyPlanRun:
-    """Run the plan on every sample: emulated without a `runner`, else as what `convert` makes of it there."""
-    plan, tolerance = graph.plan(config.fp32_layers, config.bf16_layers), config.tolerance
+def _run_plan(graph: Graph, config: Config, criteria: Criteria, runner: Runner | None, repeats: int) -> PlanRun:
+    """Run the plan on every sample: emulated without a runner, else as `convert` builds it."""
+    plan = graph.plan(config.fp32_layers, config.bf16_layers)
     if runner is None:
-        return PlanRun(graph, plan, samples, expected, tolerance)
+        return EmulatedPlanRun(graph, plan, criteria)
     settings = BuildSettings(tensorrt=runner.name == "tensorrt", exclude_tactics=config.exclude_tactics)
     oracle = RunnerOracle(
         graph,
         runner,
-        samples,
-        expected,
-        tolerance,
-        profile(graph, ranges_of(samples))[0],
+        criteria,
+        profile(graph, ranges_of(criteria.samples))[0],
         settings,
         repeats=repeats,
         guards=recorded_guards(config, graph.candidates),
@@ -269,7 +271,7 @@ def _locate_command(config: Config, graph: Graph, request: Request) -> str:
 
 
 def _baseline(path: Path, setup: base.Setup, request: Request) -> Mapping[str, Any] | None:
-    """The baseline's entry to be held against, if there is one. Raises where the one that was named is not there."""
+    """The baseline's entry to compare with, if there is one. Raises InputError for a missing file."""
     if request.update:
         return None
     if request.baseline and not path.exists():
@@ -277,9 +279,10 @@ def _baseline(path: Path, setup: base.Setup, request: Request) -> Mapping[str, A
     return base.read(path).entry(setup)
 
 
-def _about_baseline(
-    path: Path, setup: base.Setup, before: Mapping[str, Any] | None, about: Mapping[str, Any]
+def _compare_setups(
+    path: Path, setup: base.Setup, before: Mapping[str, Any] | None, cache_key: Mapping[str, Any]
 ) -> Iterator[Finding]:
+    """Note that there is no baseline, or that it was measured with another setup or on other inputs."""
     if before is None:
         kind = " made with --reference" if setup.reference else ""
         said = f"{path} holds no baseline{kind}: nothing but the tolerance was asked"
@@ -288,44 +291,44 @@ def _about_baseline(
     if (key := base.setup_of(before).key) != setup.key:
         said = f"the baseline is of {key}, this is {setup.key}; they were compared all the same"
         yield Finding("baseline", "note", "", said, "write one for this setup with --update-baseline")
-    if before.get("samples") not in (None, about["samples"]):
+    if before.get("samples") not in (None, cache_key["samples"]):
         said = "the baseline is of other inputs; they were compared all the same"
         yield Finding("baseline", "note", "", said, "write one for these inputs with --update-baseline")
 
 
 def _changes(graph: Graph, config: Config, plan: Plan) -> Iterator[Finding]:
-    """What is no longer as it was when the plan was found."""
+    """Note what has changed since the plan was found: the model, the list of pins."""
     if config.sha256 and config.sha256 != graph.source.sha256:
         old, new = config.sha256[:12], graph.source.sha256[:12]
         said = f"the model has changed since the plan was made (sha256 {new}, was {old}); judged as it is now"
         yield Finding("model", "note", "", said)
-    pins = plan.fp32 | plan.bf16
-    gone = [name for name in recorded_pins(config) if graph.aliases.get(name, name) not in pins]
+    gone = [name for name in recorded_pins(config) if graph.aliases.get(name, name) not in plan.kept]
     said = "the plan was found with a pin that is no longer in it"
     yield from some([Finding("removed", "note", name, f"{said}: {named(name)}") for name in gone])
 
 
 def _unneeded_pins(
-    run: AnyPlanRun, metric: Metric | None, about: Mapping[str, Any], config: Config, request: Request, fix: str
+    run: PlanRun, metric: Metric | None, cache_key: Mapping[str, Any], config: Config, request: Request, fix: str
 ) -> Iterator[Finding]:
-    """A warning for each pin without which the plan passes, too."""
+    """Warn of each pin without which the plan passes as well."""
     if not run.pins or not (_are_unproven(run, config, request) if request.check_pins is None else request.check_pins):
         return
-    added = recorded_additions(config)  # so that TensorRT keeps their neighbours; no figure needs them
-    found = [name for name in _passing_without(run, metric, about) if name not in added]
+    added = recorded_additions(config)  # they make TensorRT keep their neighbours; no error needs them
+    found = [name for name in _passing_without(run, metric, cache_key) if name not in added]
     lines = pin_lines(request.config) if found else {}
     said = "is no longer needed: the plan is accurate without it"
     yield from some([Finding("pin", "warning", n, f"pin {named(n)} {said}", fix, lines.get(n, 0)) for n in found])
 
 
-def _passing_without(run: AnyPlanRun, metric: Metric | None, about: Mapping[str, Any]) -> list[LayerName]:
-    """The pins without which the plan passes. What the emulator said once is remembered, by all that it depends on."""
-    if not isinstance(run, PlanRun):
+def _passing_without(run: PlanRun, metric: Metric | None, cache_key: Mapping[str, Any]) -> list[LayerName]:
+    """The pins without which the plan passes as well. Answers of the emulator are cached."""
+    if not isinstance(run, EmulatedPlanRun):
         return [name for name in run.pins if run.passes_without(name, metric)]  # an engine each, on the one GPU
     rewrites = [[rewrite.kind, rewrite.name, rewrite.op] for rewrite in run.graph.rewrites]
     plan = [sorted(run.plan.fp32), sorted(run.plan.bf16), *rewrites]
-    key = {**about, "plan": plan, "tolerance": asdict(run.tolerance), "metric": metric and metric.name}
-    known = None if metric else cache.remembered(key)  # what a metric says can change with its file
+    tolerance = asdict(run.criteria.tolerance)
+    key = {**cache_key, "plan": plan, "tolerance": tolerance, "metric": metric and metric.name}
+    known = None if metric else cache.remembered(key)  # a metric can change with its file
     if isinstance(known, list) and set(known) <= set(run.pins):
         return known
     with ThreadPoolExecutor(min(len(run.pins), os.cpu_count() or 1)) as pool:
@@ -336,13 +339,13 @@ def _passing_without(run: AnyPlanRun, metric: Metric | None, about: Mapping[str,
     return found
 
 
-def _are_unproven(run: AnyPlanRun, config: Config, request: Request) -> bool:
+def _are_unproven(run: PlanRun, config: Config, request: Request) -> bool:
     """Whether no `locate` has shown that each pin is needed, for this model, plan, tolerance and these inputs.
 
-    For engines that is not asked: to find out would take one for each pin.
+    Never for engines: to find out would take one engine per pin.
     """
     evidence = config.evidence
-    return isinstance(run, PlanRun) and not (
+    return isinstance(run, EmulatedPlanRun) and not (
         evidence.get("minimal") is True
         and evidence.get("tolerance") == tolerance_yaml(config.tolerance)
         and config.sha256 == run.graph.source.sha256

@@ -1,4 +1,4 @@
-"""What `gate` is asked to judge, and what it found: plain values, which the CI writers read."""
+"""The request to `gate` and its result: plain values, which the writers of CI formats read."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_helper.gate import baseline as base
-from trt_helper.gate.findings import (
-    Finding,
-)
+from trt_helper.gate.findings import Finding
 from trt_helper.values import Tolerance
 
 EMULATE = "emulate"
@@ -18,29 +16,29 @@ EMULATE = "emulate"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One config to judge, and what the command line said about how."""
+    """One config to judge, with the options of the command line."""
 
     config: Path
-    model: Path | None = None
-    reference: Path | None = None  # the model that FP32 outputs come from, else the model itself
+    model: Path | None = None  # by default the one that the config names
+    reference: Path | None = None  # the model that computes the FP32 outputs; by default the model itself
     runner: str = EMULATE  # or one of `runners.RUNNERS`
-    repeats: int = 2  # runs of an engine, which have to agree
+    repeats: int = 2  # runs of an engine, which must agree
     inputs: tuple[Path, ...] = ()
-    script: str | None = None
-    metric: str | None = None
+    script: str | None = None  # FILE.py[:function]
+    metric: str | None = None  # FILE.py:function
     metric_threshold: float | None = None
-    baseline: Path | None = None  # else the one beside the config
-    factor: float = 2.0
-    check_pins: bool | None = None  # None: when nothing proves that they are needed
-    update: bool = False  # nothing is held against the baseline, which is to be written
+    baseline: Path | None = None  # by default the one beside the config
+    factor: float = 2.0  # by which an error may grow against the baseline
+    check_pins: bool | None = None  # None: only if nothing proves that the pins are needed
+    update: bool = False  # the baseline is not compared, but written
 
 
 @dataclass(frozen=True)
 class Gated:
-    """What came of one config."""
+    """The result for one config."""
 
     config: Path
-    status: int  # as the command's own
+    status: int  # exit status of the command, if this were its only config
     findings: tuple[Finding, ...]
     model: Path | None = None
     sha256: str = ""
@@ -48,9 +46,9 @@ class Gated:
     metric: tuple[str, float, float | None] | None = None  # name, threshold, figure
     samples: tuple[str, ...] = ()
     candidates: int = 0  # layers that could be pinned
-    now: base.Baseline | None = None  # None where nothing could be judged
+    now: base.Baseline | None = None  # None if the plan could not be judged
     before: Mapping[str, Any] | None = None  # the baseline's entry
-    baseline: Path = Path()
+    baseline: Path = Path()  # of the baseline file
     seconds: float = field(default=0.0, compare=False)
 
     @property

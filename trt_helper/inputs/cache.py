@@ -1,8 +1,7 @@
-"""What is slow and does not change, kept on disk: FP32 outputs by model, inputs and versions.
+"""A cache on disk of results that are slow to compute: FP32 outputs, and JSON values about a model and its inputs.
 
-The folder is `$TRT_HELPER_CACHE`, else `$XDG_CACHE_HOME/trt-helper`, else `~/.cache/trt-helper`. It may be
-deleted at any time; what cannot be read back whole is computed again, and a folder that cannot be
-written costs time only.
+The folder is `$TRT_HELPER_CACHE`, else `$XDG_CACHE_HOME/trt-helper`, else `~/.cache/trt-helper`. It may be deleted at
+any time. An entry that cannot be read is computed again, and a folder that cannot be written is no error.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ from trt_helper.system.versions import versions
 from trt_helper.values import Tensors
 
 LARGEST_ENTRY = 256 << 20  # bytes
-LARGEST_CACHE = 1 << 30  # bytes; what was not used for longest goes first
+LARGEST_CACHE = 1 << 30  # bytes; the least recently used entries are deleted first
 
 
 def folder() -> Path:
-    """Where the cache is."""
+    """The folder of the cache."""
     own = os.environ.get("TRT_HELPER_CACHE")
     if own:
         return Path(own)
@@ -40,7 +39,7 @@ def folder() -> Path:
 
 
 def subject(graph: Graph, samples: Sequence[Sample]) -> dict[str, Any]:
-    """What FP32 outputs depend on: the model, the inputs, and what computes them."""
+    """The cache key of the FP32 outputs: the model, the samples, the versions of the libraries and the machine."""
     return {
         "model": graph.source.sha256,
         "samples": digest([sample.feed for sample in samples]),
@@ -50,14 +49,20 @@ def subject(graph: Graph, samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def cached_references(graph: Graph, samples: Sequence[Sample], about: Mapping[str, Any]) -> list[Tensors]:
-    """`reference.references`, from the cache where they are there; `about` is their `subject`."""
+    """The FP32 outputs of the samples, from the cache if they are there: see `references.references`.
+
+    Args:
+        graph: Of the model.
+        samples: The samples.
+        about: The cache key, from `subject`.
+    """
     path = _path(about, "npz")
-    with suppress(Exception):  # numpy and zipfile raise what the first wrong byte makes them
+    with suppress(Exception):  # a damaged file raises any error of zipfile and numpy
         return _read(path, graph.outputs, len(samples))
     found = references(graph, samples)
     if sum(array.nbytes for values in found for array in values.values()) <= LARGEST_ENTRY:
         stream = io.BytesIO()
-        with suppress(ValueError):  # text cannot be stored without pickling
+        with suppress(ValueError):  # arrays of strings cannot be stored without pickling
             np.savez(
                 stream, allow_pickle=False, **{f"{i}.{j}": a for i, v in enumerate(found) for j, a in _numbered(v)}
             )
@@ -66,14 +71,14 @@ def cached_references(graph: Graph, samples: Sequence[Sample], about: Mapping[st
 
 
 def remembered(about: Mapping[str, Any]) -> Any:
-    """The JSON value that was remembered about this, or None."""
+    """The JSON value that `remember` stored under the cache key `about`, or None."""
     with suppress(OSError, ValueError):
         return json.loads(_path(about, "json").read_bytes())
     return None
 
 
 def remember(about: Mapping[str, Any], value: Any) -> None:
-    """Keep a JSON value for the next time."""
+    """Store a JSON value under the cache key `about`."""
     _write(_path(about, "json"), json.dumps(value).encode())
 
 
@@ -94,12 +99,13 @@ def _path(about: Mapping[str, Any], kind: str) -> Path:
 
 
 def _write(path: Path, data: bytes) -> None:
+    """Write one entry, then delete old ones until the cache is small enough."""
     with suppress(OutputError, OSError):
         write_atomically(path, data)
         entries = sorted(path.parent.glob("*.*"), key=lambda file: file.stat().st_mtime)
-        excess = sum(file.stat().st_size for file in entries) - LARGEST_CACHE
+        too_many = sum(file.stat().st_size for file in entries) - LARGEST_CACHE
         for file in entries:
-            if excess <= 0:
+            if too_many <= 0:
                 break
-            excess -= file.stat().st_size
+            too_many -= file.stat().st_size
             file.unlink(missing_ok=True)

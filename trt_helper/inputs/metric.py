@@ -1,10 +1,10 @@
-"""A user's own question instead of a tolerance: `FILE.py:function` judges the outputs by one figure.
+"""A metric: a function of the user, `FILE.py:function`, that judges the outputs in place of a tolerance.
 
-    def accuracy(reference, found):  # lists, one dictionary of arrays by output name a sample
+    def accuracy(reference, found):  # two lists, with one dictionary of arrays by output name per sample
         hits = [f["logits"].argmax() == r["logits"].argmax() for r, f in zip(reference, found)]
         return sum(hits) / len(hits)
 
-Higher is better, and what the FP32 outputs themselves reach is as good as it gets.
+Higher is better. The best possible figure is that of the FP32 outputs themselves.
 """
 
 from __future__ import annotations
@@ -23,16 +23,24 @@ Function = Callable[[Sequence[Tensors], Sequence[Tensors]], float]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A plan passes when `function` gives at least `threshold`."""
+    """The user's function and its threshold: a plan passes if the function returns at least `threshold`."""
 
-    function: Function
+    function: Function  # (reference, found) -> figure
     threshold: float
-    name: str
+    name: str  # FILE.py:function, without folders
 
     def error_ratio(self, reference: Sequence[Tensors], found: Sequence[Tensors]) -> float:
-        """How far the figure has fallen, over how far it may fall: at most 1 passes, 0 is as good as FP32.
+        """The loss of the figure against FP32, over the largest loss that the threshold allows.
 
-        Raises InputError when the function fails, or when FP32 itself does not reach the threshold.
+        Args:
+            reference: FP32 outputs, one dictionary per sample.
+            found: Outputs under a plan, in the same order.
+
+        Returns:
+            At most 1 passes, 0 is as good as FP32, inf is not a number or not allowed at all.
+
+        Raises:
+            InputError: The function fails, or FP32 itself does not reach the threshold.
         """
         best, figure = self.figure(reference, reference), self.figure(reference, found)
         if not best >= self.threshold:
@@ -48,10 +56,14 @@ class Metric:
         return (best - figure) / allowed if allowed else math.inf
 
     def figure(self, reference: Sequence[Tensors], found: Sequence[Tensors]) -> float:
-        """What the user's function says."""
+        """The figure that the user's function returns.
+
+        Raises:
+            InputError: The function raises an exception or does not return a number.
+        """
         try:
             return float(self.function(reference, found))
-        except Exception as error:  # it is the user's code: whatever it raises is theirs to mend
+        except Exception as error:  # the user's code can raise anything, and only the user can fix it
             raise InputError(
                 f"the metric {self.name} failed: {type(error).__name__}: {error}",
                 fix="it is called with two lists of {output name: array}, one a sample, and returns a number",
@@ -59,13 +71,17 @@ class Metric:
 
 
 def load_metric(text: str, threshold: float) -> Metric:
-    """The metric that `FILE.py:function` names. Raises InputError."""
+    """The metric named by `text`, which is `FILE.py:function`. The file is run.
+
+    Raises:
+        InputError: There is no such file or function, or the file raises an exception.
+    """
     file, _, function = text.rpartition(":")
     if not file or not Path(file).is_file():
         raise InputError(f"--metric {text!r} names no file", fix="write it as FILE.py:function")
     try:
         found = runpy.run_path(file).get(function)
-    except Exception as error:  # it is the user's code: whatever it raises is theirs to mend
+    except Exception as error:  # the user's code can raise anything, and only the user can fix it
         raise InputError(f"{file} cannot be run: {type(error).__name__}: {error}", fix="mend the file") from error
     if not callable(found):
         raise InputError(f"{file} has no function {function!r}", fix="name one that takes (reference, found)")

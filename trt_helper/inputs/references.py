@@ -1,7 +1,7 @@
-"""The user's own file and samples go in, its FP32 outputs come out: what everything is held against.
+"""The reference: the outputs of the user's own file on the samples, with which all other outputs are compared.
 
-This runs the model as it was given, as a whole, on ONNX Runtime's CPU provider without optimisation.
-It shares nothing with the emulator but ONNX Runtime, so a mistake in normalising shows as a difference.
+The file runs as it is, as a whole, on ONNX Runtime's CPU provider without optimisation. This code shares nothing with
+the emulator except ONNX Runtime, so a mistake in normalising shows up as a difference.
 """
 
 from __future__ import annotations
@@ -23,22 +23,39 @@ from trt_helper.values import Array, Tensors
 
 
 def references(graph: Graph, samples: Sequence[Sample], store: ArrayStore | None = None) -> list[Tensors]:
-    """FP32 outputs of the original file, one dictionary a sample, kept in `store`; half outputs as FP32."""
+    """The outputs of the user's file, one dictionary per sample.
+
+    Args:
+        graph: Of the file.
+        samples: The samples.
+        store: Keeps the arrays. By default they stay in memory.
+
+    Returns:
+        Arrays by output name. FP16 outputs are converted to FP32.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load the file.
+        InputError: The model does not run on a sample.
+    """
     run, store = runner(graph), store or ArrayStore.within(None)
     return [store.keep_all(run(sample)) for sample in samples]
 
 
 def require_alike(graph: Graph, reference: Graph) -> None:
-    """Raise InputError unless `reference` has the inputs and outputs of `graph`: names, types, fixed dimensions."""
+    """Check that `reference` has the same inputs and outputs as `graph`: names, types and fixed dimensions.
+
+    Raises:
+        InputError: They differ.
+    """
     fix = "as --reference give the FP32 model that the other one was made from"
-    for what, ours, theirs in (
+    for kind, ours, theirs in (
         ("inputs", graph.inputs, reference.inputs),
         ("outputs", graph.model.graph.outputs, reference.model.graph.outputs),
     ):
         here, there = ({value.name: value for value in values} for values in (ours, theirs))
         if here.keys() != there.keys():
             raise InputError(
-                f"{reference.source.path} has the {what} {_names(there)}, {graph.source.path} has {_names(here)}",
+                f"{reference.source.path} has the {kind} {_names(there)}, {graph.source.path} has {_names(here)}",
                 fix=fix,
             )
         for name, value in here.items():
@@ -68,14 +85,25 @@ def _tensor_text(value: ir.Value) -> str:
 
 
 def half_warning(reference: Graph) -> str | None:
-    """What to tell of a file that was named as reference and does not compute all in FP32 itself."""
+    """A warning for the user if a file given with --reference computes in half precision itself, else None."""
     if not reference.was_half:
         return None
     return f"{reference.source.path} computes in half precision itself: errors are those against that, not against FP32"
 
 
 def runner(graph: Graph, *, optimised: bool = False) -> Callable[[Sample], Tensors]:
-    """The original file, loaded; called with a sample it gives the outputs. `optimised` is ONNX Runtime's default."""
+    """Load the user's file into an ONNX Runtime session.
+
+    Args:
+        graph: Of the file.
+        optimised: Optimise the graph, as ONNX Runtime does by default.
+
+    Returns:
+        A function from a sample to the outputs by name. It raises InputError if the model does not run on the sample.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load the file.
+    """
     path = graph.source.path
     options = session_options(threads=os.cpu_count() or 1)
     if optimised:
@@ -93,7 +121,7 @@ def runner(graph: Graph, *, optimised: bool = False) -> Callable[[Sample], Tenso
 
 
 def loadable(graph: Graph) -> str | bytes:
-    """The user's file as it is; only where nodes share a name, which ONNX Runtime refuses, they get others."""
+    """The path of the user's file. If nodes share a name, which ONNX Runtime refuses: the renamed model in bytes."""
     model = graph.source.ir_model
     names = [node.name for node in ir.traversal.RecursiveGraphIterator(model.graph) if node.name]
     if len(set(names)) == len(names):

@@ -1,7 +1,7 @@
-"""Paths go in, samples come out: named arrays that fit the model's inputs.
+"""Samples: arrays for the model's inputs, read from the user's files or made up.
 
-`.npz` files or folders of them (keys = input names), Polygraphy's saved inputs, or a Polygraphy data
-loader script. Without any, seeded random values, and a warning that says what that is worth.
+They come from `.npz` files or folders of them (keys = input names), from Polygraphy's saved inputs, or from a
+Polygraphy data loader script. Without any of these a sample has seeded random values, and the user is warned.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from trt_helper.onnx_model.graph import Graph
 from trt_helper.system.array_store import ArrayStore
 from trt_helper.values import Array, Feed
 
-DEFAULT_DIMENSION = 1  # for a dynamic dimension that nobody gives
+DEFAULT_DIMENSION = 1  # of a dynamic dimension whose size is not given
 SEED = 0
 RANDOM_WARNING = (
     "no --inputs given: judging by seeded random values. Random data blames the wrong layers; "
@@ -37,10 +37,10 @@ RANDOM_WARNING = (
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Sample:
-    """One set of arrays for the model's inputs, and where it came from."""
+    """One set of arrays for the model's inputs."""
 
-    source: str
-    feed: Feed
+    source: str  # file, index and seed, as reports show it
+    feed: Feed  # in order and types of the graph's inputs; where the file's input is FP16: FP32, rounded to FP16
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -55,9 +55,17 @@ def load_samples(
     shapes: Mapping[str, Sequence[int]] | None = None,
     store: ArrayStore | None = None,
 ) -> list[Sample]:
-    """Real samples from `paths` and `script`, else one random one, kept in `store`.
+    """The samples from `paths` and `script`, or one random sample if there are none.
 
-    Raises InputError for what does not fit.
+    Args:
+        graph: Of the model. Every sample must fit its inputs.
+        paths: `.npz` files, Polygraphy's `.json` files, or folders of them.
+        script: A data loader script, `FILE.py[:function]`.
+        shapes: Of the inputs of a random sample, as far as they are given.
+        store: Keeps the arrays. By default they stay in memory.
+
+    Raises:
+        InputError: A file or script cannot be read, or a sample does not fit the model.
     """
     store = store or ArrayStore.within(None)
     found = chain.from_iterable((*map(_read_path, paths), _run_script(script) if script else ()))
@@ -69,7 +77,13 @@ def load_samples(
 
 
 def random_sample(graph: Graph, shapes: Mapping[str, Sequence[int]], seed: int = SEED) -> Sample:
-    """Standard normal floats, small non-negative integers; dynamic dimensions are 1 unless `shapes` says."""
+    """A sample with standard normal floats, and integers and booleans of 0 and 1.
+
+    Dynamic dimensions are 1 unless `shapes` gives the shape of an input, or the size of a dimension of the same name.
+
+    Raises:
+        InputError: An input is neither numeric nor boolean, or no tensor.
+    """
     generator = np.random.default_rng(seed)
     sizes = _symbol_sizes(graph, shapes)
     feed = {}
@@ -134,7 +148,7 @@ def _read_npz(path: Path) -> Feed:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: np.asarray(archive[name]) for name in archive.files}
-    except Exception as error:  # zipfile, its decompressors and numpy raise what the first wrong byte makes them
+    except Exception as error:  # a damaged file raises any error of zipfile, its decompressors and numpy
         raise InputError(f"{path} is not a sound .npz file: {first_line(error)}", fix=again) from error
 
 
@@ -157,9 +171,10 @@ def _read_polygraphy(path: Path) -> Iterator[tuple[str, Feed]]:
 
 
 def _run_script(script: str) -> list[tuple[str, Feed]]:
-    """`FILE.py[:function]` as Polygraphy has it: the function yields one dictionary of arrays a sample.
+    """The feeds of a Polygraphy data loader script, with their sources.
 
-    What the script prints goes to stderr, and it finds its neighbours, as it does there.
+    The function yields one dictionary of arrays per sample. As in Polygraphy, the script can import files of its own
+    folder, and its output to stdout goes to stderr.
     """
     file, _, function = script.partition(":") if not script.endswith(".py") else (script, "", "")
     function = function or "load_data"
@@ -194,7 +209,7 @@ def _script_feeds(file: str, function: str) -> list[tuple[str, Feed]]:
 
 
 def _arrays(feed: object, source: str) -> Feed:
-    """What a script or a file gave for one sample, as arrays."""
+    """One sample of a script or a file, as arrays."""
     if not isinstance(feed, Mapping) or not all(isinstance(name, str) for name in feed):
         raise InputError(
             f"{source} is no dictionary of arrays by input name, but {feed!r:.60}",
@@ -204,7 +219,7 @@ def _arrays(feed: object, source: str) -> Feed:
 
 
 def _fit(graph: Graph, feed: Feed, source: str) -> Feed:
-    """The arrays in the model's order, as the emulator wants them: contiguous, floats in FP32."""
+    """The arrays in the order of the model's inputs: contiguous, floats in FP32."""
     wanted = {value.name or "": value for value in graph.inputs}
     for name in feed:
         if name not in wanted:
@@ -248,15 +263,15 @@ def _fit_array(graph: Graph, value: ir.Value, array: Array, source: str) -> Arra
 
 
 def _stored(graph: Graph, value: ir.Value, array: Array) -> Array:
-    """`array` as the emulator takes it, rounded where the model's own input is half: so the reference takes it."""
-    half = graph.half_io.get(value.name or "")
+    """`array` in the type of the graph's input, with the rounded values that the reference reads at an FP16 input."""
+    reduced = graph.half_io.get(value.name or "")
     with np.errstate(over="ignore"):
-        rounded = array if half is None else array.astype(half.numpy())
+        rounded = array if reduced is None else array.astype(reduced.numpy())
         return np.ascontiguousarray(rounded, dtype=_numpy_type(value)).reshape(array.shape)
 
 
 def _require_one_size_per_symbol(graph: Graph, sample: Sample) -> None:
-    """A dynamic dimension that several inputs name the same has one size in one sample."""
+    """Refuse a sample in which dynamic dimensions of one name have different sizes."""
     sizes: dict[str, tuple[int, str]] = {}
     for value in graph.inputs:
         array = sample.feed[value.name or ""]
@@ -273,25 +288,23 @@ def _require_one_size_per_symbol(graph: Graph, sample: Sample) -> None:
 
 
 def shape_text(shape: ir.Shape | None) -> str:
-    """`[1, batch, ?]`: sizes, names of dynamic dimensions, and what has none; `?` alone where nothing is known."""
+    """A shape as text: `[1, batch, ?]` has a size, a named and an unnamed dynamic dimension. `?` is no known rank."""
     if shape is None:
         return "?"
     return "[" + ", ".join(str(d if isinstance(d, int) else (d.value or "?")) for d in shape) + "]"
 
 
-def hold_out(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Search samples and held-out ones: with four or more, every fourth is kept out of the search."""
-    if len(samples) < 4:  # noqa: PLR2004 - DESIGN.md section 5
-        return list(samples), []
-    held = {index for index in range(len(samples)) if index % 4 == 3}  # noqa: PLR2004
-    return [s for i, s in enumerate(samples) if i not in held], [samples[i] for i in sorted(held)]
-
-
 def resized(graph: Graph, sample: Sample, shapes: Mapping[str, tuple[int, ...]], label: str) -> Sample:
-    """`sample` cut or repeated along each axis until its inputs have `shapes`: real values in another size.
+    """`sample` in another size: its arrays are cut or repeated along each axis, so values stay real ones.
 
-    Other inputs follow where the model calls a dimension by the same name. Raises InputError where dimensions of
-    one name would differ.
+    Args:
+        graph: Of the model.
+        sample: The sample to resize.
+        shapes: Of inputs, by name. The other inputs follow in dimensions of the same name.
+        label: Ends the source of the new sample: min, opt or max.
+
+    Raises:
+        InputError: Dynamic dimensions of one name would have different sizes.
     """
     wanted: dict[str, int] = {}
     for value in graph.inputs:
@@ -312,12 +325,12 @@ def resized(graph: Graph, sample: Sample, shapes: Mapping[str, tuple[int, ...]],
 
 
 def element_count(sample: Sample) -> int:
-    """Elements of all inputs: the size by which samples are ordered."""
+    """The number of elements of all inputs, by which samples are ordered."""
     return sum(math.prod(shape) for shape in sample.shapes.values())
 
 
 def digest(feeds: Sequence[Mapping[str, Array]]) -> str:
-    """SHA-256 over names, shapes, types and bytes of all samples, in their order."""
+    """SHA-256, in hexadecimal, over the names, shapes, types and bytes of all samples, in their order."""
     found = hashlib.sha256()
     for feed in feeds:
         for name, array in feed.items():

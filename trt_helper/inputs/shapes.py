@@ -1,4 +1,4 @@
-"""Texts and samples go in, input shapes and optimisation profiles come out."""
+"""Shapes of the model's inputs and TensorRT optimisation profiles, from --shapes, samples or a config."""
 
 from __future__ import annotations
 
@@ -15,11 +15,19 @@ from trt_helper.onnx_model.graph import Graph
 from trt_helper.system.array_store import ArrayStore
 
 Shape = tuple[int, ...]
-Range = tuple[Shape, Shape, Shape]  # min, opt, max
+Range = tuple[Shape, Shape, Shape]  # min, opt and max shape of one input, as in a TensorRT profile
 
 
 def parse_shapes(texts: Sequence[str], graph: Graph) -> dict[str, Range]:
-    """`NAME:1x3x64x64` or `NAME:MIN,OPT,MAX`, as the command line has it. Raises InputError."""
+    """The ranges that --shapes gives, by input name.
+
+    Args:
+        texts: Each is `NAME:1x3x64x64` or `NAME:MIN,OPT,MAX`.
+        graph: Of the model.
+
+    Raises:
+        InputError: A text is no shape, or does not fit the model.
+    """
     known = {value.name or "": value for value in graph.inputs}
     ranges: dict[str, Range] = {}
     for text in texts:
@@ -39,9 +47,9 @@ def parse_shapes(texts: Sequence[str], graph: Graph) -> dict[str, Range]:
                 fix="write NAME:1x3x224x224, or NAME:MIN,OPT,MAX with three of them",
             )
         sizes = [tuple(int(size) for size in part.split("x")) for part in parts]
-        low, usual, high = sizes * 3 if len(sizes) == 1 else sizes
-        _require_fit(known[name], (low, usual, high), text)
-        ranges[name] = (low, usual, high)
+        low, opt, high = sizes * 3 if len(sizes) == 1 else sizes
+        _require_fit(known[name], (low, opt, high), text)
+        ranges[name] = (low, opt, high)
     return ranges
 
 
@@ -66,47 +74,74 @@ def samples_in(
     ranges: Mapping[str, Range],
     store: ArrayStore | None = None,
 ) -> list[Sample]:
-    """`samples.load_samples`, and the first of them again at the ends of the ranges. Raises InputError."""
+    """The samples of `samples.load_samples`, and the first one resized to the min, opt and max shapes of `ranges`.
+
+    Args:
+        graph: Of the model.
+        paths: See `load_samples`.
+        script: See `load_samples`.
+        ranges: From `parse_shapes`. Without a range that has min and max apart, nothing is resized.
+        store: Keeps the arrays. By default they stay in memory.
+
+    Raises:
+        InputError: A sample cannot be read, does not fit the model, or cannot be resized.
+    """
     samples = load_samples(
         graph, paths, script=script, shapes={n: sizes[1] for n, sizes in ranges.items()}, store=store
     )
-    open_ended = {name: sizes for name, sizes in ranges.items() if sizes[0] != sizes[2]}
-    ends = enumerate(("min", "opt", "max")) if open_ended else ()
-    return [*samples, *(resized(graph, samples[0], {n: s[i] for n, s in open_ended.items()}, end) for i, end in ends)]
+    dynamic = {name: sizes for name, sizes in ranges.items() if sizes[0] != sizes[2]}
+    labels = enumerate(("min", "opt", "max")) if dynamic else ()
+    return [
+        *samples,
+        *(resized(graph, samples[0], {n: s[i] for n, s in dynamic.items()}, label) for i, label in labels),
+    ]
 
 
 def ranges_of(samples: Sequence[Sample]) -> dict[str, Range]:
-    """Smallest, usual and largest size of every dimension over the samples; usual is the middle sample."""
+    """The range of each input over the samples: min and max per dimension, opt from the sample of middle size."""
     ordered = sorted(samples, key=element_count)
     middle = ordered[len(ordered) // 2]
     found: dict[str, Range] = {}
-    for name, usual in middle.shapes.items():
+    for name, opt in middle.shapes.items():
         shapes = [sample.shapes[name] for sample in samples]
         found[name] = (
             tuple(min(sizes) for sizes in zip(*shapes, strict=True)),
-            usual,
+            opt,
             tuple(max(sizes) for sizes in zip(*shapes, strict=True)),
         )
     return found
 
 
 def recorded_ranges(evidence: Mapping[str, Any], graph: Graph) -> dict[str, Range]:
-    """The sizes that `locate` saw and wrote into the config; what does not fit the model is left out."""
+    """The ranges that `locate` recorded in the config, without those that do not fit the model.
+
+    Args:
+        evidence: The config's `evidence`, which a user may have edited.
+        graph: Of the model.
+    """
     recorded = evidence.get("shapes")
     ranks = {value.name: len(value.shape) for value in graph.inputs if value.shape is not None}
     found: dict[str, Range] = {}
     for name, shapes in recorded.items() if isinstance(recorded, Mapping) else ():
         try:
-            low, usual, high = (tuple(int(size) for size in shape) for shape in shapes)
+            low, opt, high = (tuple(int(size) for size in shape) for shape in shapes)
         except (TypeError, ValueError):
             continue
-        if len(low) == len(usual) == len(high) == ranks.get(name, -1):
-            found[name] = (low, usual, high)
+        if len(low) == len(opt) == len(high) == ranks.get(name, -1):
+            found[name] = (low, opt, high)
     return found
 
 
 def profile(graph: Graph, known: Mapping[str, Range]) -> tuple[dict[str, Range], tuple[str, ...]]:
-    """The optimisation profile of the dynamic inputs, and the inputs whose size had to be made up."""
+    """The optimisation profile of the dynamic inputs.
+
+    Args:
+        graph: Of the model.
+        known: Ranges of inputs. Other inputs take over the sizes of dimensions of the same name.
+
+    Returns:
+        The ranges by input name, and the names of the inputs with a dimension of unknown size, which is taken as 1.
+    """
     symbols = _symbol_ranges(graph, known)
     ranges: dict[str, Range] = {}
     guessed: list[str] = []
@@ -119,15 +154,15 @@ def profile(graph: Graph, known: Mapping[str, Range]) -> tuple[dict[str, Range],
             continue
         names = [str(d) for d in shape or ()]  # a fixed size is its own name
         sizes = [symbols.get(d, (DEFAULT_DIMENSION,) * 3) for d in names]
-        low, usual, high = (tuple(size[which] for size in sizes) for which in range(3))
-        ranges[name] = (low, usual, high)
+        low, opt, high = (tuple(size[which] for size in sizes) for which in range(3))
+        ranges[name] = (low, opt, high)
         if shape is None or any(d not in symbols for d in names):
             guessed.append(name)
     return ranges, tuple(guessed)
 
 
 def _symbol_ranges(graph: Graph, known: Mapping[str, Range]) -> dict[str, Shape]:
-    """Smallest, usual and largest size of every dimension: by its symbol where it is dynamic, else by itself."""
+    """The min, opt and max size of every dimension, by its symbol if it is dynamic, else by its size as text."""
     found: dict[str, Shape] = {}
     for value in graph.inputs:
         for dimension in value.shape or ():

@@ -1,11 +1,15 @@
-"""A graph, the shapes of its tensors and a plan go in; an estimate of the time on a named GPU comes out.
+"""Estimate the time of one inference on a named GPU, from the graph, the shapes of its tensors and a plan.
 
-An estimate, not a measurement. A product, a pooling or a reduction is a kernel: it takes as long as its
-arithmetic at the GPU's peak or its traffic at the GPU's bandwidth, whichever is longer (the roofline model,
-Williams, Waterman and Patterson 2009). It reads each tensor in the type that it is stored in: TensorRT-RTX takes
-a cast into the kernel (`CorrCastRelu`). Everything else is fused into a kernel beside it and free, except where
-precision changes: that ends the fusion, and the tensor goes to memory once and back. Kernels reach only a
-part of either peak and launches take time, so ratios say more than seconds.
+This is an estimate, not a measurement. It uses the roofline model (Williams, Waterman and Patterson 2009): a kernel
+takes as long as its arithmetic at the GPU's peak, or its memory traffic at the GPU's bandwidth, whichever is longer.
+
+- A product, a pooling, a normalisation or a reduction is a kernel. It reads each tensor in the type that the tensor
+  is stored in, because TensorRT-RTX fuses a cast into the kernel (`CorrCastRelu`).
+- Every other layer is fused into a neighbouring kernel and costs nothing, except where precision changes: that ends
+  the fusion, and the tensor is written to memory and read back once.
+
+Real kernels reach only a part of either peak, and launches take time. So ratios of these estimates mean more than the
+seconds.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ Shapes = Mapping[TensorName, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """Peaks from the maker's data sheet, without sparsity: multiply-adds count as two operations."""
+    """The peaks in the manufacturer's data sheet, without sparsity. A multiply-add counts as two operations."""
 
     name: str
     half: float  # operations per second, FP16 or BF16 tensor cores that accumulate in FP32
@@ -42,50 +46,63 @@ GPUS = {
         Gpu("RTX4090", 165e12, 82.6e12, 1008e9),
     )
 }
-USUAL = GPUS["l4"]
-NARROW, SINGLE = 2, 4  # bytes of an element
+USUAL = GPUS["l4"]  # the default
+REDUCED, SINGLE = 2, 4  # bytes of an element in FP16 or BF16, and in FP32
 PRODUCTS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum"))
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 
 def seconds(graph: Graph, plan: Plan, shapes: Shapes, gpu: Gpu = USUAL) -> float:
-    """Estimated time of one inference under `plan`; `shapes` are those of every tensor, weights too."""
+    """The estimated time of one inference under `plan`, in seconds.
+
+    Args:
+        graph: The graph.
+        plan: The layers in FP32 and in BF16. All others run in FP16.
+        shapes: Of every tensor, weights included, for the sample to estimate: `Emulator.shapes`.
+        gpu: The GPU to estimate for.
+    """
     precisions = assign(graph, plan)
     return sum(_seconds(graph, layer, precisions, shapes, gpu) for layer in graph.layers)
 
 
 def prices(graph: Graph, shapes: Shapes, gpu: Gpu = USUAL) -> dict[LayerName, float]:
-    """What pinning each layer alone would add to the time of one inference, in seconds."""
-    plain = assign(graph, Plan())
+    """The estimated time, in seconds, that pinning each layer alone would add to one inference with all in FP16.
+
+    Args:
+        graph: The graph. Its candidates are priced.
+        shapes: Of every tensor, weights included: `Emulator.shapes`.
+        gpu: The GPU to estimate for.
+    """
+    all_reduced = assign(graph, Plan())
     layers = {layer.name: layer for layer in graph.layers}
-    usual = {name: _seconds(graph, layer, plain, shapes, gpu) for name, layer in layers.items()}
+    unpinned = {name: _seconds(graph, layer, all_reduced, shapes, gpu) for name, layer in layers.items()}
     found = {}
     for name in graph.candidates:
         outputs = layers[name].outputs
         pinned = Precisions(
-            {other: kind for other, kind in plain.layers.items() if other != name},
-            {tensor: kind for tensor, kind in plain.tensors.items() if tensor not in outputs},
+            {other: kind for other, kind in all_reduced.layers.items() if other != name},
+            {tensor: kind for tensor, kind in all_reduced.tensors.items() if tensor not in outputs},
         )
-        near = (name, *layers[name].children)
-        found[name] = sum(_seconds(graph, layers[other], pinned, shapes, gpu) - usual[other] for other in near)
+        affected = (name, *layers[name].children)
+        found[name] = sum(_seconds(graph, layers[other], pinned, shapes, gpu) - unpinned[other] for other in affected)
     return found
 
 
 def _seconds(graph: Graph, layer: Layer, precisions: Precisions, shapes: Shapes, gpu: Gpu) -> float:
     reduced, stored, weights = precisions.layers.get(layer.name), precisions.tensors, graph.model.graph.initializers
-    width = NARROW if reduced else SINGLE
+    width = REDUCED if reduced else SINGLE
     if not _is_kernel(layer):
-        broken = [name for name in layer.inputs if name not in weights and stored.get(name) is not reduced]
-        return (NARROW + SINGLE) * _elements(broken, shapes) / gpu.bandwidth if layer.role is Role.COMPUTE else 0.0
-    moved = width * _elements((*layer.outputs, *(name for name in layer.inputs if name in weights)), shapes)
+        cast = [name for name in layer.inputs if name not in weights and stored.get(name) is not reduced]
+        return (REDUCED + SINGLE) * _elements(cast, shapes) / gpu.bandwidth if layer.role is Role.COMPUTE else 0.0
+    traffic = width * _elements((*layer.outputs, *(name for name in layer.inputs if name in weights)), shapes)
     for name in layer.inputs:
-        moved += 0 if name in weights else (NARROW if name in stored else SINGLE) * _elements((name,), shapes)
+        traffic += 0 if name in weights else (REDUCED if name in stored else SINGLE) * _elements((name,), shapes)
     peak = gpu.half if reduced and layer.op in PRODUCTS else gpu.single
-    return max(operations(graph, layer, shapes) / peak, moved / gpu.bandwidth)
+    return max(operations(graph, layer, shapes) / peak, traffic / gpu.bandwidth)
 
 
 def _is_kernel(layer: Layer) -> bool:
-    """Whether the layer is one by itself; what is not is fused into one beside it."""
+    """Whether the layer is a kernel by itself. Any other layer is fused into a kernel."""
     return layer.op in PRODUCTS or layer.op.startswith("Reduce") or "Pool" in layer.op or "Norm" in layer.op
 
 
@@ -94,13 +111,16 @@ def _elements(names: Iterable[TensorName], shapes: Shapes) -> int:
 
 
 def operations(graph: Graph, layer: Layer, shapes: Shapes) -> float:
-    """Arithmetic operations of one layer; a multiply-add is two, a pointwise function one for each element."""
+    """The number of arithmetic operations of one layer.
+
+    A multiply-add counts as two operations, a pointwise function as one per element, a movement layer as none.
+    """
     node = graph.nodes[layer.name]
     read = [shapes.get(value.name or "", ()) if value is not None else () for value in node.inputs]
     written = _elements(layer.outputs, shapes)
     if layer.op in ("Conv", "ConvTranspose"):
-        spread = written if layer.op == "Conv" else math.prod(read[0])
-        return 2.0 * spread * math.prod(read[1][1:])
+        positions = written if layer.op == "Conv" else math.prod(read[0])
+        return 2.0 * positions * math.prod(read[1][1:])
     if layer.op in ("MatMul", "Gemm", "Einsum"):
         transposed = layer.op == "Gemm" and (given := node.attributes.get("transA")) is not None and given.as_int()
         return 2.0 * written * (read[0][0 if transposed else -1] if read[0] else 1)

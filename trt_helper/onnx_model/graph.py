@@ -1,9 +1,12 @@
-"""A checked model goes in, its layers come out: names, order, parents and children, roles."""
+"""The layers of a normalised model: their names, order, parents, children and roles.
+
+`read_graph` normalises a model and describes it as a `Graph`, from which all typed models are rendered.
+"""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,24 +24,28 @@ NAME_SCOPES = "pkg.torch.onnx.name_scopes"  # torch.onnx's dynamo exporter: "[''
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """The normalised model and its layers. `nodes[name]` and `ports[name]` belong to layer `name`."""
+    """The normalised model and its layers. It is never edited: every typed model is rendered from a copy."""
 
     source: Model
-    model: ir.Model  # normalised, all FP32; never edited after this
-    layers: tuple[Layer, ...]
+    model: ir.Model  # normalised and rewritten; all floats are FP32
+    layers: tuple[Layer, ...]  # in topological order
     nodes: Mapping[LayerName, ir.Node]
-    ports: Mapping[LayerName, Ports]
-    aliases: Mapping[LayerName, LayerName]
-    half_io: Mapping[TensorName, ir.DataType]  # graph inputs and outputs that are half for the user
-    picking: frozenset[LayerName]
-    inexact: frozenset[TensorName]  # initializers that movement layers mix with tensors and that half would change
+    ports: Mapping[LayerName, Ports]  # which inputs and outputs follow the precision of the layer
+    aliases: Mapping[LayerName, LayerName]  # name of a folded or removed node -> its successor
+    half_io: Mapping[TensorName, ir.DataType]  # graph inputs and outputs that are FP16 in the user's file
+    picking: frozenset[LayerName]  # layers that decide something non-float by comparing floats, such as TopK
+    inexact: frozenset[TensorName]  # initializers that movement layers mix with tensors and that FP16 would change
     was_half: bool  # the file computes in half precision, at least in part
-    rewrites: tuple[Rewrite, ...] = ()  # how it was rewritten after normalising
+    rewrites: tuple[Rewrite, ...] = ()  # applied after normalising
 
     @property
     def candidates(self) -> tuple[LayerName, ...]:
         """The layers that a plan may pin, in topological order."""
         return tuple(layer.name for layer in self.layers if layer.role is Role.COMPUTE)
+
+    def in_order(self, names: Collection[LayerName]) -> tuple[LayerName, ...]:
+        """Those of `names` that a plan may pin, in topological order."""
+        return tuple(name for name in self.candidates if name in names)
 
     @property
     def inputs(self) -> tuple[ir.Value, ...]:
@@ -49,19 +56,22 @@ class Graph:
         return tuple(value.name or "" for value in self.model.graph.outputs)
 
     def all_pinned(self) -> Plan:
-        """The control: every layer that can be FP32 is."""
+        """The plan that pins every layer that can be pinned: the control of a search."""
         return Plan.of(self.candidates)
 
     def plan(self, names: Iterable[LayerName], bf16: Iterable[LayerName] = ()) -> Plan:
-        """The plan that pins `names` and puts `bf16` into BF16; folded names stand for the layer they went into.
+        """The plan that pins the layers `names` and puts the layers `bf16` into BF16.
 
-        Raises ConfigError for a name that the model does not have. Movement and fixed layers are
-        accepted and change nothing: they follow their neighbours, or are FP32 already.
+        The name of a folded node stands for its successor. Movement and fixed layers are accepted and left out of the
+        plan: they follow their neighbours, or are FP32 already. A layer in both lists is a pin.
+
+        Raises:
+            ConfigError: The model has no layer of this name.
         """
-        pins = self._computing(names)
-        return Plan(pins, self._computing(bf16) - pins)
+        pins = self._candidates_named(names)
+        return Plan(pins, self._candidates_named(bf16) - pins)
 
-    def _computing(self, names: Iterable[LayerName]) -> frozenset[LayerName]:
+    def _candidates_named(self, names: Iterable[LayerName]) -> frozenset[LayerName]:
         found = set()
         roles = {layer.name: layer.role for layer in self.layers}
         for name in names:
@@ -76,13 +86,19 @@ class Graph:
 
 
 def read_graph(model: Model, rewrites: Sequence[Rewrite] = ()) -> Graph:
-    """Normalise a copy of `model`, rewrite it by `cures` and describe its layers."""
+    """Normalise a copy of `model`, apply `rewrites` to it, and describe its layers.
+
+    Raises:
+        ModelError: The model contains something that trt-helper cannot judge, or cannot be converted to the opset
+            that a rewrite needs.
+        ConfigError: The model does not offer one of the rewrites.
+    """
     copy = model.ir_model.clone()
     raise_opset(copy, rewrites)
     normal = normalise(copy)
     successors = apply(normal.model, rewrites) if rewrites else {}
     graph = normal.model.graph
-    shapes = shape_only_values(graph)
+    shape_only_tensors = shape_only_values(graph)
     opset = normal.model.opset_imports.get("", 1)
     nodes: dict[LayerName, ir.Node] = {}
     ports: dict[LayerName, Ports] = {}
@@ -90,7 +106,7 @@ def read_graph(model: Model, rewrites: Sequence[Rewrite] = ()) -> Graph:
     children = _children(graph)
     for node in graph:
         name = node.name or ""
-        shape_only = all(out.name in shapes for out in node.outputs if out.uses() or out.is_graph_output())
+        shape_only = all(out.name in shape_only_tensors for out in node.outputs if out.uses() or out.is_graph_output())
         role, ports[name] = role_and_ports(node, opset, shape_only=shape_only)
         if name in normal.author_fp32:
             role, ports[name] = Role.FIXED, Ports((), ())
@@ -117,6 +133,7 @@ def read_graph(model: Model, rewrites: Sequence[Rewrite] = ()) -> Graph:
 def _inexact_constants(
     layers: list[Layer], nodes: Mapping[LayerName, ir.Node], ports: Mapping[LayerName, Ports]
 ) -> frozenset[TensorName]:
+    """`Graph.inexact`."""
     found: set[TensorName] = set()
     for layer in layers:
         if layer.role is not Role.MOVEMENT:
@@ -146,7 +163,7 @@ def _children(graph: ir.Graph) -> dict[LayerName, list[LayerName]]:
 
 def _parents(node: ir.Node) -> tuple[LayerName, ...]:
     read = (value for value in (*node.inputs, *captured(node)) if value is not None)
-    return tuple(dict.fromkeys(p.name or "" for value in read if (p := value.producer()) is not None))
+    return tuple(dict.fromkeys(p.name or "" for value in read if (p := value.producer()) is not None))  # each once
 
 
 def _layer(node: ir.Node, role: Role, children: tuple[LayerName, ...]) -> Layer:
@@ -164,7 +181,7 @@ def _layer(node: ir.Node, role: Role, children: tuple[LayerName, ...]) -> Layer:
 
 
 def _module_path(node: ir.Node) -> str:
-    """The PyTorch module that the node came from, where the exporter wrote it."""
+    """The path of the PyTorch module that the node came from, if the exporter recorded it, else an empty text."""
     try:
         scopes = ast.literal_eval(node.metadata_props.get(NAME_SCOPES, "[]"))
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -173,19 +190,19 @@ def _module_path(node: ir.Node) -> str:
 
 
 def captured(node: ir.Node) -> tuple[ir.Value, ...]:
-    """Tensors of the main graph that the node's subgraphs read, each once."""
+    """The tensors of the node's own graph that its subgraphs read, each once."""
     found: dict[str, ir.Value] = {}
-    main = node.graph
+    outer = node.graph
     for subgraph in subgraphs(node):
         read = [v for inner in ir.traversal.RecursiveGraphIterator(subgraph) for v in inner.inputs]
         for value in (*read, *subgraph.outputs):
-            if value is not None and _belongs_to(value, main):
+            if value is not None and _belongs_to(value, outer):
                 found[value.name or ""] = value
     return tuple(found.values())
 
 
 def subgraphs(node: ir.Node) -> tuple[ir.Graph, ...]:
-    """The bodies of an If, Loop or Scan; none for any other node."""
+    """The bodies of an If, Loop or Scan. Any other node has none."""
     found: list[ir.Graph] = []
     for attribute in node.attributes.values():
         if attribute.type is ir.AttributeType.GRAPH:

@@ -1,8 +1,8 @@
-"""A path goes in, a checked and still untouched model comes out.
+"""Read and check an ONNX file, without changing the model.
 
-Weights stay on disk (memory-mapped) until somebody needs their values, so a model of several GB
-loads in no time. `onnx_ir` refuses external data outside the model's folder when it is opened;
-here it is refused before anything else happens.
+External weights stay on disk (memory-mapped) until their values are needed, so a model of several GB loads fast.
+External data outside the model's folder is refused here, before anything is read from it. (`onnx_ir` refuses it later,
+when the data is opened.)
 """
 
 from __future__ import annotations
@@ -19,23 +19,28 @@ from onnx_ir.passes.common import TopologicalSortPass
 
 from trt_helper.errors import ModelError, first_line
 
-# What the checker calls invalid and normalising mends: another order, an output without a stated shape.
+# Errors of onnx.checker about models that can be used: nodes in another order, an output without a shape.
 HARMLESS = ("topologically sorted", "Field 'shape' of 'type' is required but missing")
 EXPORT_AGAIN = "export the model again, or give the path of a valid .onnx file"
-CHECKPOINTS = (b"PK", b"\x80\x02", b"\x80\x04")  # how zip archives and pickles begin; safetensors: a length, then {
+CHECKPOINTS = (b"PK", b"\x80\x02", b"\x80\x04")  # first bytes of zip archives and pickles; safetensors has { at byte 8
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A model as the user gave it, parsed and checked."""
+    """The user's model, parsed and checked."""
 
     path: Path
-    sha256: str  # of the file and of its external data, in the order of their names
-    ir_model: ir.Model
+    sha256: str  # of the file, followed by its external data files in the order of their names
+    ir_model: ir.Model  # nodes in topological order, otherwise as in the file; never edited
 
 
 def load(path: Path) -> Model:
-    """Read and check `path`. Raises ModelError for anything that is not a sound ONNX model."""
+    """Read and check the ONNX file `path`.
+
+    Raises:
+        ModelError: The file cannot be read or is not a valid ONNX model, or external data is missing, truncated or
+            outside the model's folder.
+    """
     proto = _parse(path)
     model = _deserialize(proto, path)
     external = _external_files(model, path)
@@ -51,8 +56,8 @@ def load(path: Path) -> Model:
 
 def _parse(path: Path) -> onnx.ModelProto:
     if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "does not exist"
-        raise ModelError(f"{path} {what}", fix="give the path of an .onnx file")
+        fault = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise ModelError(f"{path} {fault}", fix="give the path of an .onnx file")
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -75,13 +80,14 @@ def _parse(path: Path) -> onnx.ModelProto:
 def _deserialize(proto: onnx.ModelProto, path: Path) -> ir.Model:
     try:
         model = ir.from_proto(proto)
-    except Exception as error:  # onnx_ir raises whatever the first inconsistency makes it raise
+    except Exception as error:  # onnx_ir has no error class for inconsistent models
         raise ModelError(f"{path} is not a sound ONNX graph: {first_line(error)}", fix=EXPORT_AGAIN) from error
     ir.external_data.set_base_dir(model.graph, path.resolve().parent)
     return model
 
 
 def _external_files(model: ir.Model, path: Path) -> list[Path]:
+    """The checked external data files, in the order of their names."""
     folder = path.resolve().parent
     found: dict[str, Path] = {}
     for tensor in _tensors(model):
@@ -115,7 +121,7 @@ def _require_outputs(model: ir.Model, path: Path) -> None:
 
 
 def _require_producers(model: ir.Model, path: Path) -> None:
-    """Every tensor that is read comes from a node, an input or an initializer."""
+    """Refuse a model that reads or returns a tensor that is no input, no initializer and no output of a node."""
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         for value in node.inputs:
             if value is None or value.producer() or value.is_graph_input() or value.is_initializer():

@@ -6,9 +6,10 @@ import onnx_ir as ir
 
 
 def name_nodes(graph: ir.Graph) -> None:
-    """Give every node, also in subgraphs, a name of its own; names that are unique stay.
+    """Give every node, also in subgraphs, a unique name, in place. Names that are unique already stay.
 
-    An unnamed node is called `node_of_<first output>`, as TensorRT's parser calls it.
+    An unnamed node is called `node_of_<first output>`, as in TensorRT's parser. Of several nodes with one name the
+    first keeps it, and the others get a number: `name_1`.
     """
     nodes = list(ir.traversal.RecursiveGraphIterator(graph))
     given = {node.name for node in nodes}
@@ -24,13 +25,13 @@ def name_nodes(graph: ir.Graph) -> None:
 
 
 def names_in(graph: ir.Graph) -> set[str]:
-    """The names of everything in a graph, its subgraphs aside: nodes, their outputs, inputs and initializers."""
+    """The names of all nodes, inputs, initializers and node outputs of a graph, without those of its subgraphs."""
     values = (*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs))
     return {one.name or "" for one in (*values, *graph)}
 
 
 def free_name(wanted: str, taken: set[str]) -> str:
-    """`wanted`, with a number behind it where that is taken; it is taken from then on."""
+    """`wanted`, or the first of `wanted_1`, `wanted_2`, ... that is not in `taken`. The result is added to `taken`."""
     name, number = wanted, 0
     while name in taken:
         number += 1

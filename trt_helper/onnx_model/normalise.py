@@ -1,13 +1,15 @@
-"""An untouched ONNX graph goes in, the graph that precision is decided on comes out.
+"""Normalise an ONNX graph into the FP32 graph that precision is decided on.
 
-Functions are inlined, every node has a name of its own, half-precision parts are raised to FP32 (and
-remembered), constants and BatchNorm are folded in FP32 as TensorRT folds them, types are inferred.
-Nothing is rounded here: in FP32 the result computes what the user's model computes.
+`normalise` runs the passes in `PASSES`, in that order, on one model in place. The docstring of a pass states
+what must hold before it (Requires) and what holds after it (Ensures). No pass rounds a value to FP16 or BF16: in
+FP32 the result computes what the user's model computes. Constants and BatchNorm are folded before anything is
+rounded, as TensorRT folds them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,7 +23,7 @@ from onnxscript.rewriter.rules.common import (
     fuse_batchnorm_into_gemm_rule,
 )
 
-from trt_helper.errors import ModelError, first_line
+from trt_helper.errors import ModelError, TrtHelperError, first_line
 from trt_helper.onnx_model.names import name_nodes
 
 BATCHNORM_RULES = (
@@ -30,92 +32,85 @@ BATCHNORM_RULES = (
     fuse_batchnorm_into_gemm_rule,
 )
 HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-FOLD_LIMIT = 1 << 30  # elements: weights may be folded whatever their size
-GROWTH_LIMIT = 1 << 24  # elements of a folded result, so that an Expand does not fill the memory
+FOLD_LIMIT = 1 << 30  # elements of the inputs of a folded node: weights of any usual size may be folded
+GROWTH_LIMIT = 1 << 24  # elements of the result of a folded node, so that an Expand does not fill the memory
 DOMAINS = ("", "ai.onnx")
 RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
-LISTS = ("SplitToSequence", "ConcatFromSequence")  # and all that begin with Sequence or Optional
+LISTS = ("SplitToSequence", "ConcatFromSequence")  # also every operator whose name begins with Sequence or Optional
 QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
 
 
 @dataclass(frozen=True)
 class Normalised:
-    """`model` in FP32, and what its author had decided."""
+    """The normalised model, and the facts about the user's file that the FP32 graph no longer shows."""
 
     model: ir.Model
-    aliases: dict[str, str]  # name of a folded or removed node -> the layer that it went into
-    author_fp32: frozenset[str]  # layers that the author of a mixed model had left in FP32
-    half_io: dict[str, ir.DataType] = field(default_factory=dict)  # graph inputs and outputs in half
-    was_half: bool = False  # some node computed in half precision; stored or fed so alone is not meant
+    aliases: dict[str, str]  # name of a folded or removed node -> its successor, a layer of `model`
+    author_fp32: frozenset[str]  # layers that the author of a mixed-precision model left in FP32
+    half_io: dict[str, ir.DataType] = field(default_factory=dict)  # graph inputs and outputs that are FP16 in the file
+    was_half: bool = False  # some node other than a Cast had an FP16 or BF16 output; weights and inputs do not count
+
+
+@dataclass
+class _State:
+    """The model that is being normalised, and what passes record for later passes and for the result."""
+
+    model: ir.Model
+    half_io: dict[str, ir.DataType] = field(default_factory=dict)
+    was_half: bool = False
+    author_fp32: frozenset[str] = frozenset()
+    consumers: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of each node, by name, before folding
+    producers: dict[str | None, str | None] = field(default_factory=dict)  # tensor -> node name, before folding
+    folded_norms: dict[str, str] = field(default_factory=dict)  # name of a folded BatchNorm -> its successor
 
 
 def normalise(model: ir.Model) -> Normalised:
-    """Normalise `model` in place. Raises ModelError for what trt-helper cannot judge."""
-    passes.InlinePass()(model)
-    refuse(model)
-    name_nodes(model.graph)
-    passes.RemoveInitializersFromInputsPass()(model)
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    passes.LiftSubgraphInitializersToMainGraphPass()(model)
-    infer_types(model)
-    half_io = _half_io(model.graph)
-    model.ir_version = max(model.ir_version, 4)  # from there on an initializer need not be an input
-    was_half = _computes_in_half(model)
-    author_fp32 = raise_to_fp32(model)
-    before = {node.name or "": _consumers(node) for node in model.graph}
-    producers = {out.name: node.name for node in model.graph for out in node.outputs}
-    _fold_constants(model)
-    folded = fold_batchnorm(model)
-    passes.RemoveUnusedNodesPass()(model)
-    _restore_names(model.graph, before, producers)
-    name_nodes(model.graph)
-    _refuse_sequences(model)
-    if not _is_inferred(model):
-        infer_types(model)
-    alive = {node.name or "" for node in model.graph}
-    if not alive:
-        raise ModelError("every output is a constant", fix="there is nothing to decide in this model")
-    vanished = [name for name in before if name not in alive]
-    parents = _reversed(before)  # a no-op before an output went into what computes the output
-    aliases = {
-        n: successor for n in vanished if (successor := _successor(n, before, alive) or _successor(n, parents, alive))
-    }
+    """Normalise `model` in place, by all passes of `PASSES`.
+
+    An unexpected exception is a bug. On Python 3.11 and later it carries a note that names the pass.
+
+    Raises:
+        ModelError: The model contains something that trt-helper cannot judge.
+    """
+    state = _State(model)
+    for graph_pass in PASSES:
+        try:
+            graph_pass(state)
+        except TrtHelperError:
+            raise
+        except Exception as error:
+            if sys.version_info >= (3, 11):
+                error.add_note(f"while normalising the model, in the pass {graph_pass.__name__!r}")
+            raise
+    remaining = {node.name or "" for node in model.graph}
     return Normalised(
         model,
-        {**aliases, **folded},
-        frozenset({folded.get(name, name) for name in author_fp32} & alive),
-        half_io,
-        was_half,
+        _aliases(state, remaining),
+        frozenset({state.folded_norms.get(name, name) for name in state.author_fp32} & remaining),
+        state.half_io,
+        state.was_half,
     )
 
 
-def _computes_in_half(model: ir.Model) -> bool:
-    nodes = ir.traversal.RecursiveGraphIterator(model.graph)
-    return any(out.dtype in HALVES for node in nodes if node.op_type != "Cast" for out in node.outputs)
+# ------------------------------------------------------------------------------------------------ passes
 
 
-def _half_io(graph: ir.Graph) -> dict[str, ir.DataType]:
-    """Graph inputs and outputs in half; bfloat16 ones can neither be fed to the reference nor read from it."""
-    found = {v.name: v.dtype for v in (*graph.inputs, *graph.outputs) if v.name and v.dtype in HALVES}
-    for name, dtype in found.items():
-        if dtype is ir.DataType.BFLOAT16:
-            raise ModelError(f"{name!r} is bfloat16", fix="export the model with FP32 or FP16 inputs and outputs")
-    return found
+def inline_functions(state: _State) -> None:
+    """Replace every call of a model-local function with the body of the function.
+
+    Requires: a model that `load` accepted.
+    Ensures: the model has no functions.
+    """
+    passes.InlinePass()(state.model)
 
 
-def _fold_constants(model: ir.Model) -> None:
-    try:
-        fold_constants(model, input_size_limit=FOLD_LIMIT, output_size_limit=GROWTH_LIMIT)
-    except RuntimeError as error:  # what onnxscript makes of any mistake in one of its own rules
-        raise ModelError(
-            f"{first_line(error)}: {error.__cause__}",
-            fix="export the model without this operator; onnxscript cannot fold it",
-        ) from error
+def refuse_unsupported(state: _State) -> None:
+    """Refuse custom operators, quantised models and random numbers: none of them has an FP32 reference here.
 
-
-def refuse(model: ir.Model) -> None:
-    """Say no to what has no FP32 reference here, before any work is done."""
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+    Requires: functions are inlined, because a call of one looks like a custom operator.
+    Ensures: every node is a deterministic, unquantised operator of the ONNX standard. The model is unchanged.
+    """
+    for node in ir.traversal.RecursiveGraphIterator(state.model.graph):
         where = f"node {node.name or node.op_type!r}"
         if node.domain not in DOMAINS:
             raise ModelError(
@@ -134,28 +129,32 @@ def refuse(model: ir.Model) -> None:
             )
 
 
-def _drops_at_random(node: ir.Node) -> bool:
-    """A Dropout that was exported in training mode."""
-    if node.op_type != "Dropout" or len(node.inputs) < 3 or node.inputs[2] is None:  # noqa: PLR2004 - training_mode
-        return False
-    mode = ir.convenience.get_const_tensor(node.inputs[2])
-    return mode is not None and bool(mode.numpy().any())
+def make_names_unique(state: _State) -> None:
+    """Name the nodes that have no name, and rename those that share one.
+
+    Ensures: each node, also in subgraphs, has a name that no other node has. Names that were unique are kept.
+    """
+    name_nodes(state.model.graph)
 
 
-def _refuse_sequences(model: ir.Model) -> None:
-    """Lists of tensors that folding did not dissolve: nothing can be cast there, and TensorRT has none."""
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        if node.op_type in LISTS or node.op_type.startswith(("Sequence", "Optional")):
-            raise ModelError(
-                f"node {node.name!r} is {node.op_type}: TensorRT has no sequences and no optional tensors",
-                fix="export the model without lists of tensors",
-            )
+def constants_to_initializers(state: _State) -> None:
+    """Turn Constant nodes into initializers of the main graph.
+
+    Ensures: no initializer is an input of the graph, no Constant node holds a dense tensor, and subgraphs have no
+        initializers, except those that are outputs of a subgraph.
+    """
+    passes.RemoveInitializersFromInputsPass()(state.model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(state.model)
+    passes.LiftSubgraphInitializersToMainGraphPass()(state.model)
 
 
-def infer_types(model: ir.Model) -> None:
-    """Infer shapes and types; every tensor has a type afterwards."""
-    passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+def infer_types(state: _State) -> None:
+    """Infer the types and shapes of all tensors.
+
+    Ensures: every tensor that a node reads or that the graph returns has a type. Shapes may stay unknown.
+    """
+    passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(state.model)
+    for node in ir.traversal.RecursiveGraphIterator(state.model.graph):
         for value in node.outputs:
             if value.name and value.type is None and (value.uses() or value.is_graph_output()):
                 raise ModelError(
@@ -164,31 +163,46 @@ def infer_types(model: ir.Model) -> None:
                 )
 
 
-def _is_inferred(model: ir.Model) -> bool:
-    """Whether every tensor has a type and a shape, of numbers and of symbols that the inputs have.
+def raise_ir_version(state: _State) -> None:
+    """Raise the model to IR version 4, the first in which an initializer need not be an input of the graph.
 
-    What else there is of symbols an inference made up, and it may make numbers of them when constants are folded.
+    Ensures: the IR version is at least 4.
     """
-    given = {dim for value in model.graph.inputs for dim in value.shape or () if dim != ir.SymbolicDim(None)}
-    outputs = (v for node in ir.traversal.RecursiveGraphIterator(model.graph) for v in node.outputs if v.name)
-    return all(
-        v.type is not None and v.shape is not None and all(isinstance(dim, int) or dim in given for dim in v.shape)
-        for v in outputs
-    )
+    state.model.ir_version = max(state.model.ir_version, 4)
 
 
-def raise_to_fp32(model: ir.Model) -> frozenset[str]:
-    """Turn every half-precision tensor of a mixed model into FP32, without changing a value.
+def record_half_precision(state: _State) -> None:
+    """Record which graph inputs and outputs are FP16, and whether the file computes in half precision.
 
-    Returns the names of the main graph's layers that compute in FP32 already, in a model that also
-    has half-precision ones: its author meant them to. In a pure FP32 model nobody decided anything.
+    BF16 inputs and outputs are refused: they can neither be fed to the reference nor read from it.
+
+    Requires: types are inferred, and half precision is not raised yet.
+    Ensures: `half_io` and `was_half` are set. The model is unchanged.
     """
-    values = list(_values(model))
+    graph = state.model.graph
+    found = {v.name: v.dtype for v in (*graph.inputs, *graph.outputs) if v.name and v.dtype in HALVES}
+    for name, dtype in found.items():
+        if dtype is ir.DataType.BFLOAT16:
+            raise ModelError(f"{name!r} is bfloat16", fix="export the model with FP32 or FP16 inputs and outputs")
+    nodes = ir.traversal.RecursiveGraphIterator(graph)
+    state.half_io = found
+    state.was_half = any(out.dtype in HALVES for node in nodes if node.op_type != "Cast" for out in node.outputs)
+
+
+def raise_to_fp32(state: _State) -> None:
+    """Turn every FP16 and BF16 tensor into FP32, without changing a stored value.
+
+    Requires: types are inferred.
+    Ensures: no tensor, initializer or attribute is FP16 or BF16. A Cast that would now be from FP32 to FP32 is an
+        Identity. In a file that also has half-precision tensors, `author_fp32` names the layers of the main graph
+        that computed in FP32: their author decided that. In a pure FP32 file nobody decided, and it is empty.
+    """
+    values = list(_values(state.model))
     if not any(value.dtype in HALVES for value in values):
-        return frozenset()
-    kept = frozenset(
+        return
+    state.author_fp32 = frozenset(
         node.name or ""
-        for node in model.graph
+        for node in state.model.graph
         if node.op_type != "Cast" and any(out.dtype is ir.DataType.FLOAT for out in node.outputs)
     )
     for value in values:
@@ -196,10 +210,175 @@ def raise_to_fp32(model: ir.Model) -> frozenset[str]:
             value.type = ir.TensorType(ir.DataType.FLOAT)
             if value.const_value is not None:
                 value.const_value = _as_float32(value.const_value)
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+    for node in ir.traversal.RecursiveGraphIterator(state.model.graph):
         _raise_attributes(node)
-    _drop_idle_casts(model)
-    return kept
+    _casts_to_identities(state.model)
+
+
+def record_names(state: _State) -> None:
+    """Record the names of the main graph's nodes, and the consumers of each.
+
+    Requires: names are unique, and nothing is folded yet.
+    Ensures: `consumers` and `producers` are set. The model is unchanged.
+    """
+    graph = state.model.graph
+    state.consumers = {
+        node.name or "": tuple(user.name or "" for out in node.outputs for user, _ in out.uses()) for node in graph
+    }
+    state.producers = {out.name: node.name for node in graph for out in node.outputs}
+
+
+def fold_constant_nodes(state: _State) -> None:
+    """Compute in FP32 all tensors that depend on constants alone.
+
+    Requires: half precision is raised to FP32, so that nothing is rounded before it is folded.
+    Ensures: a node that reads only constants became an initializer, if onnxscript can compute it and the result
+        has at most `GROWTH_LIMIT` elements. A node may have been replaced by one with another name.
+    """
+    try:
+        fold_constants(state.model, input_size_limit=FOLD_LIMIT, output_size_limit=GROWTH_LIMIT)
+    except RuntimeError as error:  # onnxscript turns every mistake in one of its own rules into this
+        raise ModelError(
+            f"{first_line(error)}: {error.__cause__}",
+            fix="export the model without this operator; onnxscript cannot fold it",
+        ) from error
+
+
+def fold_batchnorm(state: _State) -> None:
+    """Fold each BatchNorm into the convolution or Gemm before it.
+
+    A BatchNorm that cannot be folded becomes the scale and shift that TensorRT computes: the running mean and
+    variance are merged into scale and bias, in FP32, before anything is rounded. (A running variance of 4.8e7 is
+    infinite in FP16.)
+
+    Requires: weights are FP32 initializers, and names are unique.
+    Ensures: a BatchNorm of the main graph with constant parameters has mean 0, variance 1 and epsilon 0, or it is
+        folded. Then `folded_norms` has its successor, which kept its own name and metadata.
+    """
+    graph = state.model.graph
+    norms = {
+        node.outputs[0].name: (node.name or "", getattr(node.inputs[0].producer(), "name", None))  # type: ignore[union-attr]
+        for node in graph
+        if node.op_type == "BatchNormalization"
+    }
+    if not norms:
+        return
+    origins = {node.name: dict(node.metadata_props) for node in graph}
+    rewrite(state.model, BATCHNORM_RULES)
+    for node in graph:
+        norm, parent = norms.get(node.outputs[0].name, ("", None))
+        if node.op_type == "BatchNormalization":
+            _absorb_statistics(node)
+        elif norm and parent:
+            node.name = parent
+            node.metadata_props.clear()
+            node.metadata_props.update(origins.get(parent, {}))  # the convolution's module, not the norm's
+            state.folded_norms[norm] = parent
+
+
+def remove_unused_nodes(state: _State) -> None:
+    """Remove the nodes and initializers that no output of the graph depends on.
+
+    Ensures: each node has an output that another node reads or that the graph returns.
+    """
+    passes.RemoveUnusedNodesPass()(state.model)
+
+
+def restore_names(state: _State) -> None:
+    """Give each node that replaced another one while folding the name of the replaced one.
+
+    The two are matched by the name of the tensor that they produce.
+
+    Requires: `record_names` ran.
+    Ensures: names are unique. A node that produces a recorded tensor has the recorded name, if it was free.
+    """
+    graph, recorded = state.model.graph, state.producers
+    taken = {node.name for node in graph}
+    for node in graph:
+        if node.name in state.consumers:
+            continue
+        name = next((recorded[out.name] for out in node.outputs if out.name in recorded), None)
+        if name and name not in taken:
+            node.name = name
+            taken.add(name)
+    name_nodes(graph)
+
+
+def refuse_sequences(state: _State) -> None:
+    """Refuse lists of tensors and optional tensors: they cannot be cast, and TensorRT has neither.
+
+    Requires: constants are folded, which removes lists of a known length.
+    Ensures: no node reads or makes a list or an optional tensor. The model is unchanged.
+    """
+    for node in ir.traversal.RecursiveGraphIterator(state.model.graph):
+        if node.op_type in LISTS or node.op_type.startswith(("Sequence", "Optional")):
+            raise ModelError(
+                f"node {node.name!r} is {node.op_type}: TensorRT has no sequences and no optional tensors",
+                fix="export the model without lists of tensors",
+            )
+
+
+def complete_types(state: _State) -> None:
+    """Infer types and shapes again if a tensor lacks them: folding may have made them known.
+
+    Ensures: the same as `infer_types`.
+    """
+    if not _is_inferred(state.model):
+        infer_types(state)
+
+
+def refuse_constant_outputs(state: _State) -> None:
+    """Refuse a model without layers: all its outputs are constants.
+
+    Requires: unused nodes are removed.
+    Ensures: the main graph has at least one node.
+    """
+    if not len(state.model.graph):
+        raise ModelError("every output is a constant", fix="there is nothing to decide in this model")
+
+
+PASSES: tuple[Callable[[_State], None], ...] = (
+    inline_functions,
+    refuse_unsupported,
+    make_names_unique,
+    constants_to_initializers,
+    infer_types,
+    raise_ir_version,
+    record_half_precision,
+    raise_to_fp32,
+    record_names,
+    fold_constant_nodes,
+    fold_batchnorm,
+    remove_unused_nodes,
+    restore_names,
+    refuse_sequences,
+    complete_types,
+    refuse_constant_outputs,
+)
+
+
+# ------------------------------------------------------------------------------------------------ parts of the passes
+
+
+def _drops_at_random(node: ir.Node) -> bool:
+    """A Dropout that was exported in training mode."""
+    if node.op_type != "Dropout" or len(node.inputs) < 3 or node.inputs[2] is None:  # noqa: PLR2004 - training_mode
+        return False
+    mode = ir.convenience.get_const_tensor(node.inputs[2])
+    return mode is not None and bool(mode.numpy().any())
+
+
+def _is_inferred(model: ir.Model) -> bool:
+    """Whether every tensor has a type and a shape, and no symbol in a shape comes from shape inference.
+
+    Shape inference makes up symbols for sizes that it cannot compute. It may know the number once constants are folded.
+    """
+    given = {dim for value in model.graph.inputs for dim in value.shape or () if dim != ir.SymbolicDim(None)}
+    outputs = (v for node in ir.traversal.RecursiveGraphIterator(model.graph) for v in node.outputs if v.name)
+    return all(
+        v.type is not None and v.shape is not None and all(isinstance(dim, int) or dim in given for dim in v.shape)
+        for v in outputs
+    )
 
 
 def _values(model: ir.Model) -> Iterable[ir.Value]:
@@ -224,7 +403,8 @@ def _raise_attributes(node: ir.Node) -> None:
         node.attributes["value"] = ir.AttrTensor("value", _as_float32(value.as_tensor()))
 
 
-def _drop_idle_casts(model: ir.Model) -> None:
+def _casts_to_identities(model: ir.Model) -> None:
+    """Casts from FP32 to FP32 become Identity nodes."""
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         source = node.inputs[0] if node.op_type == "Cast" else None
         if source is not None and source.dtype is ir.DataType.FLOAT is node.outputs[0].dtype:
@@ -232,35 +412,8 @@ def _drop_idle_casts(model: ir.Model) -> None:
             node.attributes.clear()
 
 
-def fold_batchnorm(model: ir.Model) -> dict[str, str]:
-    """Fold each BatchNorm into the convolution or product before it; returns BatchNorm -> its heir.
-
-    A BatchNorm that stands alone becomes the scale and shift that TensorRT computes: its running
-    mean and variance are worked into scale and bias, in FP32, before anything is rounded.
-    """
-    norms = {
-        node.outputs[0].name: (node.name or "", getattr(node.inputs[0].producer(), "name", None))  # type: ignore[union-attr]
-        for node in model.graph
-        if node.op_type == "BatchNormalization"
-    }
-    if not norms:
-        return {}
-    origins = {node.name: dict(node.metadata_props) for node in model.graph}
-    rewrite(model, BATCHNORM_RULES)
-    successors: dict[str, str] = {}
-    for node in model.graph:
-        norm, parent = norms.get(node.outputs[0].name, ("", None))
-        if node.op_type == "BatchNormalization":
-            _absorb_statistics(node)
-        elif norm and parent:
-            node.name = parent
-            node.metadata_props.clear()
-            node.metadata_props.update(origins.get(parent, {}))  # the convolution's module, not the norm's
-            successors[norm] = parent
-    return successors
-
-
 def _absorb_statistics(node: ir.Node) -> None:
+    """Merge the constant mean and variance of a BatchNorm into its scale and bias."""
     tensors = [value.const_value if value is not None else None for value in node.inputs[1:5]]
     epsilon = node.attributes.get_float("epsilon", 1e-5)
     if any(tensor is None for tensor in tensors):
@@ -280,11 +433,24 @@ def _absorb_statistics(node: ir.Node) -> None:
     node.attributes["epsilon"] = ir.AttrFloat32("epsilon", 0.0)
 
 
-def _consumers(node: ir.Node) -> tuple[str, ...]:
-    return tuple(user.name or "" for out in node.outputs for user, _ in out.uses())
+def _aliases(state: _State, remaining: set[str]) -> dict[str, str]:
+    """The successor of each node that passes removed, where it has one.
+
+    That is the nearest remaining consumer. Else the nearest remaining producer: a no-op before an output of the
+    graph was merged into the layer that computes the output.
+    """
+    removed = [name for name in state.consumers if name not in remaining]
+    producers = _reversed(state.consumers)
+    found = {
+        name: successor
+        for name in removed
+        if (successor := _nearest(name, state.consumers, remaining) or _nearest(name, producers, remaining))
+    }
+    return {**found, **state.folded_norms}
 
 
 def _reversed(consumers: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """The producers of each node, from the consumers of each."""
     producers: dict[str, list[str]] = {name: [] for name in consumers}
     for name, names in consumers.items():
         for consumer in names:
@@ -292,26 +458,12 @@ def _reversed(consumers: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...
     return {name: tuple(found) for name, found in producers.items()}
 
 
-def _restore_names(
-    graph: ir.Graph, before: dict[str, tuple[str, ...]], producers: dict[str | None, str | None]
-) -> None:
-    """A node that a rewrite replaced gets back the name of the one that made the same tensor."""
-    taken = {node.name for node in graph}
-    for node in graph:
-        if node.name in before:
-            continue
-        name = next((producers[out.name] for out in node.outputs if out.name in producers), None)
-        if name and name not in taken:
-            node.name = name
-            taken.add(name)
-
-
-def _successor(name: str, links: dict[str, tuple[str, ...]], alive: set[str]) -> str | None:
-    """The surviving layer that is nearest to a vanished one, in the direction of `links`."""
+def _nearest(name: str, links: dict[str, tuple[str, ...]], remaining: set[str]) -> str | None:
+    """The remaining node that is nearest to a removed one along `links`; breadth first."""
     queue, seen = list(links[name]), {name}
     while queue:
         candidate = queue.pop(0)
-        if candidate in alive:
+        if candidate in remaining:
             return candidate
         if candidate not in seen:
             seen.add(candidate)

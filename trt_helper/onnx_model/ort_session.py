@@ -1,14 +1,18 @@
-"""Options of ONNX Runtime sessions that compute FP32 as the model says, and nothing else."""
+"""Options of the ONNX Runtime sessions that compute FP32 exactly as the model states it."""
 
 from __future__ import annotations
 
 import onnxruntime as ort
 
-FATAL = 4  # log severity: ONNX Runtime's own chatter is not for the user
+FATAL = 4  # log severity: ONNX Runtime's own messages are not shown to the user
 
 
 def session_options(threads: int = 1) -> ort.SessionOptions:
-    """Options that keep ONNX Runtime from optimising, spinning, hoarding or chatting."""
+    """Options without graph optimisation, spinning threads, a memory arena or log messages.
+
+    Args:
+        threads: Within one operator. Operators always run one after another.
+    """
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads

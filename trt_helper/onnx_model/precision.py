@@ -1,7 +1,7 @@
-"""Graph and plan go in; the precision of every layer and tensor comes out.
+"""Derive the precision of every layer and tensor from a plan.
 
-This is the one place that knows how a plan spreads. The renderer writes casts by it and the emulator
-rounds by it, so that what is judged is what is built.
+Only this module knows the rules. The renderer places casts by it and the emulator rounds by it, so the emulated model
+is the model that is built.
 """
 
 from __future__ import annotations
@@ -18,21 +18,25 @@ from trt_helper.values import Layer, LayerName, Plan, ReducedPrecision, Role, Te
 
 @dataclass(frozen=True, slots=True)
 class Precisions:
-    """What is narrow under a plan. Floats that are not listed are FP32; initializers are what their reader is."""
+    """The layers and tensors with reduced precision under a plan.
 
-    layers: Mapping[LayerName, ReducedPrecision]  # layers that read and write 16 bits
-    tensors: Mapping[TensorName, ReducedPrecision]  # tensors that are stored in 16 bits
+    Float tensors that are not listed are FP32. Initializers are never listed: they have the precision of their
+    consumer, and exist twice if their consumers differ.
+    """
+
+    layers: Mapping[LayerName, ReducedPrecision]  # layers that read and write FP16 or BF16
+    tensors: Mapping[TensorName, ReducedPrecision]  # tensors that are stored in FP16 or BF16
 
 
 def assign(graph: Graph, plan: Plan) -> Precisions:
-    """Spread `plan` over the graph.
+    """The precision of every layer and tensor of `graph` under `plan`.
 
-    A computing layer is what the plan says, else FP16. A movement layer stays wide only where that keeps
-    a value for somebody: it reads a tensor that is not FP16, and a reader that is not FP16 stands behind it.
-    Rounding and moving commute, so moving in half is otherwise the same for less. A layer that picks by
-    comparing (TopK, ArgMax, a cast to integers) sees FP32 whenever it is given FP32.
+    A layer that computes has the precision in the plan, else FP16. Rounding and moving commute, so a movement layer is
+    FP16 unless that would lose digits that a consumer uses: it stays FP32 or BF16 only if it reads a tensor that is
+    not FP16 and some consumer of its output, directly or through movement layers, is not FP16. A layer that picks by
+    comparing (TopK, ArgMax, a cast to integers) reads FP32 whenever its input is FP32.
     """
-    wanted = _wanted_wide(graph, plan)
+    wanted = _wanted_above_fp16(graph, plan)
     layers: dict[LayerName, ReducedPrecision] = {}
     inputs = {value.name for value in graph.inputs if value.name}
     tensors = dict.fromkeys(set(graph.half_io) & inputs, ReducedPrecision.FP16)
@@ -43,10 +47,10 @@ def assign(graph: Graph, plan: Plan) -> Precisions:
         if layer.name in plan.bf16:
             kind = ReducedPrecision.BF16
         elif layer.role is Role.MOVEMENT:
-            as_given = layer.name in graph.picking or layer.op in SHAPE_READING
-            keeps = as_given or any(name in wanted for name in layer.outputs)
-            if keeps and _is_given_wide(graph, layer, tensors):
-                kind = ReducedPrecision.BF16 if not as_given and _is_given_bf16(graph, layer, tensors) else None
+            as_stored = layer.name in graph.picking or layer.op in SHAPE_READING
+            keeps = as_stored or any(name in wanted for name in layer.outputs)
+            if keeps and _reads_above_fp16(graph, layer, tensors):
+                kind = ReducedPrecision.BF16 if not as_stored and _reads_only_bf16(graph, layer, tensors) else None
         if kind is not None:
             layers[layer.name] = kind
             tensors.update((layer.outputs[index], kind) for index in graph.ports[layer.name].outputs)
@@ -54,13 +58,13 @@ def assign(graph: Graph, plan: Plan) -> Precisions:
 
 
 def _moved(graph: Graph, layer: Layer) -> list[ir.Value]:
-    """What a movement layer moves: tensors and initializers."""
+    """The tensors and initializers that a movement layer moves."""
     moved = (graph.nodes[layer.name].inputs[index] for index in graph.ports[layer.name].inputs)
     return [value for value in moved if value is not None]
 
 
-def _is_given_wide(graph: Graph, layer: Layer, tensors: Mapping[TensorName, ReducedPrecision]) -> bool:
-    """Whether something is moved that half would change: a tensor that is not FP16, or an inexact constant."""
+def _reads_above_fp16(graph: Graph, layer: Layer, tensors: Mapping[TensorName, ReducedPrecision]) -> bool:
+    """Whether FP16 would change a moved value: a tensor that is not FP16, or a constant that is inexact in FP16."""
     moved = _moved(graph, layer)
     names = [value.name for value in moved if not value.is_initializer()]
     constants = [value.name for value in moved if value.is_initializer()]
@@ -71,14 +75,14 @@ def _is_given_wide(graph: Graph, layer: Layer, tensors: Mapping[TensorName, Redu
     )
 
 
-def _is_given_bf16(graph: Graph, layer: Layer, tensors: Mapping[TensorName, ReducedPrecision]) -> bool:
-    """Whether all that is moved is BF16, so that it can stay so."""
+def _reads_only_bf16(graph: Graph, layer: Layer, tensors: Mapping[TensorName, ReducedPrecision]) -> bool:
+    """Whether all moved values are BF16, so that the layer can be BF16, too."""
     moved = _moved(graph, layer)
     return bool(moved) and all(tensors.get(value.name or "") is ReducedPrecision.BF16 for value in moved)
 
 
-def _wanted_wide(graph: Graph, plan: Plan) -> set[TensorName]:
-    """Tensors that some reader would take in more than half if it could get them so."""
+def _wanted_above_fp16(graph: Graph, plan: Plan) -> set[TensorName]:
+    """The tensors with a consumer that would read FP32 or BF16 if the tensor had it."""
     wanted = {name for name in graph.outputs if name not in graph.half_io}
     for layer in reversed(graph.layers):
         node, ports = graph.nodes[layer.name], graph.ports[layer.name]

@@ -1,8 +1,13 @@
-"""A normalised graph goes in; what can be rewritten in it so that FP16 does less harm, for free, comes out.
+"""Rewrites of a normalised graph that reduce the error of FP16 at no cost in speed.
 
-A cure changes the graph and not the precision of a layer: a constant beyond FP16's range is brought into
-it, and a norm that the exporter took to pieces becomes one operator again, which engines compute in FP32
-inside whatever the type of its input. Whether a cure helps, and whether it is right, is for trials to say.
+A rewrite changes the graph and not the precision of a layer. There are two kinds:
+
+- constants: a constant beyond the range of FP16 is clipped into that range.
+- norms: a LayerNormalization or RMSNormalization that the exporter decomposed becomes one operator again. Engines
+  compute it in FP32 internally, whatever the type of its input.
+
+Whether a rewrite helps, and whether it keeps the outputs right, is decided by trials. The command line and the YAML
+file call rewrites cures.
 """
 
 from __future__ import annotations
@@ -20,13 +25,18 @@ from trt_helper.onnx_model.names import free_name, names_in
 from trt_helper.values import Rewrite
 
 HALF_MAX = 65504.0
-SATURATED = 32768.0  # half of FP16's range: what is added to a mask cannot push it to infinity
-OPSETS = {"LayerNormalization": 17, "RMSNormalization": 23}  # in which they appeared
-CARRY = frozenset(("Reshape", "Expand", "Unsqueeze", "Squeeze", "Identity"))  # as a broadcast in many steps
+SATURATED = 32768.0  # half of FP16's range: adding activations to a mask of this size does not overflow
+OPSETS = {"LayerNormalization": 17, "RMSNormalization": 23}  # the opset that introduced the operator
+CARRY = frozenset(("Reshape", "Expand", "Unsqueeze", "Squeeze", "Identity"))  # exported for a broadcast
 
 
 def find(graph: ir.Graph, kinds: Iterable[str]) -> tuple[Rewrite, ...]:
-    """All cures of these kinds that `graph` offers, in topological order."""
+    """All rewrites of these kinds that `graph` offers: constants first, then norms in topological order.
+
+    Args:
+        graph: A normalised graph.
+        kinds: Of `values.REWRITE_KINDS`. Only "constants" and "norms" are rewrites of the graph.
+    """
     found: list[Rewrite] = []
     if "constants" in kinds:
         values = graph.initializers.values()
@@ -37,13 +47,17 @@ def find(graph: ir.Graph, kinds: Iterable[str]) -> tuple[Rewrite, ...]:
 
 
 def raise_opset(model: ir.Model, rewrites: Iterable[Rewrite]) -> None:
-    """Convert `model`, before it is normalised, to the opset that the cures' operators need."""
+    """Convert `model`, in place and before it is normalised, to the opset that the operators of `rewrites` need.
+
+    Raises:
+        ModelError: onnx cannot convert the model to that opset.
+    """
     needed = max((OPSETS[rewrite.op] for rewrite in rewrites if rewrite.op in OPSETS), default=0)
     if model.opset_imports.get("", 1) >= needed:
         return
     try:
         version_converter.convert_version(model, needed, fallback=True)
-    except Exception as error:  # onnx's converter raises what its C++ part throws
+    except Exception as error:  # onnx's converter passes on any C++ exception
         raise ModelError(
             f"the model cannot be converted to opset {needed}: {first_line(error)}",
             fix="export it with that opset, or leave norms out of --cures",
@@ -51,9 +65,13 @@ def raise_opset(model: ir.Model, rewrites: Iterable[Rewrite]) -> None:
 
 
 def apply(model: ir.Model, rewrites: Sequence[Rewrite]) -> dict[str, str]:
-    """Rewrite the normalised `model` in place; returns which layer answers to the name of each that is gone.
+    """Apply `rewrites` to the normalised `model`, in place.
 
-    Raises ConfigError for a cure that the model does not offer.
+    Returns:
+        The successor of each layer that a rewrite removed, by name.
+
+    Raises:
+        ConfigError: The model does not offer one of the rewrites.
     """
     graph = model.graph
     offered = {(rewrite.kind, rewrite.name): rewrite for rewrite in find(graph, {rewrite.kind for rewrite in rewrites})}
@@ -79,6 +97,7 @@ def apply(model: ir.Model, rewrites: Sequence[Rewrite]) -> dict[str, str]:
 
 
 def _saturates(value: ir.Value) -> bool:
+    """Whether an initializer has finite values beyond the range of FP16."""
     if value.dtype is not ir.DataType.FLOAT or value.const_value is None:
         return False
     array = value.const_value.numpy()
@@ -86,15 +105,17 @@ def _saturates(value: ir.Value) -> bool:
 
 
 def _saturate(value: ir.Value) -> None:
-    array = value.const_value.numpy()  # type: ignore[union-attr]  # `_saturates` has looked
-    near = np.where(np.isfinite(array), np.clip(array, -SATURATED, SATURATED), array)
-    value.const_value = ir.Tensor(near.astype(np.float32), name=value.name)
+    array = value.const_value.numpy()  # type: ignore[union-attr]  # `_saturates` checked it
+    clipped = np.where(np.isfinite(array), np.clip(array, -SATURATED, SATURATED), array)
+    value.const_value = ir.Tensor(clipped.astype(np.float32), name=value.name)
 
 
 # ------------------------------------------------------------------------------------------------ norms
 
-# What a tensor is to the x that it comes from. `m` is the mean over the last axis, `v` the variance and `q` the mean
-# of the squares; `w` any weights, and a number that constant.
+# The rules that recognise a decomposed norm: (operator, tags of its inputs) -> tag of its output. A tag is the formula
+# of a tensor in terms of x, the input of the norm: m is the mean of x over the last axis, v the variance, q the mean of
+# the squares, n the number of features, d a standard deviation, e epsilon. "w" is any weights of n elements, and a
+# number is a constant of that value. The last tags are the operators themselves.
 RULES: Mapping[tuple[object, ...], str] = {
     ("mean", "x"): "m",
     ("sum", "x"): "nm",
@@ -127,34 +148,34 @@ RULES: Mapping[tuple[object, ...], str] = {
     ("Mul", "x", "1/dq"): "RMSNormalization",
     ("Mul", "x", "w/dq"): "RMSNormalization",
 }
-LARGEST_EPSILON = 0.01
+LARGEST_EPSILON = 0.01  # a larger constant is not taken for an epsilon
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Norm:
-    """A decomposed norm: `node` computes what one `op` with these weights and this epsilon would of `x`."""
+    """A decomposed norm: the output of `node` equals `op` of `x` with these weights and this epsilon."""
 
     op: str
     x: ir.Value
-    node: ir.Node
-    members: tuple[ir.Node, ...]  # the layers that it is made of
+    node: ir.Node  # the last of `members`
+    members: tuple[ir.Node, ...]  # the layers that it was decomposed into
     weights: ir.Value | None
     epsilon: float
 
 
 @dataclass(eq=False)
-class _Reading:
-    """What is known of the tensors that come from one `x` of `n` features."""
+class _Matcher:
+    """Matches the tensors that are computed from one `x` of `n` features with `RULES`."""
 
     x: ir.Value
     n: int
-    tags: dict[ir.Value, str] = field(default_factory=dict)
+    tags: dict[ir.Value, str] = field(default_factory=dict)  # of the tensors that match
     members: list[ir.Node] = field(default_factory=list)
     weights: ir.Value | None = None
     epsilon: float = 0.0
 
     def tag(self, node: ir.Node) -> str:
-        """What the node's output is, or nothing."""
+        """The tag of the node's output, empty if no rule applies."""
         known = [self.tags.get(value) for value in node.inputs if value is not None]
         if node.op_type in CARRY:
             return known[0] or ""
@@ -175,7 +196,7 @@ class _Reading:
         return ""
 
     def _constant(self, value: ir.Value | None) -> list[object]:
-        """The words under which a constant may appear in a rule."""
+        """The words that may stand for this constant in a rule."""
         if value is None or value.const_value is None:
             return []
         array = value.const_value.numpy()
@@ -190,6 +211,7 @@ class _Reading:
         return [*words, "eps"] if 0 < number <= LARGEST_EPSILON else words
 
     def _remember(self, node: ir.Node, *words: object) -> None:
+        """Remember the epsilon or the weights that a rule matched."""
         for word in words:
             constant = next((v for v in node.inputs if v is not None and v.const_value is not None), None)
             if constant is not None and constant.const_value is not None:
@@ -200,8 +222,11 @@ class _Reading:
 
 
 def _norms(graph: ir.Graph) -> list[_Norm]:
-    """Every decomposed norm of `graph` over the last axis, in topological order."""
-    place = {node: index for index, node in enumerate(graph)}
+    """Every decomposed norm of `graph` over the last axis, in topological order.
+
+    A norm starts with a reduction, so `x` is the input of one, or the tensor that is squared for one.
+    """
+    order = {node: index for index, node in enumerate(graph)}
     starts = dict.fromkeys(
         node.inputs[0] for node in graph if node.op_type in ("ReduceMean", "ReduceSum") and _over_last_axis(node)
     )
@@ -210,37 +235,38 @@ def _norms(graph: ir.Graph) -> list[_Norm]:
         producer.inputs[0] for producer in squares if producer is not None and producer.op_type in ("Mul", "Pow")
     )
     found: dict[ir.Node, _Norm] = {}
-    for norm in (norm for x in starts if x is not None and (norm := _norm_of(x, place))):
-        if norm.op == "LayerNormalization" or norm.node not in found:  # whose x - m is the x of an RMSNormalization
+    for norm in (norm for x in starts if x is not None and (norm := _norm_of(x, order))):
+        # The x - m of a LayerNormalization also matches as the x of an RMSNormalization that ends in the same node.
+        if norm.op == "LayerNormalization" or norm.node not in found:
             found[norm.node] = norm
-    return sorted(found.values(), key=lambda norm: place[norm.node])
+    return sorted(found.values(), key=lambda norm: order[norm.node])
 
 
-def _norm_of(x: ir.Value, place: Mapping[ir.Node, int]) -> _Norm | None:
-    """The norm of `x`, if that is what its readers compute."""
+def _norm_of(x: ir.Value, order: Mapping[ir.Node, int]) -> _Norm | None:
+    """The norm of `x`, if the consumers of `x` compute one."""
     if x.dtype is not ir.DataType.FLOAT or x.shape is None or not len(x.shape) or not isinstance(x.shape[-1], int):
         return None
-    reading = _Reading(x, x.shape[-1], {x: "x"})
+    matcher = _Matcher(x, x.shape[-1], {x: "x"})
     waiting = set(x.consumers())
     while waiting:
-        node = min(waiting, key=lambda one: place.get(one, len(place)))
+        node = min(waiting, key=lambda one: order.get(one, len(order)))
         waiting.remove(node)
-        tag = reading.tag(node) if node in place else ""
+        tag = matcher.tag(node) if node in order else ""
         if not tag:
             continue
-        reading.members.append(node)
+        matcher.members.append(node)
         if tag in OPSETS:
             if _may_be_equal(node.outputs[0].shape, x.shape):
-                members = tuple(reading.members)
-                return _Norm(tag, x, node, members, reading.weights, reading.epsilon)
+                members = tuple(matcher.members)
+                return _Norm(tag, x, node, members, matcher.weights, matcher.epsilon)
             return None
-        reading.tags[node.outputs[0]] = tag
+        matcher.tags[node.outputs[0]] = tag
         waiting.update(node.outputs[0].consumers())
     return None
 
 
 def _may_be_equal(one: ir.Shape | None, other: ir.Shape | None) -> bool:
-    """Whether two shapes agree where both are known; symbols have other names behind a Reshape."""
+    """Whether two shapes agree in their known sizes. Symbols are not compared: a Reshape gives them other names."""
     if one is None or other is None or len(one) != len(other):
         return False
     pairs = [(a, b) for a, b in zip(one, other, strict=True) if isinstance(a, int) and isinstance(b, int)]
@@ -260,7 +286,7 @@ def _over_last_axis(node: ir.Node) -> bool:
 
 
 def _fuse(graph: ir.Graph, norm: _Norm) -> None:
-    """Put one operator in the place of the norm's last layer, under its name."""
+    """Replace the last layer of the norm with one operator of the same name. The other layers lose their consumer."""
     n = norm.x.shape[-1] if norm.x.shape is not None else 0
     given = norm.weights.const_value if norm.weights is not None else None
     array = given.numpy().reshape(-1) if given is not None else np.ones(int(n), np.float32)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""What a layer may do in FP16, read from the operators' own schemas.
+"""The role of a node, and which of its inputs and outputs can be FP16, from the ONNX schema of its operator.
 
-The ONNX schema of an operator says which of its inputs and outputs may be half precision. On top of
-that stands what no schema says: which operators only move values, and which inputs are shapes.
+The schema says which inputs and outputs may be FP16. The tables here add the facts that no schema states: which
+operators only move values, which decide something by comparing floats, and which inputs are shapes.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ MOVEMENT = frozenset(
         "Unsqueeze",
     ]
 )
-# These read floats and pick by comparing them: they must see what they are given, not a rounding of it.
+# These compare the floats that they read, and rounding can change the result: they read them as stored.
 PICKING = frozenset(["ArgMax", "ArgMin", "TopK", "NonZero"])
 
-# These look at the shape of what they are given and at no value.
+# These read the shape of their input and none of its values.
 SHAPE_READING = frozenset(("Shape", "Size"))
 
-# Inputs that are shapes, counts or positions. A float that ends only there is TensorRT's shape
-# arithmetic, done on the host; it is never half precision.
+# Inputs that are shapes, counts or positions. Floats from which only such inputs are computed are TensorRT's shape
+# arithmetic: it runs on the host and is never FP16.
 SHAPE_INPUTS = {
     "ConstantOfShape": (0,),
     "Expand": (1,),
@@ -67,19 +67,25 @@ SHAPE_INPUTS = {
     "Unsqueeze": (1,),
     "Upsample": (1,),
 }
-ALWAYS_FLOAT = {"Resize": (1, 2), "Upsample": (1,)}  # region of interest and scales
+ALWAYS_FLOAT = {"Resize": (1, 2), "Upsample": (1,)}  # region of interest and scales: FP32 in every layer
 
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Which inputs and outputs of a node follow its precision, by index; other floats stay FP32."""
+    """The indices of the inputs and outputs that have the precision of their node. Other floats stay FP32."""
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
 
 
 def role_and_ports(node: ir.Node, opset: int, *, shape_only: bool) -> tuple[Role, Ports]:
-    """Classify a node. `shape_only` says that its results end in shapes and nowhere else."""
+    """Classify a node of a normalised graph.
+
+    Args:
+        node: With types.
+        opset: Of the model, for the operator's schema.
+        shape_only: Its outputs are used only to compute shapes, see `shape_only_values`.
+    """
     half_in, half_out = _half_parameters(node.op_type, opset, len(node.inputs), len(node.outputs))
     always = ALWAYS_FLOAT.get(node.op_type, ())
     floats_in = [i for i, value in enumerate(node.inputs) if _is_float(value)]
@@ -91,7 +97,7 @@ def role_and_ports(node: ir.Node, opset: int, *, shape_only: bool) -> tuple[Role
         return Role.FIXED, Ports((), ())
     if floats_out and not half_out[floats_out[0]]:
         return Role.FIXED, Ports((), ())
-    if node.attributes.get_string("reduction", "none") != "none":  # a scatter that adds is no movement
+    if node.attributes.get_string("reduction", "none") != "none":  # a scatter that adds is arithmetic
         return Role.COMPUTE, ports
     if node.op_type in MOVEMENT | PICKING | SHAPE_READING or (node.op_type == "Cast" and not floats_out):
         return Role.MOVEMENT, ports
@@ -99,19 +105,19 @@ def role_and_ports(node: ir.Node, opset: int, *, shape_only: bool) -> tuple[Role
 
 
 def _has_no_half(node: ir.Node) -> bool:
-    """A body of its own, its result's type in an attribute, or bits that are read as another type."""
+    """Whether the node has a subgraph, the type of its result in an attribute, or reads bits as another type."""
     if "dtype" in node.attributes or node.op_type == "BitCast":
         return True
     return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
 
 
 def picks(node: ir.Node) -> bool:
-    """Whether the node decides something non-float by the floats it reads."""
+    """Whether the node computes a result that is not a float by comparing floats."""
     return node.op_type in PICKING or (node.op_type == "Cast" and not any(map(_is_float, node.outputs)))
 
 
 def shape_only_values(graph: ir.Graph) -> frozenset[str]:
-    """Names of the tensors that end in shape inputs and nowhere else."""
+    """The names of the tensors that are used only to compute shapes, counts or positions."""
     found: set[str] = set()
     for node in reversed(list(graph)):
         for value in node.outputs:
@@ -143,7 +149,7 @@ def _half_parameters(op: str, opset: int, inputs: int, outputs: int) -> tuple[tu
 
 
 def _allowed(parameters: Sequence[onnx.defs.OpSchema.FormalParameter], count: int) -> tuple[bool, ...]:
-    """The last parameter of a schema may be variadic and then stands for all that follow."""
+    """Whether each of `count` parameters may be FP16. A variadic last parameter stands for all further ones."""
     if not parameters:
         return (False,) * count
     half = ["tensor(float16)" in parameter.types for parameter in parameters]

@@ -1,7 +1,8 @@
-"""The one seam: graph and plan go in, a strongly typed ONNX model comes out.
+"""Render a graph and a plan as a strongly typed ONNX model.
 
-Casts stand exactly where precision changes: one per tensor and direction, none inside a pinned region.
-The graph that goes in is never edited; every typed model is rendered afresh.
+The typed model is the one form in which a plan reaches ONNX Runtime and every TensorRT. It has casts exactly where
+precision changes: one per tensor and direction, and none between two pinned layers. Each typed model is rendered from
+a copy of the graph, which is never edited.
 """
 
 from __future__ import annotations
@@ -36,17 +37,17 @@ class TypedModel:
 
     model: ir.Model
     plan: Plan
-    casts: int
-    unrepresentable: tuple[str, ...]  # initializers that have values beyond FP16's range: they became inf
+    casts: int  # Cast nodes that the plan added
+    unrepresentable: tuple[str, ...]  # initializers with finite values beyond FP16's range, which became inf
 
 
 def render(graph: Graph, plan: Plan) -> TypedModel:
-    """Write `plan` into the graph as types and casts."""
+    """The typed model of `graph` under `plan`. Graph inputs and outputs keep the names and types of the user's file."""
     return _Renderer(graph, assign(graph, plan)).render(plan)
 
 
 class _Renderer:
-    """Owns the copy that is being rewritten, and the casts made so far."""
+    """The copy of the graph that is being typed, and the casts and reduced initializers made so far."""
 
     def __init__(self, graph: Graph, precisions: Precisions) -> None:
         self.source = graph
@@ -94,7 +95,7 @@ class _Renderer:
                 _replace_in_subgraphs(node, value, self._as(value, FLOAT))
 
     def _as(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
-        """`value` in the wanted precision: itself, an initializer's narrow copy, or one shared cast."""
+        """`value` in the wanted type: itself, the reduced copy of an initializer, or the one cast of this tensor."""
         if value.dtype is wanted:
             return value
         key = (value.name or "", wanted)
@@ -138,7 +139,7 @@ class _Renderer:
         return out
 
     def _type_output(self, index: int, value: ir.Value) -> None:
-        """The user's outputs keep their names and types."""
+        """Give a graph output the name and type that it has in the user's file."""
         name = value.name or ""
         wanted = self.source.half_io.get(name, FLOAT)
         if value.dtype not in SUFFIX or value.dtype is wanted:
@@ -149,7 +150,7 @@ class _Renderer:
         self.graph.outputs[index] = typed
 
     def _type_attributes(self, node: ir.Node) -> None:
-        """Operators that write the type of their result into an attribute."""
+        """Adapt the attributes of operators that state the type of their result there."""
         dtype = node.outputs[0].dtype
         if node.name not in self.precisions.layers or dtype not in (HALF, BRAIN):
             return
@@ -165,16 +166,20 @@ class _Renderer:
 
 
 def round_to_half(array: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Nearest half, ties to even, beyond 65504 to inf; and whether all finite values stayed finite."""
+    """`array` rounded to FP16: to nearest, ties to even, infinite beyond 65504.
+
+    Returns:
+        The FP16 array, and whether all finite values stayed finite.
+    """
     with np.errstate(over="ignore"):
         half = array.astype(np.float16)
     return half, bool(np.array_equal(np.isfinite(half), np.isfinite(array)))
 
 
 def _replace_in_subgraphs(node: ir.Node, value: ir.Value, replacement: ir.Value) -> None:
-    inside = {id(inner) for subgraph in subgraphs(node) for inner in ir.traversal.RecursiveGraphIterator(subgraph)}
+    inner_nodes = {id(inner) for subgraph in subgraphs(node) for inner in ir.traversal.RecursiveGraphIterator(subgraph)}
     for user, index in tuple(value.uses()):
-        if id(user) in inside:
+        if id(user) in inner_nodes:
             user.replace_input_with(index, replacement)
     for subgraph in subgraphs(node):
         for index, out in enumerate(subgraph.outputs):
@@ -183,10 +188,13 @@ def _replace_in_subgraphs(node: ir.Node, value: ir.Value, replacement: ir.Value)
 
 
 def write(typed: TypedModel, path: Path) -> None:
-    """Write the model, check it strictly, and only then let it appear under `path`.
+    """Write the typed model to a temporary file, check that strictly, and then move it to `path`.
 
-    Weights of more than 1.8 GB go to `<path>.data` beside it. Raises OutputError when the folder cannot
-    be written, ModelError when the result is not a valid strongly typed model.
+    Weights of more than 1.8 GB in total are written to `<path>.data` beside it.
+
+    Raises:
+        OutputError: The folder cannot be written.
+        ModelError: The result is not a valid strongly typed model.
     """
     large = sum(value.const_value.nbytes for value in typed.model.graph.initializers.values() if value.const_value)
     data = f"{path.name}.data" if large > PROTOBUF_LIMIT else None
@@ -194,7 +202,7 @@ def write(typed: TypedModel, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".trt-helper-") as folder:
             written = Path(folder) / path.name
-            if data is None:  # else weights from the user's own data files would still be sought there
+            if data is None:  # or the written file would refer to the user's external data files
                 ir.external_data.load_to_model(typed.model)
             ir.save(typed.model, written, external_data=data)
             check(written)
@@ -206,7 +214,11 @@ def write(typed: TypedModel, path: Path) -> None:
 
 
 def check(path: Path) -> None:
-    """onnx.checker with full check, which infers every type strictly."""
+    """Check an ONNX file with onnx.checker's full check, which infers every type strictly.
+
+    Raises:
+        ModelError: The file is not a valid ONNX model.
+    """
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError) as error:
@@ -220,18 +232,19 @@ CONDITION = 1  # the second input of a Loop and of its body; the first result of
 
 
 def state_conditions(model: ir.Model) -> None:
-    """Give every Loop without a condition one that stays true, in place.
+    """Give every Loop without a condition input one that is always true, in place.
 
-    ONNX lets a Loop that counts leave its condition out, and ignores what the body says of it then. TensorRT-RTX
-    1.7.1 and 1.4.0 refuse such a body if it reads the condition ("Node input was not registered").
+    In ONNX a Loop with a trip count may omit its condition, and then the condition that its body returns is ignored.
+    TensorRT-RTX 1.7.1 and 1.4.0 refuse such a Loop if its body reads the condition ("Node input was not registered").
     """
     for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
         if node.op_type == "Loop" and node.inputs[CONDITION] is None and node.graph is not None:
-            node.replace_input_with(CONDITION, _true(node))
-            _keep(node.attributes["body"].as_graph())
+            node.replace_input_with(CONDITION, _constant_true(node))
+            _return_condition(node.attributes["body"].as_graph())
 
 
-def _true(loop: ir.Node) -> ir.Value:
+def _constant_true(loop: ir.Node) -> ir.Value:
+    """The output of a new Constant node before `loop`."""
     name = free_name(f"{loop.name}_condition", names_in(loop.graph))  # type: ignore[arg-type]
     value = ir.Value(name=name, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape(()))
     node = ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.Tensor(np.array(True)))], outputs=[value], name=name)
@@ -239,7 +252,8 @@ def _true(loop: ir.Node) -> ir.Value:
     return value
 
 
-def _keep(body: ir.Graph) -> None:
+def _return_condition(body: ir.Graph) -> None:
+    """Make the body of a Loop return the condition that it was given."""
     name = free_name(f"{body.inputs[CONDITION].name}_kept", names_in(body))
     kept = ir.Value(name=name, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape(()))
     body.append(ir.Node("", "Identity", [body.inputs[CONDITION]], outputs=[kept], name=name))

@@ -1,1 +1,4 @@
-"""A run record goes in, tables and one HTML page come out. Pure: the same record gives the same bytes."""
+"""Run records, and the tables and the HTML page that show them.
+
+Tables and page are pure functions of the record: the same record gives the same bytes.
+"""

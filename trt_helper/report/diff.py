@@ -1,4 +1,4 @@
-"""Two run records go in, what changed from the first to the second comes out."""
+"""Compute the differences between two run records, A and B."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One thing that is not the same; None where a run does not say."""
+    """One fact with its values in A and in B. None means that the record does not have it."""
 
-    what: str
+    what: str  # the name of the fact, as the table shows it
     a: Any
     b: Any
 
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """One layer that a plan keeps out of FP16, in A and in B."""
+    """One layer that the plan of A or B keeps out of FP16. Every pair is (A, B)."""
 
     name: str
-    precision: tuple[str, str]  # fp32, bf16, fp16 where it is no pin, empty where the model has no such layer
-    cause: tuple[str | None, str | None]  # None where the run does not say
-    without: tuple[float | None, float | None]  # error over tolerance without this pin; None where it was not tried
+    precision: tuple[str, str]  # fp32 or bf16; fp16 if it is no pin; empty if the model has no such layer
+    cause: tuple[str | None, str | None]  # None if the record does not have it
+    without: tuple[float | None, float | None]  # error ratio without this pin; None if that was not tried
 
     @property
     def change(self) -> str:
-        """What became of it."""
+        """What changed from A to B: kept, changed (another precision), added or removed."""
         before, after_ = (precision in ("fp32", "bf16") for precision in self.precision)
         if before and after_:
             return "kept" if self.precision[0] == self.precision[1] else "changed"
@@ -45,46 +45,46 @@ class Pin:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One output in A and in B, worst sample; None where a run does not know it."""
+    """The errors of one output, worst sample. Every pair is (A, B), None if the record does not have the output."""
 
     name: str
-    fp16: tuple[TensorError | None, TensorError | None]  # every layer in FP16
-    plan: tuple[TensorError | None, TensorError | None]
+    fp16: tuple[TensorError | None, TensorError | None]  # with every layer in FP16
+    plan: tuple[TensorError | None, TensorError | None]  # with the plan
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What changed from run A to run B. The date and the seconds always do and are left out."""
+    """The differences between run A and run B. The date and the seconds always differ and are left out."""
 
     verdict: str  # of B
-    tolerances: tuple[Tolerance, Tolerance]
-    facts: tuple[Fact, ...]
+    tolerances: tuple[Tolerance, Tolerance]  # of A and of B
+    facts: tuple[Fact, ...]  # that differ: settings, versions, inputs and results
     pins: tuple[Pin, ...]  # of both plans, kept ones included
-    outputs: tuple[Output, ...]
-    causes: tuple[Fact, ...]  # what FP16 does to layers that both models have, where it is not the same
-    gone: tuple[str, ...]  # layers of A's model alone
-    new: tuple[str, ...]  # layers of B's model alone
+    outputs: tuple[Output, ...]  # all, also without a difference
+    causes: tuple[Fact, ...]  # layers of both models for which the cause of FP16's harm differs
+    gone: tuple[str, ...]  # layers that only A's model has
+    new: tuple[str, ...]  # layers that only B's model has
 
     @property
     def same(self) -> bool:
-        """Whether nothing changed, every error included."""
+        """Whether nothing differs, errors included."""
         pins = all(pin.change == "kept" and pin.without[0] == pin.without[1] for pin in self.pins)
         outputs = all(o.fp16[0] == o.fp16[1] and o.plan[0] == o.plan[1] for o in self.outputs)
         return pins and outputs and not (self.facts or self.causes or self.gone or self.new)
 
 
 def difference(a: Record, b: Record) -> Difference:
-    """What changed between two records that `read_record` gave."""
+    """The differences between two records, which `read_record` has checked."""
     layers_a, layers_b = ({layer["name"]: layer["cause"] for layer in record["layers"]} for record in (a, b))
     both = {name: cause for name, cause in layers_a.items() if name in layers_b}
-    alike = a["command"] == b["command"]  # locate looks at layers in FP16, compare under the plan
+    comparable = a["command"] == b["command"]  # locate measures layers with all in FP16, compare with the plan
     return Difference(
         verdict=b["verdict"],
         tolerances=(tolerance_of(a), tolerance_of(b)),
         facts=tuple(_changed(_facts(a), _facts(b))),
         pins=tuple(_pins(a, b)),
         outputs=tuple(_outputs(a, b)),
-        causes=tuple(_changed(both, {name: layers_b[name] for name in both})) if alike else (),
+        causes=tuple(_changed(both, {name: layers_b[name] for name in both})) if comparable else (),
         gone=tuple(name for name in layers_a if name not in layers_b) if layers_b else (),
         new=tuple(name for name in layers_b if name not in layers_a) if layers_a else (),
     )
@@ -97,15 +97,15 @@ def _changed(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Fact]:
 
 
 def _union(*found: Mapping[str, Any]) -> list[str]:
-    """Every key once, in the order of the first that has it."""
+    """Every key once, in the order in which the mappings have them."""
     return list(dict.fromkeys(name for names in found for name in names))
 
 
 def _facts(record: Record) -> dict[str, Any]:
-    """What a run depends on and what it decided, each in one word or one line."""
+    """The settings of a run and its results, by the name that the table shows."""
     tolerance, metric = record["tolerance"], record.get("metric") or {}
     held_out = set(record.get("held_out", ()))
-    whole = {
+    single = {
         "verdict": record["verdict"],
         "command": record["command"],
         "runner": record["runner"],
@@ -121,7 +121,7 @@ def _facts(record: Record) -> dict[str, Any]:
         "trials": record.get("trials"),
         "platform": record.get("platform"),
     }
-    many = {
+    grouped = {
         "tolerance of": {n: f"{p['atol']:g} or {p['rtol']:g} rel" for n, p in tolerance.get("per-output", {}).items()},
         "sample": {source: "held out" if source in held_out else "used" for source in sources(record)},
         "cure of": dict.fromkeys(map(_rewrite, record.get("cures", ())), "yes"),
@@ -129,11 +129,11 @@ def _facts(record: Record) -> dict[str, Any]:
         "output": {value["name"]: _typed(value) for value in record.get("outputs", ())},
         "version of": record["versions"],
     }
-    return whole | {f"{kind} {name}": value for kind, found in many.items() for name, value in found.items()}
+    return single | {f"{kind} {name}": value for kind, found in grouped.items() for name, value in found.items()}
 
 
 def _rewrite(rewrite: Mapping[str, Any]) -> str:
-    """A rewrite of the graph in words."""
+    """A rewrite of the graph as text."""
     return ", ".join(f"{key} {value}" for key, value in rewrite.items() if isinstance(value, str))
 
 
@@ -161,12 +161,12 @@ def _pins(a: Record, b: Record) -> Iterator[Pin]:
 
 
 def _of(precisions: Mapping[str, str], name: str) -> str:
-    """The precision of a layer; a run that needed no look at the layers does not say which there are."""
+    """The precision of a layer. A record without layers has only the pins, and any other layer counts as fp16."""
     return precisions.get(name, "" if precisions else "fp16")
 
 
 def _without(pin: Mapping[str, Any]) -> float | None:
-    """Error over tolerance without this pin: inf where it was not finite or could not be computed."""
+    """Error ratio without this pin; inf if the error was not finite or could not be computed, None if not tried."""
     if pin["without_excess"] is None:
         return math.inf if pin["without"] or pin["not_computed"] else None
     return float(pin["without_excess"])
@@ -180,7 +180,7 @@ def _outputs(a: Record, b: Record) -> Iterator[Output]:
 
 
 def difference_json(found: Difference, a: Record, b: Record) -> Json:
-    """`compare A.json B.json --json`."""
+    """The differences as JSON, for `compare A.json B.json --json`."""
     return {
         "schema": SCHEMA,
         "same": found.same,
@@ -215,7 +215,7 @@ def _pin_json(pin: Pin, side: int) -> Json:
 
 
 def _error_json(error: TensorError | None, tolerance: Tolerance) -> Json | None:
-    """One output of one run; null where the run does not know it."""
+    """The error of one output of one run; null if the record does not have the output."""
     if error is None:
         return None
     return {

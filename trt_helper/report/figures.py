@@ -1,8 +1,8 @@
-"""A run record goes in, Vega-Lite figures come out: for each what it shows, how to read it, and its data.
+"""The figures of the HTML page, as Vega-Lite specifications with their data, made from a run record.
 
-Names never stand in an expression or a field, only in data, so that nothing acts on them. Vega escapes what
-it shows in a tooltip. A logarithmic axis has no place for 0 and for what is not finite: zeros are left out,
-the others stand on the upper edge.
+Names from the model occur only in data, never in an expression or a field name, so Vega does not evaluate them. Vega
+escapes tooltips. A logarithmic axis cannot show 0 or values that are not finite: zeros are left out, and values that
+are not finite are drawn at the upper edge.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ from trt_helper.report.vega import (
 )
 from trt_helper.values import Statistic, TensorError, Tolerance
 
-HALF_MAX, HALF_NORMAL, HALF_TINY = 65504.0, 2.0**-14, 2.0**-24  # largest, smallest normal, smallest half
+HALF_MAX, HALF_NORMAL, HALF_TINY = 65504.0, 2.0**-14, 2.0**-24  # FP16's largest, smallest normal and smallest value
 BAD, GOOD, CALM, OTHER = "#d9534f", "#3a9d5d", "#4a86e8", "#d08a1d"  # readable on white and on black
-EDGE = 7  # pixels from the upper edge: where stands what is not finite
-MOST_OUTPUTS = 12  # in the figure of outputs; the table has all
-FEW_OUTPUTS = 5  # that leave room for a second figure on the first screen
+EDGE = 7  # pixels from the upper edge, where values that are not finite are drawn
+MOST_OUTPUTS = 12  # outputs in their figure; the table has all
+FEW_OUTPUTS = 5  # with at most this many outputs a second figure fits on the first screen
 Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One figure. `rows` is its data, or the name of data that several figures share."""
+    """One figure of the page."""
 
-    key: str
+    key: str  # in the page's data and elements
     title: str
-    reading: str  # how to read it
-    spec: Spec
-    rows: list[dict[str, Any]] | str
+    reading: str  # a text that explains how to read it
+    spec: Spec  # without data
+    rows: list[dict[str, Any]] | str  # its data, or the name of data that several figures share
 
 
 def figures(record: Record) -> list[Figure]:
-    """Every figure that this record has data for."""
+    """Every figure that the record has data for, except the one of the outputs."""
     made: list[Figure] = []
     if record["layers"]:
         made += [_network(record), _ranges(record)]
@@ -65,7 +65,7 @@ def figures(record: Record) -> list[Figure]:
 
 
 def layer_rows(record: Record) -> list[dict[str, Any]]:
-    """One row a layer, in topological order, for the figures and the table."""
+    """One row per layer, in topological order: the data of the figures and of the table of layers."""
     return [
         {
             "i": index,
@@ -89,7 +89,10 @@ def layer_rows(record: Record) -> list[dict[str, Any]]:
 
 
 def outputs_figure(record: Record) -> Figure | None:
-    """Each output's error over what is allowed, before and after: the picture of the first screen."""
+    """The figure of the first screen: the error ratio of each output, with all layers in FP16 and with the plan.
+
+    None if the record has no outputs, or is judged by a metric.
+    """
     tolerance = tolerance_of(record)
     rows = _output_rows(errors_of(record.get("before", {})), "all FP16", tolerance)
     if not rows or changed(record):
@@ -322,12 +325,12 @@ def _curve(record: Record) -> Figure:
 
 
 def _inputs() -> list[Spec]:
-    """What the page sets: the name that is searched, the layer that was clicked, and the unit of errors."""
+    """The parameters that the page sets: the name searched for, the clicked layer, and whether errors are relative."""
     return [{"name": "query", "value": ""}, {"name": "chosen", "value": -1}, {"name": "relative", "value": False}]
 
 
 def _marks(first: int | None) -> list[Spec]:
-    """Lines at the pinned layers, at the first overflow, and at the layer that was clicked."""
+    """Vertical lines at the pinned layers, at the first overflow, and at the clicked layer."""
     pinned = {
         "transform": [{"filter": "datum.kind == 'pinned'"}],
         "mark": {"type": "rule", "color": "#8888", "strokeWidth": 2, "clip": True},
@@ -346,6 +349,7 @@ def _marks(first: int | None) -> list[Spec]:
 
 
 def _bad(field: str, color: str) -> Spec:
+    """Triangles at the upper edge for the layers whose `field`, a count of values that are not finite, is above 0."""
     return {
         "transform": [{"filter": f"datum.{field} > 0"}],
         "mark": {"type": "point", "shape": "triangle-down", "filled": True, "color": color, "size": 50, "clip": True},
@@ -354,7 +358,7 @@ def _bad(field: str, color: str) -> Spec:
 
 
 def _found() -> Spec:
-    """Lines at the layers that the search by name finds."""
+    """Vertical lines at the layers whose name, module or operator matches the search field."""
     text = "lower(datum.name + ' ' + datum.module + ' ' + datum.op)"
     return {
         "transform": [{"filter": f"query != '' && indexof({text}, lower(query)) >= 0"}],

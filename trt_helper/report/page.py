@@ -1,7 +1,7 @@
-"""A run record goes in, one self-contained HTML file comes out. The only importer of Jinja2 and of Vega's sources.
+"""Render a run record as one self-contained HTML page.
 
-Everything that comes from a model is escaped by the template or stands in JSON data; the page's own policy
-allows the two scripts that it was written with, by their hashes, and no request to anywhere.
+All text from a model is escaped by the template or is in JSON data. The page's content security policy allows only
+its own two scripts, by their hashes, and no requests. This is the only module that imports Jinja2 and vl_convert.
 """
 
 from __future__ import annotations
@@ -22,16 +22,22 @@ from trt_helper.report import figures, story
 from trt_helper.report.read import errors_of, tolerance_of
 from trt_helper.values import TensorError
 
-ABSENT: dict[str, Any] = {  # what a record of compare has not
+ABSENT: dict[str, Any] = {  # the keys that a record of compare lacks
     **dict.fromkeys(("pins", "search", "per_sample", "inputs", "samples", "cures", "bf16_layers"), ()),
     **dict.fromkeys(("metric", "opset", "platform", "inferences")),
 }
-VEGA = "window.vegaEmbed = vegaEmbed;"  # what the page needs of the bundle
+VEGA = "window.vegaEmbed = vegaEmbed;"  # the only name of the bundle that the page uses
 Record = Mapping[str, Any]
 
 
 def page(record: Record, engine: Record | None = None, bench: Record | None = None) -> str:
-    """The report of a run, of the engine that was built with its plan, and of what `bench` said of it."""
+    """The HTML page of a run.
+
+    Args:
+        record: The run record.
+        engine: The proof of the engine that was built with its plan, from `read_engine`.
+        bench: The result of `bench` with its plan, from `read_bench`.
+    """
     record = {**ABSENT, **record}
     shown = figures.figures(record)
     outputs = figures.outputs_figure(record)
@@ -88,7 +94,7 @@ def _environment() -> Environment:
 
 
 def _samples(record: Record) -> Iterator[tuple[str, bool, str, TensorError | None, TensorError | None]]:
-    """Every output of every sample: source, whether the search saw it, before and after."""
+    """Every output of every sample: source, whether it was held out, output name, errors without and with the plan."""
     for sample in record.get("per_sample", ()):
         before = {error.name: error for error in errors_of(sample["before"])}
         after = {error.name: error for error in errors_of(sample["after"])}
@@ -119,11 +125,11 @@ def _static(name: str) -> str:
 
 @cache
 def _vega() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script, which cannot end the element that it stands in."""
+    """Vega, Vega-Lite and Vega-Embed as one script, without text that would end its HTML element."""
     bundle: str = vl_convert.javascript_bundle(VEGA)
     return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
 def _hash(script: str) -> str:
-    """A script's name in the page's policy."""
+    """The source expression that allows a script in the content security policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

@@ -1,4 +1,7 @@
-"""A path goes in, a run record or an engine's proof comes out, checked so that nobody behind this has to."""
+"""Read and check run records, the proofs of engines and the results of `bench`.
+
+All other code of the report relies on these checks: keys are there and have the right type.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,11 @@ def _validator() -> Any:
 
 
 def read_record(path: Path) -> Json:
-    """The run record in `path`. Raises InputError for anything else."""
+    """The run record in the file `path`.
+
+    Raises:
+        InputError: The file cannot be read, or is no run record of this schema.
+    """
     record = _read_object(path)
     found = record.get("schema")
     if isinstance(found, int) and found > SCHEMA:
@@ -49,12 +56,12 @@ def read_record(path: Path) -> Json:
 
 
 def find_engine(record: Mapping[str, Any], near: Path) -> Path | None:
-    """The proof (`*.trt.json`) of an engine with this very model and plan, in the folder of `near`, if one is there."""
+    """The first proof (`*.trt.json`) of an engine of this model and plan in the folder of the file `near`, or None."""
     return _find(near, "*.trt.json", lambda path: read_engine(path, record))
 
 
 def find_bench(record: Mapping[str, Any], near: Path) -> Path | None:
-    """What bench said of this very model and plan (`*.bench.json`), in the folder of `near`, if it is there."""
+    """The first result of `bench` (`*.bench.json`) of this model and plan in the folder of the file `near`, or None."""
     return _find(near, "*.bench.json", lambda path: read_bench(path, record))
 
 
@@ -67,7 +74,16 @@ def _find(near: Path, names: str, read: Callable[[Path], Json]) -> Path | None:
 
 
 def read_engine(path: Path, record: Mapping[str, Any]) -> Json:
-    """What `convert` left beside an engine of this record's model and plan. Raises InputError."""
+    """The proof in `path`, which `convert` wrote beside an engine.
+
+    Args:
+        path: Of the `.trt.json` file.
+        record: The run record that the engine must belong to: same model, same plan, except for pins that convert
+            added.
+
+    Raises:
+        InputError: The file is no proof, or of another model or plan.
+    """
     proof = _read_object(path)
     try:
         _proof_validator()(proof)
@@ -81,14 +97,22 @@ def read_engine(path: Path, record: Mapping[str, Any]) -> Json:
 
 
 def _belongs(found: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
-    """Whether it is of this record's model and plan; convert may have added pins."""
+    """Whether `found` is of this record's model and plan, except for pins that convert added."""
     pins, built = set(record["fp32_layers"]), set(found["fp32_layers"])
     same_plan = pins <= built and built - set(found.get("added", {})) <= pins
     return same_plan and bool(found["model"]["sha256"] == record["model"]["sha256"])
 
 
 def read_bench(path: Path, record: Mapping[str, Any]) -> Json:
-    """What `bench --json` said of this record's model and plan. Raises InputError."""
+    """The result of `bench --json` in `path`.
+
+    Args:
+        path: Of the file.
+        record: The run record that it must belong to: same model and plan.
+
+    Raises:
+        InputError: The file is no result of bench, or of another model or plan.
+    """
     bench = _read_object(path)
     try:
         _bench_validator()(bench)
@@ -139,7 +163,7 @@ def _bench_validator() -> Any:
 
 @cache
 def _proof_validator() -> Any:
-    """Of the keys of an engine's sidecar that a report shows."""
+    """Checks the keys of an engine's proof that the report shows."""
     text, texts = {"type": "string"}, {"type": "array", "items": {"type": "string"}}
     pin: Json = {"layer": text, "state": text, "evidence": text}
     pin |= dict.fromkeys(("engine_layers", "inputs", "weights", "outputs"), texts)
@@ -162,7 +186,7 @@ def _proof_validator() -> Any:
 
 
 def _read_object(path: Path) -> Json:
-    """The JSON object in a file; a number that is not finite is no JSON."""
+    """The JSON object in a file. NaN and Infinity are refused: they are no JSON."""
     try:
         data = json.loads(path.read_bytes(), parse_constant=_refuse, object_pairs_hook=dict)
     except OSError as error:
@@ -183,14 +207,14 @@ def _first(text: str) -> str:
 
 
 def tolerance_of(record: Mapping[str, Any]) -> Tolerance:
-    """The tolerance of a run."""
+    """The tolerance in a run record."""
     found = record["tolerance"]
     own = {name: (pair["atol"], pair["rtol"]) for name, pair in found.get("per-output", {}).items()}
     return Tolerance(found["atol"], found["rtol"], Statistic(found["check-error-stat"]), own)
 
 
 def errors_of(outputs: Mapping[str, Mapping[str, Any]]) -> Iterator[TensorError]:
-    """Errors by name as the values that they were; null was not finite."""
+    """The errors in a run record, from a mapping by output name. A null becomes inf: the figure was not finite."""
     for name, found in outputs.items():
         figures = {
             key: float("inf") if found[key] is None else float(found[key])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
@@ -18,7 +17,7 @@ from trt_helper.emulator.compare import worst
 from trt_helper.format.json_values import SCHEMA, Json, error_json, number, outputs_json, tolerance_json
 from trt_helper.onnx_model import cost
 from trt_helper.onnx_model.graph import Graph
-from trt_helper.search.locate import Located
+from trt_helper.search.located import Located
 from trt_helper.system import machine
 from trt_helper.system.files import write_atomically
 from trt_helper.system.versions import versions
@@ -57,8 +56,8 @@ def located_json(located: Located) -> Json:
         "model": {"path": str(source.path), "sha256": source.sha256, "layers": len(located.graph.layers)},
         "tolerance": tolerance_json(located.tolerance),
         "metric": metric_json(located),
-        "fp32_layers": [name for name in located.pins if name in located.plan.fp32],
-        "bf16_layers": [name for name in located.pins if name in located.plan.bf16],
+        "fp32_layers": list(located.graph.in_order(located.plan.fp32)),
+        "bf16_layers": list(located.graph.in_order(located.plan.bf16)),
         "cures": [
             {
                 rewrite.kind: rewrite.name,
@@ -152,7 +151,7 @@ def share_json(graph: Graph, plan: Plan, shapes: cost.Shapes | None = None) -> J
 def _search_json(located: Located) -> Iterator[Json]:
     """Each trial with the pins that it has more and less than the last one before it that did not pin everything."""
     every, before = frozenset(located.graph.candidates), frozenset[str]()
-    for trial, because in zip(located.trials, located.reasons, strict=True):
+    for trial in located.trials:
         whole = trial.plan.fp32 == every
         now = before if whole else trial.plan.fp32
         yield {
@@ -160,7 +159,7 @@ def _search_json(located: Located) -> Iterator[Json]:
             "every_layer": whole,
             "added": sorted(now - before),
             "removed": sorted(before - now),
-            "because": because,
+            "because": trial.because,
             "verdict": trial.verdict.value,
             "excess": number(trial.error_ratio),
             "not_computed": trial.why,
@@ -206,49 +205,6 @@ def _pin_json(located: Located, name: str) -> Json:
     }
 
 
-def evidence_yaml(located: Located) -> Json:
-    """What the YAML keeps: why each layer, errors before and after, runner, versions, inputs."""
-    return {
-        "runner": located.runner,
-        **({"metric": metric_json(located)} if located.metric else {}),
-        "samples": list(located.samples),
-        "held-out": list(located.held_out),
-        "trials": len(located.trials),
-        "minimal": located.minimal,
-        "before": {e.name: _short(e) for e in located.before.outputs},
-        "after": {e.name: _short(e) for e in located.after.outputs},
-        "layers": {
-            pin["name"]: {
-                "op": pin["op"],
-                "cause": f"{pin['cause']}: {pin['cause_evidence']}",
-                "max-error-without": _max_of(pin["without"]),
-            }
-            for pin in (_pin_json(located, name) for name in located.pins)
-        },
-        "versions": versions(),
-    }
-
-
-def _short(error: TensorError) -> Json:
-    return {
-        "max": _round(error.max),
-        "mean": _round(error.mean),
-        "median": _round(error.median),
-        "non-finite": error.non_finite,
-    }
-
-
-def _max_of(outputs: Json) -> float | str | None:
-    if any(error["non_finite"] for error in outputs.values()):
-        return "not finite"
-    found = [error["max"] for error in outputs.values() if error["max"] is not None]
-    return _round(max(found)) if found else None
-
-
-def _round(number: float) -> float | None:
-    return float(f"{number:.4g}") if math.isfinite(number) else None
-
-
 def compared_json(
     graph: Graph,
     plan: Plan,
@@ -266,7 +222,7 @@ def compared_json(
         "runner": "emulate",
         "model": {"path": str(graph.source.path), "sha256": graph.source.sha256, "layers": len(graph.layers)},
         "tolerance": tolerance_json(tolerance),
-        "fp32_layers": [name for name in graph.candidates if name in plan.fp32],
+        "fp32_layers": list(graph.in_order(plan.fp32)),
         **({} if changed else {"before": found}),
         "after": found,
         "samples": [{"source": source, "outputs": outputs_json(errors)} for source, errors in samples],
@@ -282,7 +238,7 @@ def converted_json(converted: Converted) -> Json:
     return {
         "schema": SCHEMA,
         "model": {"path": str(converted.graph.source.path), "sha256": converted.graph.source.sha256},
-        "fp32_layers": [name for name in converted.graph.candidates if name in converted.plan.fp32],
+        "fp32_layers": list(converted.graph.in_order(converted.plan.fp32)),
         "casts": converted.casts,
         "unrepresentable": list(converted.unrepresentable),
         "typed_onnx": str(converted.typed_onnx) if converted.typed_onnx else None,

@@ -1,4 +1,7 @@
-"""A run record goes in; what broke, why, what was done and how sure that is comes out, in sentences."""
+"""The sentences and figures of a report: what broke, why, what was done, and how sure that is.
+
+Page and tables show the same texts. All of them are derived from the run record alone.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ from trt_helper.report.read import errors_of, tolerance_of
 from trt_helper.values import Statistic, TensorError, Tolerance
 
 Record = Mapping[str, Any]
-RANDOM = "random (seed"  # how samples.py calls what it made up
-MOST_NAMED = 3  # layers that a sentence spells out
+RANDOM = "random (seed"  # the start of the source of a random sample, see inputs/samples.py
+MOST_NAMED = 3  # layers that a sentence lists by name
 CAUSES = {
     "overflow": "values pass 65504, where FP16 ends, and become infinite",
     "underflow": "values are too small for FP16 and become 0",
@@ -26,18 +29,18 @@ CAUSES = {
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One of the four answers on the first screen."""
+    """One of the four answers on the first screen of the page."""
 
     title: str
     lines: tuple[str, ...]
 
 
 def headline(record: Record) -> str:
-    """The answer in one sentence."""
-    pins, wide, rewrites = (len(record.get(key, ())) for key in ("fp32_layers", "bf16_layers", "cures"))
+    """The answer of the run in one sentence."""
+    pins, bf16, rewrites = (len(record.get(key, ())) for key in ("fp32_layers", "bf16_layers", "cures"))
     passed = record["verdict"] == "pass"
     done = [f"{pins} of {_candidates(record)} layers {'stays' if pins == 1 else 'stay'} in FP32"] if pins else []
-    done += [f"{wide} in BF16"] if wide else []
+    done += [f"{bf16} in BF16"] if bf16 else []
     done += [f"{rewrites} {'part' if rewrites == 1 else 'parts'} of the graph rewritten"] if rewrites else []
     if not done:
         return "FP16 is accurate as it is" if passed else "FP16 misses the tolerance; no layer is pinned"
@@ -45,7 +48,12 @@ def headline(record: Record) -> str:
 
 
 def cards(record: Record, engine: Record | None = None) -> list[Card]:
-    """What broke, why, what was done, how sure that is; those that the record can tell."""
+    """The four answers, without those that the record has no facts for.
+
+    Args:
+        record: The run record.
+        engine: The proof of the engine that was built with its plan, if there is one.
+    """
     found = {
         "What broke": _broke(record),
         "Why": _why(record),
@@ -56,7 +64,7 @@ def cards(record: Record, engine: Record | None = None) -> list[Card]:
 
 
 def numbers(record: Record) -> list[tuple[str, str]]:
-    """The figures that matter most, each with its label."""
+    """The most important figures as text, each with its label."""
     pins, of = len(record["fp32_layers"]), _candidates(record)
     tolerance = tolerance_of(record)
     half = of - pins - len(record.get("bf16_layers", ()))
@@ -79,7 +87,7 @@ def _brief(error: TensorError, tolerance: Tolerance) -> str:
 
 
 def _speed(record: Record) -> tuple[float, float, str] | None:
-    """How many times as fast as FP32 with the plan and with all FP16, and for which GPU that is estimated."""
+    """The estimated speed over that of FP32, with the plan and with all FP16, and the name of the GPU."""
     estimate = record.get("share", {}).get("estimate")
     if not estimate or not estimate["plan"] or not estimate["fp16"]:
         return None
@@ -87,7 +95,7 @@ def _speed(record: Record) -> tuple[float, float, str] | None:
 
 
 def warnings(record: Record, engine: Record | None = None) -> list[str]:
-    """What should keep the reader from trusting the answer."""
+    """The reasons not to trust the answer, each in one sentence."""
     found = [plain(text, 2000) for text in record.get("warnings", ())]
     if any(source.startswith(RANDOM) for source in sources(record)):
         found.insert(0, "Judged by made-up random inputs: they blame the wrong layers. Give real ones with --inputs.")
@@ -101,12 +109,12 @@ def warnings(record: Record, engine: Record | None = None) -> list[str]:
 
 
 def sources(record: Record) -> list[str]:
-    """Where the samples came from."""
+    """The sources of the samples."""
     return [sample if isinstance(sample, str) else sample["source"] for sample in record.get("samples", ())]
 
 
 def first_overflow(record: Record) -> int | None:
-    """Index of the first layer that FP16 itself makes infinite, in topological order."""
+    """The index of the first layer in topological order that overflows in FP16 by itself, if there is one."""
     found = (
         index
         for index, layer in enumerate(record["layers"])
@@ -116,12 +124,12 @@ def first_overflow(record: Record) -> int | None:
 
 
 def changed(record: Record) -> bool:
-    """Whether the plan does anything to the model."""
+    """Whether the plan changes anything: it has pins, BF16 layers or rewrites."""
     return any(record.get(key) for key in ("fp32_layers", "bf16_layers", "cures"))
 
 
 def after(record: Record) -> list[TensorError]:
-    """Each output with the plan, worst sample."""
+    """The error of each output with the plan, worst sample."""
     if "after" in record:
         return list(errors_of(record["after"]))
     tolerance = tolerance_of(record)
@@ -130,13 +138,13 @@ def after(record: Record) -> list[TensorError]:
 
 
 def allowed(tolerance: Tolerance, name: str) -> str:
-    """What an output may be off, in words."""
+    """The tolerance of one output as text."""
     atol, rtol = tolerance.of(name)
     return f"{tolerance.stat.value} ≤ {atol:g}" + (f" or {rtol:g} relative" if rtol else "")
 
 
 def shown(error: TensorError, stat: Statistic = Statistic.MAX) -> str:
-    """An output's error in one figure."""
+    """The error of one output as text: the figure that `stat` names, or a count of elements."""
     if error.non_finite:
         return f"{error.non_finite} of {error.total} not finite"
     if stat is Statistic.ELEMWISE:
@@ -145,12 +153,12 @@ def shown(error: TensorError, stat: Statistic = Statistic.MAX) -> str:
 
 
 def times(number: float) -> str:
-    """A factor in three digits: 1,000 rather than 1e+03."""
+    """A factor with three significant digits: 1,000 rather than 1e+03."""
     return f"{float(f'{number:.3g}'):,.0f}" if 1e3 <= number < 1e6 else figure(number)  # noqa: PLR2004
 
 
 def short(names: Sequence[str]) -> list[str]:
-    """Layer names without the folders that all of them share, for sentences."""
+    """Layer names for sentences: the folders at their start that all of them share are replaced by an ellipsis."""
     folders = [name.split("/")[:-2] for name in names]
     shared = 0
     while folders and all(len(parts) > shared and parts[shared] == folders[0][shared] for parts in folders):
@@ -193,7 +201,7 @@ def _broke(record: Record) -> Iterator[str]:
 
 
 def cure_words(rewrite: Mapping[str, Any]) -> str:
-    """How a part of the graph is rewritten."""
+    """A rewrite of the graph as a sentence."""
     if "norms" in rewrite:
         label = short([rewrite["norms"]])[0]
         return f"The norm that ends in {label} is one {plain(rewrite.get('as', 'operator'), 40)} again, at no cost"
@@ -201,14 +209,14 @@ def cure_words(rewrite: Mapping[str, Any]) -> str:
 
 
 def worst_without(outputs: Mapping[str, Any]) -> str:
-    """The largest error of several outputs in one figure."""
+    """The largest error of several outputs as text."""
     if any(error["non_finite"] for error in outputs.values()):
         return "not finite"
     return figure(max((error["max"] or 0.0 for error in outputs.values()), default=0.0))
 
 
 def _off(error: TensorError, stat: Statistic) -> str:
-    """What is wrong with an output, as the rest of a sentence."""
+    """The error of an output as the end of a sentence."""
     counted = error.non_finite or stat is Statistic.ELEMWISE
     return f"has {shown(error, stat)}" if counted else f"is off by {shown(error, stat)}"
 
@@ -229,7 +237,7 @@ def _why(record: Record) -> Iterator[str]:
         named = ", ".join(labels.get(pin["name"], plain(pin["name"], 60)) for pin in pins[:MOST_NAMED])
         more = f" and {len(pins) - MOST_NAMED} more" if len(pins) > MOST_NAMED else ""
         name = f"{cause.capitalize()}: " if cause else ""
-        yield f"{name}{CAUSES.get(cause, plain(cause))}{_evidence(record, cause, pins)}. In {named}{more}."
+        yield f"{name}{CAUSES.get(cause, plain(cause))}{_shown_by(record, cause, pins)}. In {named}{more}."
     first = first_overflow(record)
     if first is not None and record.get("pins"):
         layer = record["layers"][first]
@@ -238,8 +246,8 @@ def _why(record: Record) -> Iterator[str]:
             yield f"FP16 overflows first in {label}, which does no harm: it stays FP16 and the outputs pass."
 
 
-def _evidence(record: Record, cause: str, pins: Sequence[Record]) -> str:
-    """The value that shows a cause: of a single pin, or the largest one of several that overflow."""
+def _shown_by(record: Record, cause: str, pins: Sequence[Record]) -> str:
+    """The figure that shows a cause: of a single pin, or the largest one of several pins that overflow."""
     if cause == "overflow":
         names = {pin["name"] for pin in pins}
         peaks = [max(x["read"] or 0.0, x["written"] or 0.0) for x in record["layers"] if x["name"] in names]

@@ -1,4 +1,4 @@
-"""A run record, or what changed between two, goes in; terminal tables come out."""
+"""Terminal tables of a run record, and of the differences between two."""
 
 from __future__ import annotations
 
@@ -16,11 +16,20 @@ from trt_helper.report.read import errors_of, tolerance_of
 from trt_helper.values import TensorError, Tolerance
 
 Record = Mapping[str, Any]
-MOST_ROWS = 40  # of one table; the page and --json have all
+MOST_ROWS = 40  # rows of one table; the page and --json have all
 
 
 def summary(record: Record, engine: Record | None = None, bench: Record | None = None) -> Iterator[Table | str]:
-    """The page in short: the answer, the four cards, pins, outputs and what was timed."""
+    """The short form of the page: the answer, the four cards, the outputs, the pins and the measured times.
+
+    Args:
+        record: The run record.
+        engine: The proof of the engine that was built with its plan, if there is one.
+        bench: The result of `bench` with its plan, if there is one.
+
+    Yields:
+        Tables, and lines of text between them.
+    """
     yield f"{plain(record['model']['path'])}: {story.headline(record)}"
     for card in story.cards(record, engine):
         yield ""
@@ -36,7 +45,7 @@ def summary(record: Record, engine: Record | None = None, bench: Record | None =
 
 
 def _speed(bench: Record) -> Table:
-    """What `bench` timed; what it estimated is on the page."""
+    """The times that `bench` measured. Its estimates are only on the page."""
     columns = ("batch", "p50, ms", "p90", "p99", "samples/s")
     made = table(f"Speed, measured by bench ({plain(bench['platform'], 60)})", "how", *columns)
     for row in bench["measured"][:MOST_ROWS]:
@@ -75,23 +84,23 @@ def _pins(record: Record) -> Table:
 
 
 def changes(found: Difference) -> Iterator[Table | str]:
-    """What changed from run A to run B."""
+    """The differences between run A and run B: tables, and lines of text between them."""
     if found.same:
         yield "Nothing differs but the date and the seconds."
         return
     kinds = Counter(pin.change for pin in found.pins)
     a, b = len(found.pins) - kinds["added"], len(found.pins) - kinds["removed"]
-    said = {"pass": "B is within tolerance.", "fail": "B misses the tolerance."}.get(found.verdict, "")
-    yield f"{a} pins in A, {b} in B: {kinds['added']} added, {kinds['removed']} removed. {said}".rstrip()
+    verdict = {"pass": "B is within tolerance.", "fail": "B misses the tolerance."}.get(found.verdict, "")
+    yield f"{a} pins in A, {b} in B: {kinds['added']} added, {kinds['removed']} removed. {verdict}".rstrip()
     yield ""
     yield _changed_outputs(found)
     if found.pins:
         yield ""
         yield _changed_pins(found)
-    lone = [Fact(name, "yes", None) for name in found.gone] + [Fact(name, None, "yes") for name in found.new]
+    unshared = [Fact(name, "yes", None) for name in found.gone] + [Fact(name, None, "yes") for name in found.new]
     for title, facts in (
         ("What FP16 does to a layer", found.causes),
-        (f"Layers of one model alone: {len(found.gone)} of A, {len(found.new)} of B", lone),
+        (f"Layers of one model alone: {len(found.gone)} of A, {len(found.new)} of B", unshared),
         ("What else differs", found.facts),
     ):
         if facts:
@@ -130,12 +139,12 @@ def _changed_pins(found: Difference) -> Table:
 def _facts(title: str, facts: Sequence[Fact]) -> Table:
     made = table(title, "", "A", "B", names=3)
     for fact in facts[:MOST_ROWS]:
-        made.add_row(cell(fact.what), _said(fact.a), _said(fact.b))
+        made.add_row(cell(fact.what), _value(fact.a), _value(fact.b))
     _say_more(made, len(facts))
     return made
 
 
-def _said(value: object) -> Text:
+def _value(value: object) -> Text:
     if isinstance(value, bool):
         return cell("yes" if value else "no")
     return cell("-" if value in (None, "") else str(value))
@@ -157,7 +166,7 @@ def _error(error: TensorError | None, tolerance: Tolerance) -> str:
 
 
 def _times(a: TensorError | None, b: TensorError | None) -> str:
-    """How many times larger the largest error has become."""
+    """The largest error of B over that of A, as text."""
     if a is None or b is None or a.non_finite or b.non_finite or not a.max:
         return "-"
     return figure(b.max / a.max)

@@ -1,1 +1,1 @@
-"""Typed models and engines executed on a GPU, each in a process of its own."""
+"""Run typed models and engines on a GPU, each in its own process."""

@@ -1,8 +1,8 @@
-"""Tensors that an engine computed go in; how far off each layer is, in the engine and emulated, comes out.
+"""Compare an engine's intermediate tensors with the FP32 reference and with the emulator.
 
-Evidence, and no verdict. An engine names the tensors between its kernels in its own way, so that a tensor is taken for
-that of an ONNX layer only where one tensor alone can be meant; what was made an output keeps its name, and changes the
-engine.
+The result is information for the user and never changes a verdict. An engine has its own names for the tensors between
+its kernels, so a tensor is matched to an ONNX tensor only if the match is unambiguous. A tensor that was made an output
+keeps its ONNX name, but making it an output changes what is fused.
 """
 
 from __future__ import annotations
@@ -19,20 +19,26 @@ from trt_helper.onnx_model.graph import Graph
 from trt_helper.values import Array, IntermediateError, Plan, Role, TensorName, Tensors, Tolerance
 
 Computed = Mapping[TensorName, tuple[Array, EngineLayer]]
-"""ONNX tensor -> what an engine computed for it, and its kernel."""
+"""ONNX tensor -> (array that the engine computed, kernel that produced it)."""
 
 
 def to_hear(graph: Graph, plan: Plan) -> tuple[TensorName, ...]:
-    """The tensors between layers that compute, in their order. BF16 ones are left out: numpy has no such type."""
+    """Return the intermediate tensors to request, in the graph's order: outputs of layers that compute.
+
+    Outputs of BF16 layers are left out, because numpy has no BF16.
+    """
     layers = (layer for layer in graph.layers if layer.role is Role.COMPUTE and layer.name not in plan.bf16)
     return tuple(name for layer in layers for name in layer.outputs if name not in graph.outputs)
 
 
 def attributed(layers: Sequence[EngineLayer], graph: Graph) -> dict[str, tuple[TensorName, EngineLayer]]:
-    """The engine's name of a tensor -> the ONNX tensor that it is, and its kernel.
+    """Match the engine's tensors to ONNX tensors.
 
-    A kernel with one output, from whose ONNX layers one tensor alone leads out, made that one. A tensor that two
-    kernels might have made is left out.
+    A kernel with one output produces an ONNX tensor if only that tensor leaves the kernel's ONNX layers. A tensor that
+    two kernels may produce is left out.
+
+    Returns:
+        The engine's name of a tensor -> (ONNX tensor, kernel that produces it).
     """
     found = {}
     for one in layers:
@@ -44,29 +50,54 @@ def attributed(layers: Sequence[EngineLayer], graph: Graph) -> dict[str, tuple[T
 
 
 def _leaving(one: EngineLayer, graph: Graph) -> tuple[TensorName, ...]:
-    """What the ONNX layers in `one` make for others: graph outputs, and tensors that a layer outside of it reads."""
+    """Return the tensors that a kernel's ONNX layers produce for the graph's outputs or for layers of other kernels."""
     group = frozenset(one.onnx_layers)
     outputs = frozenset(graph.outputs)
     elsewhere = {name for layer in graph.layers if layer.name not in group for name in layer.inputs}
-    made = (name for layer in graph.layers if layer.name in group for name in layer.outputs)
-    return tuple(name for name in made if name in outputs or name in elsewhere)
+    produced = (name for layer in graph.layers if layer.name in group for name in layer.outputs)
+    return tuple(name for name in produced if name in outputs or name in elsewhere)
 
 
-def computed(engine: EngineBuild, graph: Graph, heard: Tensors) -> Computed:
-    """What was `heard` of an engine, by the ONNX tensor that it is, with the kernel that made it."""
+def computed(engine: EngineBuild, graph: Graph, intermediates: Tensors) -> Computed:
+    """Match the intermediate tensors of an engine run to ONNX tensors.
+
+    Args:
+        engine: The engine's facts.
+        graph: The model that it was built from.
+        intermediates: The tensors by the engine's names, as `run.listen` returns them.
+
+    Returns:
+        ONNX tensor -> (array, kernel that produced it); ambiguous tensors are left out.
+    """
     if not engine.marked:
         known = attributed(engine.layers, graph)
-        return {tensor: (heard[name], kernel) for name, (tensor, kernel) in known.items() if name in heard}
+        return {
+            tensor: (intermediates[name], kernel) for name, (tensor, kernel) in known.items() if name in intermediates
+        }
     kernels = {tensor.name: one for one in engine.layers for tensor in one.outputs}
-    return {name: (heard[name], kernels[name]) for name in engine.marked if name in heard and name in kernels}
+    return {
+        name: (intermediates[name], kernels[name])
+        for name in engine.marked
+        if name in intermediates and name in kernels
+    }
 
 
 def intermediate_errors(
     emulator: Emulator, plan: Plan, feed: Mapping[TensorName, Array], found: Computed, tolerance: Tolerance
 ) -> tuple[IntermediateError, ...]:
-    """What an engine computed against FP32, next to what is emulated, in the graph's order.
+    """Compare each intermediate tensor with the FP32 reference, as the engine computed it and as the emulator does.
 
-    Tensors of another shape than ONNX gives them are left out: they are not what they were taken for.
+    Tensors whose shape is not that of the ONNX tensor are left out, because the match must be wrong.
+
+    Args:
+        emulator: Emulates FP16 and computes the reference.
+        plan: The plan that the engine was built with.
+        feed: The sample that the engine was run on, by input name.
+        found: The engine's tensors, from `computed`.
+        tolerance: Counts the elements outside of it.
+
+    Returns:
+        One entry per tensor, in the graph's order.
     """
     return tuple(
         IntermediateError(
@@ -84,12 +115,17 @@ def intermediate_errors(
 
 
 def complaint(found: Sequence[IntermediateError], *, excludable: bool) -> str | None:
-    """What to say of tensors that precision does not explain; with what to exclude, where tactics can be."""
+    """Return a warning about tensors whose error FP16 does not explain; None if there are none.
+
+    Args:
+        found: The errors of the intermediate tensors.
+        excludable: Whether tactics can be excluded; the warning then names the entry for TRT_EXCLUDE_TACTIC.
+    """
     farther = [one for one in found if one.is_farther]
     if not farther:
         return None
     first = farther[0]
-    entry = json.dumps([{"layer": first.layer, "kernel": first.tactic}])  # which is YAML, too
+    entry = json.dumps([{"layer": first.layer, "kernel": first.tactic}])  # JSON is also valid YAML
     other = f"; locate --config with TRT_EXCLUDE_TACTIC: {entry} tries another kernel"
     return (
         f"{len(farther)} of {len(found)} tensors in the engine are farther off than FP16 explains, first that "

@@ -1,6 +1,6 @@
-"""Runs a typed model with one of ONNX Runtime's providers, in the child process that `run.execute` starts.
+"""Run a typed model with an ONNX Runtime provider; this is the child process that `runners.run` starts.
 
-CUDA computes FP16 nodes in FP16. The CPU provider does not, and serves to test what lies around it.
+The CUDA provider computes FP16 nodes in FP16. The CPU provider does not; here it only serves to test this code.
 """
 
 from __future__ import annotations
@@ -18,11 +18,18 @@ from trt_helper.runners.exchange import NO_TYPES, serve
 _TYPES = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(double)": np.float64}
 CPU = "CPUExecutionProvider"
 FP32_IS_FP32 = {"CUDAExecutionProvider": {"use_tf32": "0"}}  # TF32 would round the FP32 layers to 10 bits
-SAME_EACH_TIME = {"CUDAExecutionProvider": {"cudnn_conv_algo_search": "DEFAULT"}}  # the fastest differs from run to run
+SAME_EACH_TIME = {
+    "CUDAExecutionProvider": {"cudnn_conv_algo_search": "DEFAULT"}
+}  # the fastest algorithm differs from run to run
 
 
 def run(request: Mapping[str, Any], _send: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Answer `run.execute`. Raises what `open_session` raises, and RunError for a model that fails."""
+    """Run the typed model on the samples of `request` (see `exchange.serve`).
+
+    Raises:
+        MachineError: The provider does not work here.
+        RunError: The model cannot be loaded or run.
+    """
     options = session_options()
     options.use_deterministic_compute = True
     session, types = open_session(request["file"], options, request["provider"], SAME_EACH_TIME)
@@ -32,9 +39,20 @@ def run(request: Mapping[str, Any], _send: Callable[[dict[str, Any]], None]) -> 
 def open_session(
     file: str, options: ort.SessionOptions, provider: str, more: Mapping[str, Mapping[str, str]] = NO_TYPES
 ) -> tuple[ort.InferenceSession, dict[str, Any]]:
-    """The model on that provider, what it has not on the CPU; and numpy's types of its float inputs.
+    """Load a model on a provider; nodes that the provider lacks run on the CPU.
 
-    `more` are further options by provider. Raises MachineError without the provider, RunError for the model.
+    Args:
+        file: Path of the model.
+        options: Session options.
+        provider: ONNX Runtime's name of the provider.
+        more: Further provider options, by provider.
+
+    Returns:
+        The session, and the numpy types of its float inputs by name.
+
+    Raises:
+        MachineError: The provider does not work here.
+        RunError: ONNX Runtime cannot load the model.
     """
     missing = MachineError(
         f"ONNX Runtime {ort.__version__} has no {provider} that works here",
@@ -47,7 +65,7 @@ def open_session(
         session = ort.InferenceSession(
             file, options, providers=[(provider, chosen), *([CPU] if provider != CPU else [])]
         )
-    except Exception as error:  # onnxruntime raises its own types, which it does not export
+    except Exception as error:  # onnxruntime has its own exception types and does not export them
         raise RunError(
             f"ONNX Runtime cannot load the model: {first_line(error)}",
             fix="export the model with operators that it implements, or run it as an engine: --runner tensorrt",

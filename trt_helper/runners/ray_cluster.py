@@ -1,7 +1,7 @@
-"""Trials on a Ray cluster: an oracle that sends each plan to a worker, and the plans that may be asked next with it.
+"""Trials on a Ray cluster: an oracle that sends each plan to a worker, and plans that will probably follow with it.
 
-Ray places the trials, repeats those whose worker was lost, and holds the model once per machine. What is asked, in
-which order, and what is made of the answers stays with the search, so the answer is the one of a single machine.
+Ray places the trials, repeats those whose worker was lost, and holds the model once per machine. The search decides
+which plans are tried, in which order, as it does on a single machine, so the answer is the same.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import os
 import platform
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
@@ -23,31 +23,38 @@ import onnx_ir as ir
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RaySystemError, RayTaskError, WorkerCrashedError
 
+from trt_helper.emulator.emulator import Emulator
 from trt_helper.errors import MachineError, TrtHelperError, first_line
 from trt_helper.onnx_model.graph import Graph, read_graph
 from trt_helper.onnx_model.load import Model
-from trt_helper.search.oracle import PerSample, emulated
+from trt_helper.search.oracle import Criteria, Judgement, Oracle, OracleFactory, emulated
+from trt_helper.search.strategy import Speculative, no_plans
 from trt_helper.system.versions import versions
-from trt_helper.values import Array, Plan, Rewrite, Trial, Verdict
+from trt_helper.values import Array, IntermediateError, Plan, Rewrite, Trial, Verdict
 
 RETRIES = 3  # times that a trial is begun again after its worker was lost
-APART = 1 << 10  # bytes; larger weights travel beside the model, and every worker of a machine reads the same copy
+LARGE = 1 << 10  # bytes; larger weights travel beside the model, and every worker of a machine reads the same copy
 PATIENCE = 5.0  # seconds for an address to answer; Ray itself tries for many minutes
-Key = tuple[ray.ObjectRef, tuple[int, ...], Plan]  # of the job, on which samples
+Key = tuple[ray.ObjectRef, tuple[int, ...], Plan]
+"""A trial: the job, the indices of the samples, and the plan."""
 
 
 class Cluster:
-    """A connection to Ray. Everything that was begun through it ends with it.
+    """A connection to Ray. Trials that were begun through it end with it.
 
-    `address` is what `ray.init` takes: "auto" for the cluster of this machine, HOST:PORT, ray://HOST:PORT. In a
-    program that is connected already that connection is used, and left open. `make(graph, samples=...,
-    references=..., tolerance=..., metric=...)` is called on the workers and makes what judges there; each trial asks
-    for `gpus` GPUs. Raises MachineError on entering where there is no such cluster, or where it has no GPU to ask for.
+    Args:
+        address: as `ray.init` takes it: "auto" for the cluster of this machine, HOST:PORT, ray://HOST:PORT. In a
+            program that is connected already that connection is used, and left open.
+        make: makes the oracle, on the workers; None for the emulator.
+        gpus: the number of GPUs that each trial needs.
+
+    Raises:
+        MachineError: on entering, where there is no such cluster, or where it has too few GPUs.
     """
 
-    def __init__(self, address: str = "auto", make: Callable[..., Any] | None = None, *, gpus: int = 0) -> None:
+    def __init__(self, address: str = "auto", make: OracleFactory | None = None, *, gpus: int = 0) -> None:
         self._address = address
-        self._make = make or emulated
+        self._make = make
         self._gpus = gpus
         self._ours = False
         self._running: dict[Key, ray.ObjectRef] = {}
@@ -69,16 +76,15 @@ class Cluster:
     ) -> None:
         self._leave()
 
-    def oracle(self, graph: Graph, **how: Any) -> ClusterOracle:
-        """What `locate` takes as `oracle`; `how` are samples, references, tolerance and metric."""
-        emulates = self._make is emulated
-        cpus = min(len(how["samples"]), self._smallest_machine()) if emulates else 1
+    def oracle(self, graph: Graph, criteria: Criteria) -> ClusterOracle:
+        """Make the oracle of a graph: the `oracle` of `locate`."""
+        cpus = 1 if self._make else min(len(criteria.samples), self._smallest_machine())
         slots = int(self._total("GPU") // self._gpus if self._gpus else self._total("CPU") // cpus)
-        how |= {"threads": cpus} if emulates else {}
-        job = ray.put(_Job(_packed(graph), self._make, how, versions()))
+        make = self._make or partial(emulated, threads=cpus)
+        job = ray.put(_Job(_packed(graph), make, criteria, versions()))
         needs = {"num_cpus": cpus, "num_gpus": self._gpus, "max_retries": RETRIES, "max_calls": 0}
         task = ray.remote(**needs)(_judge)
-        return ClusterOracle(self._running, job, task, max(slots, 1), tuple(range(len(how["samples"]))))
+        return ClusterOracle(self._running, job, task, max(slots, 1))
 
     def _total(self, resource: str) -> float:
         return float(ray.cluster_resources().get(resource, 0))
@@ -94,48 +100,57 @@ class Cluster:
             self._ours = False
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class ClusterOracle:
-    """Judges plans on the workers: one trial each on some of the samples, several side by side."""
+    """Judges plans on the workers, several side by side.
+
+    Attributes:
+        running: the trials that were begun and not fetched yet; shared by all oracles of a cluster.
+        job: the graph and the criteria in Ray's object store.
+        task: the remote function that judges one plan.
+        slots: the number of trials that the cluster can run at a time.
+    """
 
     running: dict[Key, ray.ObjectRef]
     job: ray.ObjectRef
-    task: Any  # the remote function
-    slots: int  # trials that the cluster can run at a time
-    which: tuple[int, ...]
-    speculative: Callable[[], Iterable[Plan]] = field(default=tuple, init=False)  # what may be asked for next
-    inferences: int = field(default=0, init=False)
-    per_sample: dict[Plan, PerSample] = field(default_factory=dict, init=False)  # the errors of every plan judged
+    task: Any
+    slots: int
 
-    def on(self, indices: Sequence[int]) -> ClusterOracle:
-        """The same oracle on some of the samples."""
-        return replace(self, which=tuple(self.which[index] for index in indices))
+    def judge(self, plan: Plan, samples: Sequence[int], speculative: Speculative = no_plans) -> Judgement:
+        """The worker's judgement.
 
-    def judge(self, plan: Plan) -> Trial:
-        """The worker's verdict. Raises what the trial raised, and MachineError where the cluster cannot be used."""
-        key = self.job, self.which, plan
+        Raises:
+            MachineError: the cluster cannot be used.
+            TrtHelperError: what the trial raised.
+        """
+        key = self.job, tuple(samples), plan
         try:
-            judged: _Judged = ray.get(self._begun(key))
+            judgement: Judgement = ray.get(self._begun(key, speculative))
             del self.running[key]
         except RayTaskError as error:
             raise _cause(error) from error
         except (WorkerCrashedError, OutOfMemoryError, NodeDiedError):
-            return Trial(plan, Verdict.UNRESOLVED, why=f"it ended its worker {RETRIES + 1} times")
+            return Judgement(Trial(plan, Verdict.UNRESOLVED, why=f"it ended its worker {RETRIES + 1} times"))
         except RayError as error:
             raise MachineError(f"the Ray cluster failed: {first_line(error)}", fix="look at `ray status`") from error
-        self.inferences += judged.inferences
-        self.per_sample[plan] = judged.per_sample
-        return judged.trial
+        return judgement
 
-    def _begun(self, asked: Key) -> ray.ObjectRef:
-        """Begin this trial, and as many of those ahead as there is room for; give up the others."""
-        speculative = ((self.job, self.which, plan) for plan in self.speculative())
-        keys = list(islice(chain([asked], speculative), self.slots))
+    def intermediate_errors(
+        self, _plan: Plan, _sample: int, _emulator: Emulator, _on_warning: Callable[[str], None]
+    ) -> tuple[IntermediateError, ...]:
+        """None: engines stay on the workers."""
+        return ()
+
+    def _begun(self, key: Key, speculative: Speculative) -> ray.ObjectRef:
+        """Begin this trial, and as many of the speculative ones as there is room for; cancel the others."""
+        job, samples, _ = key
+        following = ((job, samples, plan) for plan in speculative())
+        keys = list(islice(chain([key], following), self.slots))
         _cancel(self.running, self.running.keys() - keys)
-        for key in keys:
-            if key not in self.running:
-                self.running[key] = self.task.remote([self.job], *key[1:])
-        return self.running[asked]
+        for one in keys:
+            if one not in self.running:
+                self.running[one] = self.task.remote([self.job], *one[1:])
+        return self.running[key]
 
 
 def _cancel(running: dict[Key, ray.ObjectRef], keys: Iterable[Key]) -> None:
@@ -188,7 +203,7 @@ def _packed(graph: Graph) -> _Packed:
         tensor = value.const_value
         if tensor is None or tensor.dtype is ir.DataType.STRING:
             continue
-        if tensor.nbytes > APART or isinstance(tensor, ir.ExternalTensor):
+        if tensor.nbytes > LARGE or isinstance(tensor, ir.ExternalTensor):
             place, name = str(len(weights)), value.name or ""
             shape = ir.Shape(tensor.shape.numpy())
             value.const_value = ir.ExternalTensor(place, None, None, tensor.dtype, shape=shape, name=name)
@@ -220,38 +235,29 @@ class _Job:
     """What does not change from trial to trial. It lies in Ray's object store, once per machine."""
 
     graph: _Packed
-    make: Callable[..., Any]
-    how: Mapping[str, Any]
+    make: OracleFactory
+    criteria: Criteria
     versions: Mapping[str, str]
 
 
 @lru_cache(maxsize=1)
-def _oracle(job: ray.ObjectRef) -> Any:
-    """What judges in this worker process, made when the first trial comes."""
+def _oracle(job: ray.ObjectRef) -> Oracle:
+    """The oracle of this worker process, made when the first trial comes."""
     found: _Job = ray.get(job)
     here = versions()
     if here != found.versions:
-        differ = ", ".join(f"{name} {here[name]} is not {asked}" for name, asked in found.versions.items())
+        differ = ", ".join(f"{name} {here[name]} is not {wanted}" for name, wanted in found.versions.items())
         raise MachineError(
             f"{platform.node()} of the Ray cluster has other versions: {differ}",
             fix="install the same versions on every machine of the cluster",
         )
     try:
-        return found.make(_unpacked(found.graph), **found.how)
+        return found.make(_unpacked(found.graph), found.criteria)
     except MachineError as error:
         raise MachineError(f"{platform.node()} of the Ray cluster: {error.message}", fix=error.fix) from error
 
 
-@dataclass(frozen=True, slots=True)
-class _Judged:
-    trial: Trial
-    per_sample: PerSample
-    inferences: int
-
-
-def _judge(jobs: Sequence[ray.ObjectRef], which: Sequence[int], plan: Plan) -> _Judged:
+def _judge(jobs: Sequence[ray.ObjectRef], samples: Sequence[int], plan: Plan) -> Judgement:
     """One trial, on a worker."""
     (job,) = jobs  # in a list, so that Ray does not fetch it for every trial anew
-    oracle = _oracle(job).on(which)
-    trial = oracle.judge(plan)
-    return _Judged(trial, oracle.per_sample.get(plan, ()), oracle.inferences)
+    return _oracle(job).judge(plan, samples)

@@ -1,6 +1,7 @@
-"""An engine or typed model and samples go in, outputs come out: each repeat, each sample. In a process of its own.
+"""Run an engine or a typed model on samples, in a child process.
 
-A kernel that reads beyond its memory takes the whole CUDA context with it; here it takes a child, and is a `RunError`.
+A kernel that reads outside its memory destroys the CUDA context. Here that only ends the child process and becomes a
+`RunError`.
 """
 
 from __future__ import annotations
@@ -26,28 +27,28 @@ from trt_helper.values import Tensors
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """One way to get FP16 numbers: an engine's package, or ONNX Runtime's provider for a typed model."""
+    """A way to compute FP16 on a GPU: TensorRT with an engine, or an ONNX Runtime provider with a typed model."""
 
     name: str
-    package: str  # what has to be importable
-    extra: str  # what installs it
-    provider: str = ""  # of ONNX Runtime; empty where engines are run
-    module: str = "trt_helper.runners.engine_child"
+    package: str  # Python package that must be importable
+    extra: str  # pip requirement that installs it
+    provider: str = ""  # ONNX Runtime's provider; empty if engines are run
+    module: str = "trt_helper.runners.engine_child"  # the child process
 
     @property
     def builds(self) -> bool:
-        """Whether a plan has to become an engine first."""
+        """Whether an engine must be built first."""
         return not self.provider
 
     @property
     def version(self) -> str:
-        """The installed version of the package, as its metadata has it; it is not imported."""
+        """The installed version of the package, from its metadata; the package is not imported."""
         named = packages_distributions().get(self.package)
         return version(named[0]) if named else "unknown"
 
     @property
     def environment(self) -> dict[str, str]:
-        """What tells a child process which package to take; Polygraphy looks at it when it is imported."""
+        """Environment variables that choose the child's TensorRT package; Polygraphy reads one on import."""
         polygraphy = {"POLYGRAPHY_USE_TENSORRT_RTX": "1"} if self.package == "tensorrt_rtx" else {}
         return {PACKAGE_VARIABLE: self.package, **polygraphy}
 
@@ -64,7 +65,11 @@ RUNNERS: Mapping[str, Runner] = {
 
 
 def runner_here(name: str) -> Runner:
-    """Return that runner. Raises MachineError where it cannot run, with what is missing."""
+    """Return the runner `name` after checking that it can run on this machine.
+
+    Raises:
+        MachineError: A package, the GPU or its driver is missing; the message says which.
+    """
     runner = RUNNERS[name]
     for package in (runner.package, *(("polygraphy",) if runner.builds else ())):
         if find_spec(package) is None:
@@ -92,16 +97,28 @@ def execute(
     warm_up: int = 1,
     seconds: float | None = None,
 ) -> list[list[Tensors]]:
-    """Run `file` on every sample: [repeat][sample] -> outputs by name, half floats as FP32.
+    """Run `file` on every sample.
 
-    Each sample is run `warm_up` times before it counts. `seconds` is a limit of wall clock for all of it.
+    Args:
+        runner: How to run it.
+        file: An engine or a typed model, according to `runner.builds`.
+        samples: The inputs.
+        outputs: Names of the outputs to return.
+        repeats: Inferences per sample whose outputs are returned.
+        warm_up: Inferences per sample before them, whose outputs are discarded.
+        seconds: Limit of wall clock for the whole call; None is no limit.
 
-    Raises MachineError where the runner cannot be loaded and RunError for what fails on the way, crashes included.
+    Returns:
+        [repeat][sample] -> outputs by name; FP16 outputs are converted to FP32.
+
+    Raises:
+        MachineError: The runner cannot be loaded.
+        RunError: Loading or running the file failed, crashed or passed the limit.
     """
     with tempfile.TemporaryDirectory(prefix="trt-helper-") as name:
         folder = Path(name)
-        how = {"repeats": repeats, "warm_up": warm_up, "listen": False}
-        _served(runner, file, samples, folder, {"outputs": list(outputs), **how}, seconds)
+        options = {"repeats": repeats, "warm_up": warm_up, "intermediates": False}
+        _served(runner, file, samples, folder, {"outputs": list(outputs), **options}, seconds)
         return [
             [_outputs(folder / f"out{repeat}_{index}.npz", outputs) for index in range(len(samples))]
             for repeat in range(repeats)
@@ -111,15 +128,27 @@ def execute(
 def listen(
     runner: Runner, file: Path, sample: Sample, outputs: Sequence[str], *, seconds: float | None = None
 ) -> Tensors:
-    """Run an engine with debug tensors on one sample -> what it computed between its kernels, by the engine's names.
+    """Run an engine with debug tensors on one sample and return its intermediate tensors.
 
-    Raises MachineError where the runner cannot be loaded and RunError for what fails on the way, crashes included.
+    Args:
+        runner: How to run it.
+        file: An engine that was built with `BuildSettings.debug_tensors`.
+        sample: The inputs.
+        outputs: Names of the model's outputs, which are not returned.
+        seconds: Limit of wall clock; None is no limit.
+
+    Returns:
+        The tensors between the engine's kernels by the engine's names; FP16 is converted to FP32.
+
+    Raises:
+        MachineError: The runner cannot be loaded.
+        RunError: Loading or running the engine failed, crashed or passed the limit.
     """
     with tempfile.TemporaryDirectory(prefix="trt-helper-") as name:
         folder = Path(name)
-        how = {"outputs": list(outputs), "repeats": 1, "warm_up": 0, "listen": True}
-        answer = _served(runner, file, [sample], folder, how, seconds)
-        return _outputs(folder / "heard0.npz", answer["heard"][0])
+        options = {"outputs": list(outputs), "repeats": 1, "warm_up": 0, "intermediates": True}
+        answer = _served(runner, file, [sample], folder, options, seconds)
+        return _outputs(folder / "intermediates0.npz", answer["intermediates"][0])
 
 
 def _served(
@@ -127,10 +156,10 @@ def _served(
     file: Path,
     samples: Sequence[Sample],
     folder: Path,
-    how: Mapping[str, Any],
+    options: Mapping[str, Any],
     seconds: float | None,
 ) -> Event:
-    """Write the samples into `folder` and have the child answer there."""
+    """Write the samples into `folder`, run the child process, and return its answer."""
     names = [list(sample.feed) for sample in samples]
     for index, sample in enumerate(samples):
         write_feed(folder / f"in{index}.npz", sample)
@@ -139,7 +168,7 @@ def _served(
         "provider": runner.provider,
         "folder": str(folder),
         "inputs": names,
-        **how,
+        **options,
     }
     try:
         return run(
@@ -170,6 +199,6 @@ def _outputs(path: Path, names: Sequence[str]) -> Tensors:
 def _death(died: ChildDiedError, runner: Runner, seconds: float | None) -> RunError:
     if died.how == "time":
         return RunError(f"{runner.name} passed the time limit of {seconds:g} s", fix="allow more time, or none")
-    what = signal_name(died.code) if died.how == "signal" else f"status {died.code}"
+    cause = signal_name(died.code) if died.how == "signal" else f"status {died.code}"
     said = f": {died.output.splitlines()[-1]}" if died.output else ""
-    return RunError(f"{runner.name} crashed while running ({what}){said}", fix="try it again; report it if it stays")
+    return RunError(f"{runner.name} crashed while running ({cause}){said}", fix="try it again; report it if it stays")

@@ -1,16 +1,16 @@
-"""Roundings and what they do go in, the order in which layers should be pinned comes out.
+"""The error model: predicts the error of any plan from what single roundings do.
 
-A plan rounds values, not layers. A value that its maker leaves in FP32 is still rounded by every reader
-in FP16, and a value that its maker rounds is rounded for all. So each rounding says who makes the value
-and who reads it, what its rounding does to the outputs, and what it does when only one reader rounds.
+A plan rounds values, not layers. A value whose producer stays in FP32 is still rounded by every consumer in FP16, and a
+value that its producer rounds is rounded for all. So each rounding effect says which layers produce and consume the
+value, what rounding it does to the outputs, and what it does when only one consumer rounds it.
 
-What a plan leaves rounded adds up like independent errors: by squares. Which way a value is rounded
-changes with everything upstream, so a sum of signs measured one at a time would foretell nothing. But
-roundings of the same value - before and after a Relu, a transpose, a product with a power of two - have
-the same effect and count once; with the opposite effect, on the two sides of a difference, they cancel.
+The effects that a plan leaves active add up like independent errors: by squares. The sign of a rounding error changes
+with everything upstream, so a sum of signed effects that were measured one at a time would predict nothing. But
+roundings of the same value (before and after a Relu, a transpose, a product with a power of two) have the same effect
+and count once. With the opposite effect, on the two sides of a difference, they cancel.
 
-Some roundings do harm only together. Such a conflict is found when a plan fails that looked good, and is
-put down to one of its members: to those that all conflicts can be put down to with the fewest pins.
+Some roundings do harm only together. Such a conflict is found when a plan fails that was predicted to pass. It is
+blamed on one of its parties, so that all conflicts together take the fewest pins.
 """
 
 from __future__ import annotations
@@ -23,34 +23,38 @@ from typing import Protocol
 
 import numpy as np
 
+from trt_helper.search import tuning
 from trt_helper.search.strategy import Prediction
 from trt_helper.values import Array, LayerName, Plan, Statistic, TensorName
 
-ValueName = tuple[TensorName, LayerName]  # a tensor and its maker; weights have no tensor, inputs no maker
-CAP = 1e4  # errors over tolerance beyond this are all the same: hopeless
-SAME = 0.02  # two effects that differ by less than this share are the effect of one rounding
-NEGLIGIBLE = 0.02  # of the tolerance: layers are given up together while their sum stays below
-TIE = 1e-3  # layers whose effects differ by less than this share are equals
-MOST_BLAMES = 4096  # ways to put conflicts down to one party each that are compared
+ValueName = tuple[TensorName, LayerName]
+"""A tensor and its producer; the weights of a layer have no tensor name, graph inputs no producer."""
 
 
 class Names(Protocol):
-    """A set of layer names, as far as it is needed here."""
+    """Layer names that are only tested for membership."""
 
     def __contains__(self, name: object, /) -> bool: ...
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class RoundingEffect:
-    """One value that the empty plan rounds; weights have a maker and no reader.
+    """What rounding one value does to the outputs.
 
-    `together` and `apart` are signed errors over tolerance at the watched elements of the outputs.
+    Attributes:
+        producers: the value is rounded for all its consumers unless all of these are pinned; weights have the layer
+            that reads them as their producer, and no consumer.
+        consumers: once the producers are pinned, each of these that is not pinned still rounds the value for itself.
+        for_all_consumers: signed error ratios at the watched elements of the outputs, shape (elements,), float64,
+            when every consumer reads the value rounded.
+        per_consumer: the same when only this consumer does, one array per consumer; empty where it was not measured.
+        value: the value's name.
     """
 
-    producers: frozenset[LayerName]  # rounded unless all of these are pinned
-    consumers: tuple[LayerName, ...]  # and then still rounded for each of these that is not
-    for_all_consumers: Array  # everybody reads it rounded
-    per_consumer: tuple[Array, ...] = ()  # only this reader does; empty where that was not looked at
+    producers: frozenset[LayerName]
+    consumers: tuple[LayerName, ...]
+    for_all_consumers: Array
+    per_consumer: tuple[Array, ...] = ()
     value: ValueName = ("", "")
 
     @property
@@ -60,17 +64,27 @@ class RoundingEffect:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Conflict:
-    """Parties whose roundings do harm together, while all of them but any one do not.
+    """Parties whose roundings do harm together, and none when any one party does not round.
 
-    Values of one party stand in for each other: each of them alone does that party's share.
+    Attributes:
+        parties: the values of each party; each value of a party alone does that party's share.
+        errors: signed error ratios at the watched elements when all parties round, shape (elements,), float64.
     """
 
     parties: tuple[tuple[ValueName, ...], ...]
-    errors: Array  # signed, over the tolerance, at the watched elements
+    errors: Array
 
 
 class ErrorModel:
-    """Foretells the error of any plan, over the tolerance, from what single roundings do."""
+    """Predicts the error ratio of any plan from rounding effects and conflicts.
+
+    Args:
+        layers: the layers that may be pinned, in topological order.
+        rounding_effects: one for each value that the empty plan rounds.
+        statistic: the statistic that the tolerance judges by.
+        conflicts: roundings that do harm only together.
+        pin_costs: the cost of pinning each layer, in any unit; decides only between layers that help equally.
+    """
 
     def __init__(
         self,
@@ -78,19 +92,19 @@ class ErrorModel:
         rounding_effects: Sequence[RoundingEffect],
         statistic: Statistic = Statistic.MAX,
         conflicts: Sequence[Conflict] = (),
-        prices: Mapping[LayerName, float] | None = None,
+        pin_costs: Mapping[LayerName, float] | None = None,
     ) -> None:
         self._layers = tuple(layers)
-        self._prices = prices or {}  # what pinning a layer costs; decides only between equals
+        self._costs = pin_costs or {}
         self._statistic = statistic
-        self._rounding_effects = _blame(rounding_effects, conflicts, self._prices)
-        classes = _Classes(self._rounding_effects)
-        self._for_all = [classes.of(index, -1) for index in range(len(self._rounding_effects))]
+        self._rounding_effects = _blame(rounding_effects, conflicts, self._costs)
+        numbers = _EffectNumbers(self._rounding_effects)
+        self._for_all = [numbers.of(index, -1) for index in range(len(self._rounding_effects))]
         self._per_consumer = [
-            tuple(classes.of(index, consumer) for consumer in range(len(rounding.per_consumer)))
+            tuple(numbers.of(index, consumer) for consumer in range(len(rounding.per_consumer)))
             for index, rounding in enumerate(self._rounding_effects)
         ]
-        self._squares = classes.squares()
+        self._squares = numbers.squares()
         self._touching: dict[LayerName, list[int]] = {name: [] for name in layers}
         self._layers_of: dict[int, set[LayerName]] = {}
         for index, rounding in enumerate(self._rounding_effects):
@@ -100,16 +114,16 @@ class ErrorModel:
                     self._layers_of.setdefault(abs(number), set()).add(name)
 
     def error(self, plan: Plan) -> float:
-        """Foreseen error over tolerance of `plan`."""
+        """The predicted error ratio of `plan`."""
         return self._size(self._total(self._active(plan.fp32)))
 
     def prediction(self) -> Prediction:
-        """The order in which pins help most, what each further one leaves, and what any plan would."""
+        """The order in which pins help most, and the predicted errors that order the search."""
         given_up, errors = self._give_up()
         return Prediction(given_up[::-1], errors[::-1], self.error, self.without)
 
     def _of_rounding(self, index: int, pinned: Names) -> tuple[int, ...]:
-        """The classes of effects that rounding `index` has under a set of pins, negative for the opposite effect."""
+        """Numbers of the effects that rounding `index` has under these pins; negative for the opposite effect."""
         rounding = self._rounding_effects[index]
         if not all(name in pinned for name in rounding.producers):
             return (self._for_all[index],)
@@ -135,7 +149,7 @@ class ErrorModel:
         return float(np.median(roots) if self._statistic is Statistic.MEDIAN else roots.max(initial=0.0))
 
     def _give_up(self) -> tuple[list[LayerName], list[float]]:
-        """Give up the pin that is missed least, one after the other, until nothing is pinned."""
+        """Give up the pin that is missed least, one after the other; the order, and the predicted error after each."""
         kept = dict.fromkeys(self._layers)
         active: Counter[int] = Counter()
         order: list[LayerName] = []
@@ -162,9 +176,9 @@ class ErrorModel:
         return order, errors
 
     def _least_missed(self, sizes: Mapping[LayerName, float]) -> LayerName:
-        """The layer that is given up next: of those that are missed equally little, the most expensive pin."""
-        least = min(sizes.values()) * (1 + TIE)
-        return max((name for name in sizes if sizes[name] <= least), key=lambda name: self._prices.get(name, 0.0))
+        """The pin to give up next: of those that are missed equally little, the most expensive one."""
+        least = min(sizes.values()) * (1 + tuning.EQUAL_LOSS)
+        return max((name for name in sizes if sizes[name] <= least), key=lambda name: self._costs.get(name, 0.0))
 
     def _toggle(self, name: LayerName, kept: dict[LayerName, None], active: Counter[int]) -> None:
         before = [c for index in self._touching[name] for c in self._of_rounding(index, kept)]
@@ -175,7 +189,7 @@ class ErrorModel:
             del active[c]
 
     def _change(self, name: LayerName, kept: dict[LayerName, None], active: Counter[int]) -> Array:
-        """What giving up `name` adds to the squared errors."""
+        """What giving up the pin `name` adds to the squared errors, shape (elements,)."""
         counts = Counter(c for index in self._touching[name] for c in self._of_rounding(index, _Without(kept, name)))
         counts.subtract(c for index in self._touching[name] for c in self._of_rounding(index, kept))
         change: Array = np.zeros(self._squares.shape[1])
@@ -186,29 +200,29 @@ class ErrorModel:
         return change
 
     def _negligible(self) -> list[LayerName]:
-        """Layers that can be given up all at once, smallest effect first."""
+        """Layers whose effects together are negligible, smallest first."""
         own = {
             name: sum(float(self._squares[abs(self._for_all[i])].max(initial=0.0)) for i in self._touching[name])
             for name in self._layers
         }
         ordered = sorted(self._layers, key=lambda layer: own[layer])
         spent = np.cumsum([own[name] for name in ordered])
-        return ordered[: int(np.searchsorted(spent, NEGLIGIBLE**2))]
+        return ordered[: int(np.searchsorted(spent, tuning.NEGLIGIBLE**2))]
 
     def without(self, plan: Plan) -> Mapping[LayerName, float]:
-        """Foreseen error over tolerance of `plan` without each of its pins, the most expensive and last layer first."""
+        """The predicted error ratio of `plan` without each of its pins, the most expensive and last layer first."""
         kept = {name: None for name in self._layers if name in plan.fp32}
         active = self._active(plan.fp32)
         total = self._total(active)
         names = [*reversed(kept)]
-        names.sort(key=lambda name: -self._prices.get(name, 0.0))
+        names.sort(key=lambda name: -self._costs.get(name, 0.0))
         return {name: self._size(total + self._change(name, kept, active)) for name in names}
 
 
 def _blame(
-    rounding_effects: Sequence[RoundingEffect], conflicts: Sequence[Conflict], prices: Mapping[LayerName, float]
+    rounding_effects: Sequence[RoundingEffect], conflicts: Sequence[Conflict], costs: Mapping[LayerName, float]
 ) -> tuple[RoundingEffect, ...]:
-    """Let one party of each conflict do its harm alone, so that silencing those takes the fewest and cheapest pins."""
+    """Blame each conflict on one of its parties, so that pinning those takes the fewest and cheapest pins."""
     if not conflicts:
         return tuple(rounding_effects)
     place = {rounding.value: index for index, rounding in enumerate(rounding_effects)}
@@ -216,10 +230,10 @@ def _blame(
 
     def pins(way: Iterable[Sequence[int]]) -> tuple[int, float]:
         names = frozenset[LayerName]().union(*(rounding_effects[index].names for party in way for index in party))
-        return len(names), sum(prices.get(name, 0.0) for name in sorted(names))
+        return len(names), sum(costs.get(name, 0.0) for name in sorted(names))
 
     blamed = list(rounding_effects)
-    for party, conflict in zip(min(islice(ways, MOST_BLAMES), key=pins), conflicts, strict=True):
+    for party, conflict in zip(min(islice(ways, tuning.MOST_BLAME_COMBINATIONS), key=pins), conflicts, strict=True):
         for index in party:
             blamed[index] = replace(blamed[index], for_all_consumers=conflict.errors, per_consumer=())
     return tuple(blamed)
@@ -235,10 +249,11 @@ class _Without:
         return other != self._name and other in self._kept
 
 
-class _Classes:
-    """Gives effects that are the same one number, from 1, and opposite ones its negative.
+class _EffectNumbers:
+    """Numbers the different effects from 1; the opposite of an effect has its negative number.
 
-    Only neighbours are compared; an effect that was set to another's exact opposite is recognised anywhere.
+    Only effects of neighbouring layers are compared; an effect that was set to another's exact opposite is recognised
+    anywhere.
     """
 
     def __init__(self, rounding_effects: Sequence[RoundingEffect]) -> None:
@@ -258,9 +273,9 @@ class _Classes:
         size = float(np.abs(errors).max(initial=0.0))
         for number in sorted(known):
             effect = self._effects[number - 1]
-            if float(np.abs(effect - errors).max(initial=0.0)) <= SAME * size:
+            if float(np.abs(effect - errors).max(initial=0.0)) <= tuning.SAME_EFFECT * size:
                 return number
-        opposite = self._exact.get((-errors).tobytes(), 0) if size < CAP else 0
+        opposite = self._exact.get((-errors).tobytes(), 0) if size < tuning.ERROR_CAP else 0
         if opposite:
             return -opposite
         self._effects.append(errors)
@@ -268,11 +283,11 @@ class _Classes:
         return len(self._effects)
 
     def of(self, index: int, consumer: int) -> int:
-        """The class of one effect; reader -1 is all of them together."""
+        """The number of one effect; consumer -1 stands for all consumers."""
         return self._numbers[index, consumer]
 
     def squares(self) -> Array:
-        """Squared errors, shape (1 + classes, watched elements); no class has number 0."""
+        """Squared errors by number, shape (1 + effects, watched elements); no effect has number 0."""
         width = self._effects[0].size if self._effects else 1
         rows = [np.zeros(width), *self._effects]
         return np.array(rows, dtype=np.float64).reshape(len(rows), width) ** 2

@@ -1,12 +1,16 @@
-"""A plan goes in, a judged trial comes out. Knows no strategy."""
+"""Oracles judge plans: they compute the outputs of a plan on samples and compare them with the FP32 reference.
+
+An oracle knows no strategy and remembers no verdict. The one here runs plans on the emulator; `runners.oracle` runs
+engines on a GPU, `runners.ray_cluster` asks the machines of a Ray cluster.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from trt_helper.emulator.compare import compare_all, worst
 from trt_helper.emulator.emulator import Emulator, Watch
@@ -15,87 +19,172 @@ from trt_helper.errors import ControlError, DisagreementError, TrtHelperError
 from trt_helper.inputs.metric import Metric
 from trt_helper.inputs.samples import Sample
 from trt_helper.onnx_model.graph import Graph
-from trt_helper.values import DISAGREE, Plan, TensorError, Tensors, Tolerance, Trial, Verdict
+from trt_helper.search.strategy import Speculative, no_plans
+from trt_helper.values import (
+    DISAGREE,
+    IntermediateError,
+    PerSample,
+    Plan,
+    TensorError,
+    Tensors,
+    Tolerance,
+    Trial,
+    Verdict,
+)
 
-PerSample = tuple[tuple[TensorError, ...], ...]  # of each sample, each output
 
+@dataclass(frozen=True, eq=False)
+class Criteria:
+    """What plans are judged by; the same for every plan and every graph of a search.
 
-@dataclass(eq=False)
-class EmulatedOracle:
-    """Judges plans on the emulator, on every sample; the worst one decides."""
+    Attributes:
+        samples: all samples.
+        references: for each sample the outputs of the user's own model in FP32.
+        tolerance: decides, unless there is a metric.
+        metric: the user's own figure; decides instead of the tolerance.
+    """
 
-    emulator: Emulator
     samples: Sequence[Sample]
-    references: Sequence[Tensors]  # of the user's own model, in FP32
+    references: Sequence[Tensors]
     tolerance: Tolerance
-    metric: Metric | None = None  # decides instead of the tolerance
-    threads: int = field(default_factory=lambda: os.cpu_count() or 1)  # samples at a time
-    inferences: int = field(default=0, init=False)
-    per_sample: dict[Plan, PerSample] = field(default_factory=dict, init=False)  # the errors of every plan judged
+    metric: Metric | None = None
 
-    def judge(self, plan: Plan) -> Trial:
-        """Run `plan` on all samples; the metric decides, else the worst sample against the tolerance."""
+    @property
+    def every_sample(self) -> tuple[int, ...]:
+        """The indices of all samples."""
+        return tuple(range(len(self.samples)))
+
+    def judge(self, plan: Plan, outputs: Sequence[Tensors], samples: Sequence[int]) -> Judgement:
+        """Judge the outputs that a plan gave.
+
+        Args:
+            plan: the plan.
+            outputs: its outputs on each of `samples`.
+            samples: indices of samples. The worst one decides; each output is reported on its own worst sample.
+        """
+        references = [self.references[index] for index in samples]
+        errors = tuple(compare_all(*pair, self.tolerance) for pair in zip(outputs, references, strict=True))
+        trial = judge_errors(plan, errors, self.tolerance)
+        if self.metric is None:
+            return Judgement(trial, errors)
+        ratio = self.metric.error_ratio(references, outputs)
+        verdict = Verdict.PASS if ratio <= 1 else Verdict.FAIL
+        return Judgement(replace(trial, verdict=verdict, error_ratio=ratio), errors)
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """The verdict on a plan and what it took.
+
+    Attributes:
+        trial: the verdict.
+        per_sample: the errors of every output of every sample; empty where there are none or they are not known.
+        inferences: forward passes of the whole model.
+    """
+
+    trial: Trial
+    per_sample: PerSample = ()
+    inferences: int = 0
+
+
+class Oracle(Protocol):
+    """Judges plans of one graph."""
+
+    def judge(self, plan: Plan, samples: Sequence[int], speculative: Speculative = no_plans) -> Judgement:
+        """Judge a plan on the samples with these indices.
+
+        Args:
+            plan: the plan.
+            samples: indices of samples, at least one.
+            speculative: plans that will probably be asked for next. An oracle that judges several plans side by side
+                may begin with them.
+
+        Raises:
+            TrtHelperError: for what no other plan would change, such as a missing GPU. A plan that cannot be
+                evaluated is UNRESOLVED instead.
+        """
+
+    def intermediate_errors(
+        self, plan: Plan, sample: int, emulator: Emulator, on_warning: Callable[[str], None]
+    ) -> tuple[IntermediateError, ...]:
+        """The errors of tensors inside the engine of a plan; none for an oracle that runs no engine."""
+
+
+class OracleFactory(Protocol):
+    """Makes the oracle of a graph."""
+
+    def __call__(self, graph: Graph, criteria: Criteria, /) -> Oracle: ...
+
+
+class EmulatedOracle:
+    """Judges plans on the emulator, several samples at a time.
+
+    Args:
+        emulator: of the graph whose plans are judged.
+        criteria: samples, references, tolerance and metric.
+        threads: the number of samples that run at a time; by default one per CPU.
+    """
+
+    def __init__(self, emulator: Emulator, criteria: Criteria, threads: int | None = None) -> None:
+        self.emulator = emulator
+        self._criteria = criteria
+        self._threads = threads or os.cpu_count() or 1
+
+    def judge(self, plan: Plan, samples: Sequence[int], _speculative: Speculative = no_plans) -> Judgement:
+        """Run `plan` on the samples and judge its outputs; UNRESOLVED where it cannot be computed."""
         try:
-            return self.judge_outputs(plan, self.run(plan))
+            judgement = self._criteria.judge(plan, self.run(plan, samples), samples)
         except EmulationError as error:
-            return Trial(plan, Verdict.UNRESOLVED, why=error.message)
+            judgement = Judgement(Trial(plan, Verdict.UNRESOLVED, why=error.message))
+        return replace(judgement, inferences=len(samples))
 
-    def run(self, plan: Plan, watch: Callable[[int], Watch] | None = None) -> list[Tensors]:
-        """The outputs on all samples; `watch(i)` sees the roundings of sample i. Raises EmulationError."""
+    def run(self, plan: Plan, samples: Sequence[int], watch: Callable[[int], Watch] | None = None) -> list[Tensors]:
+        """The outputs on the samples with these indices.
+
+        Args:
+            plan: the plan.
+            samples: indices of samples.
+            watch: `watch(index)` is called with every rounding of that sample.
+
+        Raises:
+            EmulationError: a layer cannot be computed from what reaches it.
+        """
 
         def one(index: int) -> Tensors:
-            return self.emulator.run(plan, self.samples[index].feed, watch and watch(index))
+            return self.emulator.run(plan, self._criteria.samples[index].feed, watch and watch(index))
 
-        self.inferences += len(self.samples)
-        with ThreadPoolExecutor(min(len(self.samples), self.threads)) as pool:
-            return list(pool.map(one, range(len(self.samples))))
+        with ThreadPoolExecutor(min(len(samples), self._threads)) as pool:
+            return list(pool.map(one, samples))
 
-    def judge_outputs(self, plan: Plan, found: Sequence[Tensors]) -> Trial:
-        """Judge outputs that `run` gave."""
-        trial, self.per_sample[plan] = judge_outputs(plan, found, self.references, self.tolerance, self.metric)
-        return trial
-
-    def on(self, indices: Sequence[int]) -> EmulatedOracle:
-        """The same oracle on some of the samples."""
-        return replace(
-            self, samples=[self.samples[i] for i in indices], references=[self.references[i] for i in indices]
-        )
+    def intermediate_errors(
+        self, _plan: Plan, _sample: int, _emulator: Emulator, _on_warning: Callable[[str], None]
+    ) -> tuple[IntermediateError, ...]:
+        """None: every tensor is emulated, and no engine is built."""
+        return ()
 
 
-def emulated(graph: Graph, **how: Any) -> EmulatedOracle:
-    """An oracle on an emulator of its own; `how` are the other fields."""
-    return EmulatedOracle(Emulator(graph), **how)
+def emulated(graph: Graph, criteria: Criteria, threads: int | None = None) -> EmulatedOracle:
+    """Make an oracle with an emulator of its own."""
+    return EmulatedOracle(Emulator(graph), criteria, threads)
 
 
-def judge_outputs(
-    plan: Plan, found: Sequence[Tensors], references: Sequence[Tensors], tolerance: Tolerance, metric: Metric | None
-) -> tuple[Trial, PerSample]:
-    """Judge the outputs of all samples: the metric decides where there is one. And the errors of each sample."""
-    errors = tuple(compare_all(*pair, tolerance) for pair in zip(found, references, strict=True))
-    trial = judge(plan, errors, tolerance)
-    if metric is None:
-        return trial, errors
-    error_ratio = metric.error_ratio(references, found)
-    return replace(trial, verdict=Verdict.PASS if error_ratio <= 1 else Verdict.FAIL, error_ratio=error_ratio), errors
-
-
-def judge(plan: Plan, per_sample: Sequence[Sequence[TensorError]], tolerance: Tolerance) -> Trial:
-    """The worst sample decides; each output is reported on its own worst sample."""
+def judge_errors(plan: Plan, per_sample: Sequence[Sequence[TensorError]], tolerance: Tolerance) -> Trial:
+    """Judge errors by the tolerance: the worst sample decides, each output is reported on its own worst sample."""
     outputs = tuple(worst(errors, tolerance) for errors in zip(*per_sample, strict=True))
     passed = all(error.passes(tolerance) for error in outputs)
-    error_ratio = [max((e.error_ratio(tolerance) for e in errors), default=0.0) for errors in per_sample]
-    decisive = max(range(len(error_ratio)), key=lambda index: error_ratio[index])
-    return Trial(
-        plan,
-        Verdict.PASS if passed else Verdict.FAIL,
-        outputs,
-        error_ratio[decisive],
-        decisive,
-    )
+    ratios = [max((e.error_ratio(tolerance) for e in errors), default=0.0) for errors in per_sample]
+    decisive = max(range(len(ratios)), key=lambda index: ratios[index])
+    return Trial(plan, Verdict.PASS if passed else Verdict.FAIL, outputs, ratios[decisive], decisive)
 
 
 def control_error(trial: Trial, samples: Sequence[Sample], tolerance: Tolerance) -> TrtHelperError:
-    """What to say when the plan with every layer in FP32, judged on `samples`, does not pass."""
+    """The error to raise when the plan that pins every layer does not pass.
+
+    Args:
+        trial: that plan's trial.
+        samples: the samples that it was judged on.
+        tolerance: what it was judged by.
+    """
     if trial.why.startswith(DISAGREE):
         return DisagreementError(
             f"with every layer in FP32 {trial.why}",
@@ -116,7 +205,7 @@ def control_error(trial: Trial, samples: Sequence[Sample], tolerance: Tolerance)
 
 
 def median_warnings(after: Trial, tolerance: Tolerance) -> list[str]:
-    """A median or mean that passes says little where the worst element is far off."""
+    """Warn of outputs that pass by their median or mean while the worst element is far off."""
     atol = tolerance.atol
     return [
         f"{error.name!r} passes by its {tolerance.stat.value}, but its worst element is off by {error.max:.3g}"

@@ -1,10 +1,10 @@
-"""An emulator and samples go in; what each single rounding does to the outputs comes out.
+"""Measures the rounding effects: what each single rounding does to the outputs.
 
-A value is rounded for everybody when its maker is FP16, and for those of its readers that are FP16 when
-its maker is not. This module rounds one value at a time in the FP32 model, for all of its readers and
-for each alone, and follows the difference only as far downstream as there is one.
+A value is rounded for all consumers when its producer is FP16, and for each FP16 consumer when its producer is not.
+This module rounds one value at a time in the FP32 model, for all of its consumers and for each alone, and follows the
+difference downstream as far as there is one.
 
-These are forward passes, not trials: no plan rounds one value and nothing else.
+These are forward passes and not trials: no plan rounds one value and nothing else.
 """
 
 from __future__ import annotations
@@ -21,29 +21,32 @@ import numpy as np
 
 from trt_helper.emulator.emulator import Emulator
 from trt_helper.emulator.kernels import EmulationError
-from trt_helper.search.error_model import CAP, NEGLIGIBLE, Conflict, RoundingEffect, ValueName
+from trt_helper.search import tuning
+from trt_helper.search.error_model import Conflict, RoundingEffect, ValueName
 from trt_helper.system.array_store import ArrayStore
 from trt_helper.values import Array, LayerName, Plan, Role, Statistic, TensorName, Tolerance, Trial
 
-WATCHED = 512  # elements per output and sample whose error is followed
-MOST_PASSES = 2000  # per sample; what is left then stays in groups
-OPPOSED = -0.8  # cosine between two errors that may cancel
-CANCELLED = 0.1  # what two errors that cancel leave of one
-MOST_SAMPLES = 8  # that are looked at; all of them judge
-MOST_PASSES_TOGETHER = 200  # on the worst sample, to find out which roundings do harm only together
-
 T = TypeVar("T")
-Places = list[tuple[TensorName, LayerName]]  # where a tensor is read rounded; as in Emulator.inject
+Places = list[tuple[TensorName, LayerName]]
+"""Where values are read rounded: (tensor, consumer), as `Emulator.inject` takes them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """Something that the empty plan rounds: a tensor, or the weights of a layer (then without a name)."""
+    """A value that the empty plan rounds: a tensor, or the weights of a layer.
+
+    Attributes:
+        tensor: its name; empty for weights.
+        producer: the layer that computes it; empty for a graph input and for the result of a layer that has no FP16
+            form.
+        consumers: the computing layers that read it, directly or through movement layers.
+        others: other consumers, which take it as it is; an empty name stands for the graph's outputs.
+    """
 
     tensor: TensorName
-    producer: LayerName  # empty for a graph input, or what a layer without an FP16 form makes
-    consumers: tuple[LayerName, ...]  # computing layers that read it, be it through movement layers
-    others: tuple[LayerName, ...]  # readers that take it as it is; an empty name for the graph's outputs
+    producer: LayerName
+    consumers: tuple[LayerName, ...]
+    others: tuple[LayerName, ...]
 
     @property
     def names(self) -> frozenset[LayerName]:
@@ -51,16 +54,16 @@ class Value:
         return frozenset((self.producer, *self.consumers)) - {""}
 
 
-def looked_at(samples: int, worst: int) -> list[int]:
-    """Which of so many samples the roundings are put into: the `worst` and others, evenly spread, in their order."""
-    if samples <= MOST_SAMPLES:
+def samples_to_measure(samples: int, worst: int) -> list[int]:
+    """The indices of the samples that effects are measured on, of `samples`: `worst` and others, evenly spread."""
+    if samples <= tuning.MOST_SAMPLES:
         return list(range(samples))
-    even = (round(step * (samples - 1) / (MOST_SAMPLES - 2)) for step in range(MOST_SAMPLES - 1))
+    even = (round(step * (samples - 1) / (tuning.MOST_SAMPLES - 2)) for step in range(tuning.MOST_SAMPLES - 1))
     return sorted({*even, worst})
 
 
 def rounded_values(emulator: Emulator) -> list[Value]:
-    """Everything that the empty plan rounds, in the order in which it is made."""
+    """Every value that the empty plan rounds, in topological order of the producers."""
     graph = emulator.graph
     weights = [
         Value("", layer.name, (), (layer.name,))
@@ -69,7 +72,7 @@ def rounded_values(emulator: Emulator) -> list[Value]:
     ]
     constants = {value.name or "" for value in graph.model.graph.initializers.values()}
     producers: dict[TensorName, LayerName] = {v.name or "": "" for v in graph.inputs if v.name not in graph.half_io}
-    producers.update(dict.fromkeys(constants, ""))  # for the readers behind a layer that only moves them
+    producers.update(dict.fromkeys(constants, ""))  # for consumers behind a movement layer
     consumers: dict[TensorName, dict[LayerName, bool]] = {}
     origins: dict[TensorName, tuple[TensorName, ...]] = {name: (name,) for name in producers}
     for layer in graph.layers:
@@ -79,7 +82,7 @@ def rounded_values(emulator: Emulator) -> list[Value]:
         written = [layer.outputs[i] for i in ports.outputs]
         if layer.role is Role.MOVEMENT and layer.name not in graph.picking:
             moved = tuple(dict.fromkeys(o for name in read if name in followed for o in origins[name]))
-            for name in written:  # a layer that reads no float fills in a constant of its own
+            for name in written:  # a layer that reads no float makes a constant
                 origins[name] = moved or (name,)
                 producers.setdefault(name, "")
             continue
@@ -112,10 +115,19 @@ def rounding_effects(
     tolerance: Tolerance,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> tuple[list[RoundingEffect], int]:
-    """What every rounding does to the outputs of `feeds`, and how many forward passes that took.
+    """Measure what every rounding does to the outputs.
 
-    Values are rounded in groups that are split as long as they matter, so that a large model with few
-    culprits needs some passes per culprit and not one per layer.
+    Values are rounded in groups that are split as long as they matter, so that a large model with few culprits needs
+    some passes per culprit and not one per layer.
+
+    Args:
+        emulator: of the graph that is searched.
+        feeds: the samples to measure on.
+        tolerance: the tolerance that errors are divided by.
+        on_progress: called with the number of values that are done, and of all.
+
+    Returns:
+        The rounding effects, and the number of forward passes.
     """
     every = rounded_values(emulator)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -133,7 +145,9 @@ def rounding_effects(
         while queue:
             group = queue.pop()
             for_all_consumers = errors(*(place for value in group for place in _places(value)))
-            matters = np.abs(for_all_consumers).max(initial=0.0) > NEGLIGIBLE / 4 and passes < MOST_PASSES * len(probes)
+            matters = np.abs(for_all_consumers).max(
+                initial=0.0
+            ) > tuning.NEGLIGIBLE / 4 and passes < tuning.MOST_PASSES * len(probes)
             if len(group) > 1 and matters:
                 middle = len(group) // 2
                 queue += [group[middle:], group[:middle]]
@@ -150,7 +164,7 @@ def rounding_effects(
             on_progress(done, len(every))
         for one, other in _opposites(emulator, found):
             left = float(np.abs(errors(*_places(one), *_places(other))).max(initial=0.0))
-            if left <= CANCELLED * float(np.abs(found[one].for_all_consumers).max()):
+            if left <= tuning.CANCELLED * float(np.abs(found[one].for_all_consumers).max()):
                 found[other] = replace(found[other], for_all_consumers=-found[one].for_all_consumers)
     return list(found.values()), passes
 
@@ -160,11 +174,11 @@ def _opposites(emulator: Emulator, found: Mapping[Value, RoundingEffect]) -> lis
     children = {layer.name: layer.children for layer in emulator.graph.layers}
     met: dict[LayerName, list[Value]] = {}
     for value, rounding in found.items():
-        if NEGLIGIBLE < np.abs(rounding.for_all_consumers).max(initial=0.0) < CAP:
+        if tuning.NEGLIGIBLE < np.abs(rounding.for_all_consumers).max(initial=0.0) < tuning.ERROR_CAP:
             for name in value.consumers or children[value.producer]:
                 met.setdefault(name, []).append(value)
     pairs = dict.fromkeys(pair for values in met.values() for pair in combinations(values, 2))
-    return [pair for pair in pairs if _against(*(found[value].for_all_consumers for value in pair)) < OPPOSED]
+    return [pair for pair in pairs if _against(*(found[value].for_all_consumers for value in pair)) < tuning.OPPOSED]
 
 
 def _against(a: Array, b: Array) -> float:
@@ -180,27 +194,37 @@ def conflict(
     failed: Trial,
     expected: float,
 ) -> tuple[Conflict | None, int]:
-    """Few roundings that only together explain why `failed` is so much worse than expected; and the passes taken.
+    """Find few roundings that only together explain why a plan is so much worse than predicted.
 
-    `expected` is its foreseen error over tolerance, `worst_feed` the sample that decided it. All roundings of the plan
-    are put into the FP32 model and taken out by halves as long as the harm stays (QuickXplain, Junker 2004): some
-    2 k log2(n / k) passes for k of n. None where they do no such harm, where one of them does it alone, or where that
-    would take too many passes.
+    All roundings of the plan are put into the FP32 model and taken out by halves as long as the harm stays
+    (QuickXplain, Junker 2004): some 2 k log2(n / k) passes for k of n.
+
+    Args:
+        emulator: of the graph that is searched.
+        feeds: the samples to measure the conflict on.
+        worst_feed: the sample that decided the trial.
+        tolerance: the tolerance that errors are divided by.
+        failed: the trial.
+        expected: its predicted error ratio.
+
+    Returns:
+        The conflict, and the number of forward passes. The conflict is None where all roundings together do no such
+        harm, where one of them does it alone, or where more than `tuning.MOST_CONFLICT_PASSES` would be needed.
     """
     active = [(value, places) for value in rounded_values(emulator) if (places := _places_under(value, failed.plan))]
-    harm = math.sqrt(max(expected, 1.0) * min(failed.error_ratio, CAP))
+    harm = math.sqrt(max(expected, 1.0) * min(failed.error_ratio, tuning.ERROR_CAP))
     worst = _Probe(emulator, worst_feed, tolerance, emulator.store.part())
     passes = 1
 
     def harmful(group: Sequence[tuple[Value, Places]]) -> bool:
         nonlocal passes
         passes += 1
-        if passes > MOST_PASSES_TOGETHER:
+        if passes > tuning.MOST_CONFLICT_PASSES:
             return False
         return float(np.abs(worst.errors(place for _, places in group for place in places)).max(initial=0.0)) > harm
 
     members = _smallest_group(active, harmful) if active and harmful(active) else []
-    if passes > MOST_PASSES_TOGETHER or len(members) <= 1:
+    if passes > tuning.MOST_CONFLICT_PASSES or len(members) <= 1:
         return None, passes
     parties = []
     for member in members:
@@ -212,13 +236,14 @@ def conflict(
     return Conflict(tuple(parties), errors), passes + 2 * len(feeds)
 
 
-RoundedAt = tuple[Value, Places]  # a value, and where a plan rounds it
+RoundedAt = tuple[Value, Places]
+"""A value, and where a plan rounds it."""
 
 
 def _party(
     member: RoundedAt, active: Sequence[RoundedAt], stands_in: Callable[[RoundedAt], bool]
 ) -> tuple[ValueName, ...]:
-    """`member` and what can stand in for it: neighbours, and theirs, that do the same harm in its place."""
+    """`member` and the values that can stand in for it: neighbours, and theirs, that do the same harm in its place."""
     party, border = [member], [member]
     while border:
         names = {name for value, _ in border for name in value.names}
@@ -245,7 +270,7 @@ def _smallest_group(items: Sequence[T], harmful: Callable[[Sequence[T]], bool]) 
 
 
 def _places_under(value: Value, plan: Plan) -> Places:
-    """Where `value` is rounded under a plan: everywhere when its maker rounds, else where its readers do."""
+    """Where `value` is rounded under a plan: everywhere when its producer rounds, else where its consumers do."""
     if value.producer and value.producer not in plan.fp32:
         return _places(value)
     return [(value.tensor, name) for name in value.consumers if name not in plan.fp32]
@@ -256,13 +281,13 @@ def _places(value: Value) -> Places:
 
 
 def _first_groups(every: list[Value]) -> list[list[Value]]:
-    """Small models are looked at one value at a time, large ones in groups to start with."""
-    size = 1 if len(every) <= MOST_PASSES // 4 else 16
+    """Values of small models are measured one at a time, those of large ones in groups at first."""
+    size = 1 if len(every) <= tuning.MOST_PASSES // 4 else 16
     return [every[start : start + size] for start in range(0, len(every), size)][::-1]
 
 
 class _Probe:
-    """One sample: its FP32 values, and the elements of its outputs that are watched."""
+    """One sample: its tensors in FP32, and the elements of its outputs that are watched."""
 
     def __init__(
         self, emulator: Emulator, feed: Mapping[TensorName, Array], tolerance: Tolerance, store: ArrayStore
@@ -276,11 +301,11 @@ class _Probe:
                 self._watched[name] = _watch(name, reference.reshape(-1), tolerance)
 
     def errors(self, places: Iterable[tuple[TensorName, LayerName]]) -> Array:
-        """Signed error over tolerance at the watched elements, with these roundings only."""
+        """Signed error ratios at the watched elements, shape (elements,), float64, with these roundings only."""
         try:
             changed = self._emulator.inject(places, self._reference)
         except EmulationError:  # a rounded index that points outside, say: as wrong as can be
-            return np.full(max(1, sum(index.size for index, _, _ in self._watched.values())), CAP)
+            return np.full(max(1, sum(index.size for index, _, _ in self._watched.values())), tuning.ERROR_CAP)
         parts = []
         for name, (index, reference, allowed) in self._watched.items():
             if name not in changed:
@@ -288,17 +313,23 @@ class _Probe:
                 continue
             with np.errstate(all="ignore"):
                 error = (changed[name].reshape(-1)[index].astype(np.float64) - reference) / allowed
-            parts.append(np.clip(np.nan_to_num(error, nan=CAP, posinf=CAP, neginf=-CAP), -CAP, CAP))
+            parts.append(
+                np.clip(
+                    np.nan_to_num(error, nan=tuning.ERROR_CAP, posinf=tuning.ERROR_CAP, neginf=-tuning.ERROR_CAP),
+                    -tuning.ERROR_CAP,
+                    tuning.ERROR_CAP,
+                )
+            )
         return np.concatenate(parts) if parts else np.zeros(1)
 
 
 def _watch(name: TensorName, reference: Array, tolerance: Tolerance) -> tuple[Array, Array, Array]:
-    """Indices spread evenly over the output, with the largest values among them; what each may be off."""
-    if reference.size <= WATCHED:
+    """Indices of watched elements (evenly spread, and the largest), their reference, and the error allowed of each."""
+    if reference.size <= tuning.WATCHED_ELEMENTS:
         index = np.arange(reference.size)
     else:
-        even = np.linspace(0, reference.size - 1, WATCHED // 2).astype(np.int64)
-        largest = np.argpartition(-np.abs(reference), WATCHED // 2)[: WATCHED // 2]
+        even = np.linspace(0, reference.size - 1, tuning.WATCHED_ELEMENTS // 2).astype(np.int64)
+        largest = np.argpartition(-np.abs(reference), tuning.WATCHED_ELEMENTS // 2)[: tuning.WATCHED_ELEMENTS // 2]
         index = np.unique(np.concatenate([even, largest]))
     atol, rtol = tolerance.of(name)
     picked = reference[index].astype(np.float64)

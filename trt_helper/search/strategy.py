@@ -1,11 +1,21 @@
-"""The search: names of layers and judged trials go in, the next plan to try comes out, or the end.
+"""The search as a generator: it yields the plan to try next, and is sent the judged trial.
 
-A strategy is a generator. Whoever drives it evaluates each plan that it yields and sends the trial
-back: an emulator, an engine on a GPU, a journal that is being replayed, or a lambda in a test.
+A strategy knows layers by name only. Whoever drives it judges the plans: an emulator, an engine on a GPU, a journal of
+an interrupted search, or a lambda in a test.
 
-Nothing assumes monotony. Precision is not monotone: a plan that keeps more layers in FP32 can be worse,
-because roundings that cancelled no longer do. A verdict speaks for its own plan only, and `minimal`
-means that each single pin was taken out of the final plan and the result did not pass.
+Precision is not monotone. A plan that keeps more layers in FP32 can be worse, because roundings that cancelled no
+longer do. So a verdict is used for its own plan only, and `minimal` means: each single pin was taken out of the final
+plan, and the result did not pass.
+
+Why it stops, whatever verdicts and predictions it is given (n is the number of layers):
+
+- `climb` never tries a plan twice. Each of its turns either tries a new plan or raises `low`, the largest number of
+  pins known to be too few under the current prediction. `low` is at most n, and is reset to 0 only by a new prediction,
+  which only the failed trial of a new plan can bring. There are finitely many plans, so it ends. A prediction with the
+  same order and errors is the same prediction, whatever object it is. The bisection that follows halves `high - low`.
+- `shrink` either makes the plan smaller (at most n times), or adds a layer to `proven`, or, after a failure with
+  several pins taken out, takes out one pin next. `proven` is emptied only when the plan got smaller. So at most
+  n + 1 trials lie between two successes.
 """
 
 from __future__ import annotations
@@ -15,34 +25,42 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
+from typing import Protocol
 
+from trt_helper.search import tuning
 from trt_helper.values import LayerName, Plan, Trial, Verdict
 
-HOPE = 2.0  # how far the foreseen error may pass the tolerance in a plan that is worth a trial
-NEAR = 2.0  # error over tolerance of a near miss
-WORTHWHILE = 0.75  # a smaller plan is tried before the shrinking if it has at most this share of the pins
-USUAL = 1.6  # measured over foreseen error, before anything was measured
-FAR = 50.0  # error over tolerance that tells nothing about errors near it
-TINY = 1e-9
-FORESEEN, MEASURED = 0.3, 0.04  # spread of the logarithm of an error: foreseen, or measured in a plan with other pins
+Speculative = Callable[[], Iterable[Plan]]
+"""The plans that will probably be tried next if the current one fails, the likeliest first."""
+
+TINY = 1e-9  # stands for 0 in a logarithm
+
+
+def no_plans() -> tuple[Plan, ...]:
+    """Speculate on nothing."""
+    return ()
 
 
 @dataclass(frozen=True, slots=True)
 class Try:
-    """Evaluate this plan next. `ahead` are those that are probably asked for if it fails, the next one first.
+    """The decision to evaluate a plan.
 
-    `left` says how many more trials there will be if this one and all of them fail; None where nobody knows.
+    Attributes:
+        plan: the plan to evaluate next.
+        because: why, in words for the report.
+        speculative: the plans that will probably follow; for oracles that judge several plans side by side.
+        left: the number of trials that follow if this one and all of them fail; None if that is not known.
     """
 
     plan: Plan
     because: str
-    speculative: Callable[[], Iterable[Plan]] = field(default=tuple, compare=False, repr=False)
+    speculative: Speculative = field(default=no_plans, compare=False, repr=False)
     left: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """The search is over. `best` passed, unless it is None."""
+    """The end of a search. `best` is the answer and passed; None if not even the plan that pins everything passes."""
 
     best: Plan | None
     minimal: bool
@@ -54,11 +72,13 @@ Strategy = Generator[Try, Trial, Stop]
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the evidence says before anything is tried; it orders the search and decides nothing.
+    """What the error model predicts. It orders the search and decides nothing.
 
-    `order` are all layers, the one whose pin helps most first; pinning the first k is foreseen to leave
-    `errors[k]` times the tolerance. `error(plan)` is the same for any plan, and `without(plan)` for the plan
-    less each of its pins.
+    Attributes:
+        order: all layers, the one whose pin helps most first.
+        errors: predicted error ratios, n + 1 of them; `errors[k]` is that of the plan that pins the first k of `order`.
+        error: the predicted error ratio of any plan.
+        without: for a plan, the predicted error ratio of the plan without each of its pins, by layer.
     """
 
     order: Sequence[LayerName]
@@ -66,155 +86,34 @@ class Prediction:
     error: Callable[[Plan], float]
     without: Callable[[Plan], Mapping[LayerName, float]]
 
+    def first(self, pins: int) -> Plan:
+        """The plan that pins the first layers of the order."""
+        return Plan.of(self.order[:pins])
 
-Evidence = Callable[[Trial], Prediction]  # what it says after this trial: a new guess where the trial surprised
+    def is_as(self, other: Prediction) -> bool:
+        """Whether two predictions order the search alike."""
+        return list(self.order) == list(other.order) and list(self.errors) == list(other.errors)
 
 
-def smallest(layers: Sequence[LayerName], evidence: Evidence) -> Strategy:
-    """The smallest set of pins that passes, as far as single pins can be taken out.
+Predict = Callable[[Trial], Prediction]
+"""The prediction after a trial: another one where the trial was a surprise."""
 
-    1. Controls: everything pinned has to pass, or precision is not the cause; nothing pinned may pass.
-    2. Climb: find a small plan that passes, in the order of the evidence.
-    3. Shrink: take pins out until every single one is needed.
 
-    `evidence` is asked only when the controls say that there is something to find.
+class Judge(Protocol):
+    """Judges the plans of one search and remembers the verdicts."""
+
+    def known(self, plan: Plan) -> Trial | None:
+        """The trial of a plan that this search has tried before."""
+
+    def judge(self, decision: Try) -> Trial:
+        """Judge the plan of a decision."""
+
+
+def drive(strategy: Strategy, judge: Judge) -> Iterator[Try | Trial | Stop]:
+    """Run a strategy to its end, yielding each decision, each trial as it happens, and at last the Stop.
+
+    A plan that was tried before is answered from the judge's memory, and yields nothing.
     """
-    everything = Plan.of(layers)
-    if not (yield from _passes(everything, "control: every layer pinned", lambda: (Plan(),))):
-        return Stop(None, minimal=False, because="the model with every layer in FP32 does not pass")
-    nothing = yield Try(Plan(), "control: no layer pinned")
-    if nothing.verdict is Verdict.PASS:
-        return Stop(Plan(), minimal=True, because="the model passes in FP16")
-    found, prediction = yield from climb(evidence, nothing)
-    best = yield from shrink(found, prediction, evidence)
-    return Stop(best, minimal=True, because="every pin was taken out once more, and each is needed")
-
-
-def climb(evidence: Evidence, failed: Trial) -> Generator[Try, Trial, tuple[Plan, Prediction]]:
-    """The first k layers of the order, for a small k that passes, after a plan that `failed`.
-
-    A trial costs what a pin costs later, when it has to be proven that it is needed. So the first k is a
-    hopeful one. After a near miss a few more pins are tried, for roundings that are left may cancel;
-    after a wide one the foreseen error, corrected by what was measured, says how many more. A failure that
-    changes the evidence starts the climb afresh. Then the gap between what failed and what passed is halved.
-    """
-    prediction = evidence(failed)
-    low, high = 0, len(prediction.order)  # what failed, and everything pinned, which passed
-    step = 1
-    while high == len(prediction.order):
-        k = _next_k(prediction, failed, low, step)
-        if k >= high:
-            break
-        trial = yield Try(Plan.of(prediction.order[:k]), f"{k} pins, foreseen to be enough")
-        if trial.verdict is Verdict.PASS:
-            high = k
-            continue
-        before, prediction, failed = prediction, evidence(trial), trial
-        low, step = (k, 2 * step) if prediction is before else (0, 1)
-    if low == 0:  # passed at once: perhaps far fewer will do
-        low, high = yield from _far_fewer(prediction, high)
-    while low > 0 and high - low > 1:
-        k = (low + high) // 2
-        speculative = partial(_first, prediction.order, ((k + high) // 2, (low + k) // 2))  # if it fails, if it passes
-        if (yield from _passes(Plan.of(prediction.order[:k]), f"{k} pins, between too few and enough", speculative)):
-            high = k
-        else:
-            low = k
-    return Plan.of(prediction.order[:high]), prediction
-
-
-def _far_fewer(prediction: Prediction, high: int) -> Generator[Try, Trial, tuple[int, int]]:
-    """Go down from `high` pins as long as far fewer are foreseen to be near enough; what failed, what passed."""
-    k = _first_below(prediction.errors, 2 * max(prediction.errors[high], 1.0), 1)
-    while k <= WORTHWHILE * high:
-        if not (yield from _passes(Plan.of(prediction.order[:k]), f"{k} pins, perhaps enough")):
-            return k, high
-        high, k = k, _first_below(prediction.errors, 2 * max(prediction.errors[k], 1.0), 1)
-    return 0, high
-
-
-def _next_k(prediction: Prediction, failed: Trial, low: int, step: int) -> int:
-    """How many pins to try after `failed`, if the first `low` are known to be too few."""
-    if failed.plan.fp32 and failed.error_ratio <= NEAR:
-        return len(failed.plan) + step
-    seen = prediction.error(failed.plan) or 1.0
-    correction = min(max(failed.error_ratio / seen, 1 / NEAR), NEAR)  # further off than that, something else is wrong
-    return _first_below(prediction.errors, HOPE / correction, low + step)
-
-
-def _first_below(errors: Sequence[float], allowed: float, at_least: int) -> int:
-    return next((k for k in range(at_least, len(errors)) if errors[k] <= allowed), len(errors) - 1)
-
-
-def shrink(plan: Plan, prediction: Prediction, evidence: Evidence) -> Generator[Try, Trial, Plan]:
-    """Take out pins, the likeliest to go well first, until taking out any single one does not pass.
-
-    As long as it goes well, twice as many are taken out at once. A success makes what was learned about
-    larger plans worthless as a proof, so every pin has its turn again. Where a pin was tried before, its
-    error is all but known; elsewhere the foreseen one, corrected by what such trials measured, is far less
-    certain, and so a pin that is foreseen to be missed may be tried before one that just failed.
-    """
-    missed: dict[LayerName, float] = {}  # error without it, perhaps in a larger plan
-    proven: set[LayerName] = set()  # failed in this plan
-    corrections = [USUAL]
-    chunk = 1
-    predicted = prediction.without(plan)
-    while len(proven) < len(plan):
-        odds = {
-            name: math.log(error * median(corrections) or TINY) / FORESEEN
-            for name, error in predicted.items()
-            if name not in missed
-        }
-        names = sorted(odds, key=lambda name: odds[name])[:chunk]
-        known = {name: math.log(missed[name] or TINY) / MEASURED for name in plan.fp32 - proven if name in missed}
-        likeliest = min(known, key=lambda name: (known[name], name), default="")
-        if likeliest and (not names or known[likeliest] < odds[names[0]]):
-            names = [likeliest]
-        rest = Plan(plan.fp32.difference(names))
-        because = f"without {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else "")
-        left = len(plan) - len(proven) - (len(names) == 1)
-        trial = yield Try(rest, because, partial(_without_each, plan, rest, odds, known), left)
-        if 0 < trial.error_ratio < FAR and (expected := prediction.error(rest)) > 0:
-            corrections.append(trial.error_ratio / expected)
-        if trial.verdict is Verdict.PASS:
-            plan, proven, chunk = rest, set(), 2 * chunk
-            prediction = evidence(trial)
-            predicted = prediction.without(plan)
-        else:
-            if len(names) == 1:
-                missed[names[0]] = trial.error_ratio
-                proven.add(names[0])
-            chunk = 1
-    return plan
-
-
-def _first(order: Sequence[LayerName], counts: Iterable[int]) -> Iterator[Plan]:
-    return (Plan.of(order[:k]) for k in counts)
-
-
-def _without_each(
-    plan: Plan, tried: Plan, odds: Mapping[LayerName, float], known: Mapping[LayerName, float]
-) -> Iterator[Plan]:
-    """`plan` less one pin, the likeliest to go well first, as far as that is known before `tried` is judged."""
-    likely = {**known, **odds}
-    less = (Plan(plan.fp32 - {name}) for name in sorted(likely, key=lambda name: likely[name]))
-    return (one for one in less if one != tried)
-
-
-def _passes(plan: Plan, because: str, speculative: Callable[[], Iterable[Plan]] = tuple) -> Generator[Try, Trial, bool]:
-    trial = yield Try(plan, because, speculative)
-    return trial.verdict is Verdict.PASS
-
-
-Oracle = Callable[[Plan], Trial]
-
-
-def drive(strategy: Strategy, oracle: Oracle) -> Iterator[Try | Trial | Stop]:
-    """Run a strategy to its end, yielding each decision and each trial as it happens.
-
-    A plan that was tried before is answered from memory.
-    """
-    tried: dict[Plan, Trial] = {}
     trial: Trial | None = None
     while True:
         try:
@@ -222,8 +121,178 @@ def drive(strategy: Strategy, oracle: Oracle) -> Iterator[Try | Trial | Stop]:
         except StopIteration as end:
             yield end.value
             return
-        if decision.plan not in tried:
+        trial = judge.known(decision.plan)
+        if trial is None:
             yield decision
-            tried[decision.plan] = oracle(decision.plan)
-            yield tried[decision.plan]
-        trial = tried[decision.plan]
+            trial = judge.judge(decision)
+            yield trial
+
+
+def smallest(layers: Sequence[LayerName], predict: Predict) -> Strategy:
+    """Search the smallest set of pins that passes, as far as single pins can be taken out.
+
+    1. Controls: the plan that pins everything has to pass, or precision is not the cause; the empty plan may not pass.
+    2. Climb: find a small plan that passes, in the order of the prediction.
+    3. Shrink: take out pins until every single one is needed.
+
+    Args:
+        layers: the layers that may be pinned.
+        predict: called after failed and passed trials, and only when the controls say that there is something to find.
+    """
+    everything = Plan.of(layers)
+    if not (yield from _passes(everything, "control: every layer pinned", lambda: (Plan(),))):
+        return Stop(None, minimal=False, because="the model with every layer in FP32 does not pass")
+    nothing = yield Try(Plan(), "control: no layer pinned")
+    if nothing.verdict is Verdict.PASS:
+        return Stop(Plan(), minimal=True, because="the model passes in FP16")
+    found, prediction = yield from climb(predict, nothing)
+    best = yield from shrink(found, prediction, predict)
+    return Stop(best, minimal=True, because="every pin was taken out once more, and each is needed")
+
+
+def climb(predict: Predict, failed: Trial) -> Generator[Try, Trial, tuple[Plan, Prediction]]:
+    """Find a small k for which the plan that pins the first k layers of the predicted order passes.
+
+    A trial costs as much as a pin costs later, when it has to be proven that it is needed. So the first k is an
+    optimistic one. After a near miss a few more pins are tried, because the roundings that are left may cancel. After a
+    wide miss the predicted error, corrected by the measured one, says how many more. A failure that changes the
+    prediction starts the climb afresh. Then the gap between the largest k that failed and the smallest that passed is
+    halved until it is closed.
+
+    Args:
+        predict: the prediction after a failed trial.
+        failed: the trial of the empty plan, or of another one that failed.
+
+    Returns:
+        The plan that passed, and the prediction that it was found with.
+    """
+    prediction = predict(failed)
+    low, high = 0, len(prediction.order)  # pins: too few, and enough (everything pinned has passed)
+    step = 1
+    tried: dict[Plan, Trial] = {}  # all of them failed
+    while high == len(prediction.order):
+        k = _next_k(prediction, failed, low, step)
+        if k >= high:
+            break
+        plan = prediction.first(k)
+        if plan in tried:  # under an earlier prediction
+            failed, low, step = tried[plan], k, 2 * step
+            continue
+        trial = yield Try(plan, f"{k} pins, foreseen to be enough")
+        if trial.verdict is Verdict.PASS:
+            high = k
+            break
+        tried[plan] = failed = trial
+        before, prediction = prediction, predict(trial)
+        low, step = (k, 2 * step) if prediction.is_as(before) else (0, 1)
+    if low == 0:  # passed at once: far fewer may do
+        low, high = yield from _far_fewer(prediction, high)
+    while low > 0 and high - low > 1:
+        k = (low + high) // 2
+        following = partial(_first_of_each, prediction, ((k + high) // 2, (low + k) // 2))  # if it fails, if it passes
+        if (yield from _passes(prediction.first(k), f"{k} pins, between too few and enough", following)):
+            high = k
+        else:
+            low = k
+    return prediction.first(high), prediction
+
+
+def _far_fewer(prediction: Prediction, high: int) -> Generator[Try, Trial, tuple[int, int]]:
+    """Go down from `high` pins while far fewer are predicted to be nearly enough; the k that failed, that passed."""
+    k = _first_below(prediction.errors, 2 * max(prediction.errors[high], 1.0), 1)
+    while k <= tuning.FAR_FEWER * high:
+        if not (yield from _passes(prediction.first(k), f"{k} pins, perhaps enough")):
+            return k, high
+        high, k = k, _first_below(prediction.errors, 2 * max(prediction.errors[k], 1.0), 1)
+    return 0, high
+
+
+def _next_k(prediction: Prediction, failed: Trial, low: int, step: int) -> int:
+    """The number of pins to try after `failed`, if the first `low` are known to be too few; more than `low`."""
+    if failed.plan.fp32 and failed.error_ratio <= tuning.NEAR_MISS:
+        return max(len(failed.plan) + step, low + 1)
+    predicted = prediction.error(failed.plan) or 1.0
+    correction = min(max(failed.error_ratio / predicted, 1 / tuning.NEAR_MISS), tuning.NEAR_MISS)
+    return _first_below(prediction.errors, tuning.HOPEFUL / correction, low + step)
+
+
+def _first_below(errors: Sequence[float], allowed: float, at_least: int) -> int:
+    return next((k for k in range(at_least, len(errors)) if errors[k] <= allowed), len(errors) - 1)
+
+
+def shrink(plan: Plan, prediction: Prediction, predict: Predict) -> Generator[Try, Trial, Plan]:
+    """Take out pins, the likeliest to go well first, until no single one can be taken out.
+
+    As long as it goes well, twice as many are taken out at once. A success makes what was learned about larger plans
+    worthless as a proof, so every pin has its turn again. Where a pin was tried before, its error is almost known.
+    Elsewhere the predicted error, corrected by what such trials measured, is far less certain. So a pin that is
+    predicted to be needed may be tried before one that just failed.
+
+    Args:
+        plan: a plan that passed.
+        prediction: the prediction that it was found with.
+        predict: the prediction after a trial that passed.
+
+    Returns:
+        A plan that passed, and that did not pass without any single one of its pins.
+    """
+    measured: dict[LayerName, float] = {}  # error ratio without it, perhaps in a larger plan
+    proven: set[LayerName] = set()  # failed in this plan
+    corrections = [tuning.FIRST_CORRECTION]
+    chunk = 1
+    predicted = prediction.without(plan)
+    while len(proven) < len(plan):
+        correction = median(corrections)
+        odds = {
+            name: math.log(predicted.get(name, math.inf) * correction or TINY) / tuning.PREDICTED_DEVIATION
+            for name in _in_order(predicted, plan)
+            if name not in measured
+        }
+        names = sorted(odds, key=lambda name: odds[name])[:chunk]
+        known = {
+            name: math.log(measured[name] or TINY) / tuning.MEASURED_DEVIATION
+            for name in plan.fp32 - proven
+            if name in measured
+        }
+        likeliest = min(known, key=lambda name: (known[name], name), default="")
+        if likeliest and (not names or known[likeliest] < odds[names[0]]):
+            names = [likeliest]
+        rest = plan.without(*names)
+        because = f"without {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else "")
+        left = len(plan) - len(proven) - (len(names) == 1)
+        trial = yield Try(rest, because, partial(_without_each, plan, rest, odds, known), left)
+        if 0 < trial.error_ratio < tuning.UNINFORMATIVE and (expected := prediction.error(rest)) > 0:
+            corrections.append(trial.error_ratio / expected)
+        if trial.verdict is Verdict.PASS:
+            plan, proven, chunk = rest, set(), 2 * chunk
+            prediction = predict(trial)
+            predicted = prediction.without(plan)
+        else:
+            if len(names) == 1:
+                measured[names[0]] = trial.error_ratio
+                proven.add(names[0])
+            chunk = 1
+    return plan
+
+
+def _in_order(predicted: Mapping[LayerName, float], plan: Plan) -> list[LayerName]:
+    """The pins of a plan: those that are predicted in the prediction's order, then the others."""
+    return [name for name in predicted if name in plan.fp32] + sorted(plan.fp32 - predicted.keys())
+
+
+def _first_of_each(prediction: Prediction, counts: Iterable[int]) -> Iterator[Plan]:
+    return (prediction.first(k) for k in counts)
+
+
+def _without_each(
+    plan: Plan, tried: Plan, odds: Mapping[LayerName, float], known: Mapping[LayerName, float]
+) -> Iterator[Plan]:
+    """`plan` less one pin, the likeliest to go well first, as far as that is known before `tried` is judged."""
+    likely = {**known, **odds}
+    less = (plan.without(name) for name in sorted(likely, key=lambda name: likely[name]))
+    return (one for one in less if one != tried)
+
+
+def _passes(plan: Plan, because: str, speculative: Speculative = no_plans) -> Generator[Try, Trial, bool]:
+    trial = yield Try(plan, because, speculative)
+    return trial.verdict is Verdict.PASS

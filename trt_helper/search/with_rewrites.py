@@ -1,135 +1,113 @@
-"""A graph, samples and kinds of cures go in; the smallest plan for the cured graph comes out.
+"""The search with rewrites of the graph: they cost nothing at run time, so they are tried before pins.
 
-Cures cost nothing at run time, so they come before pins, and every one has to earn its place: it must leave
-the FP32 result within the tolerance, and the plan must fail without it.
+Every rewrite has to be sound (the FP32 result stays within the tolerance) and needed (the plan fails without it). BF16
+comes last: pins whose trouble is range compute in BF16 where that passes.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 from trt_helper.emulator.causes import cause
-from trt_helper.inputs.references import references
-from trt_helper.inputs.samples import Sample
 from trt_helper.onnx_model.graph import Graph, read_graph
 from trt_helper.onnx_model.rewrites import find
-from trt_helper.search.locate import Budget, Located, label, locate
-from trt_helper.search.oracle import emulated
-from trt_helper.values import Plan, Rewrite, Tolerance, Trial, Verdict
+from trt_helper.search.graph_search import SearchTask, search_graph
+from trt_helper.search.journal import label
+from trt_helper.search.located import Located
+from trt_helper.search.oracle import Oracle, emulated
+from trt_helper.values import Plan, Rewrite, Trial, Verdict
 
-UNLIMITED = Budget()
-RANGE = frozenset(("overflow", "underflow", "constant"))  # causes that BF16 may cure: it has the range of FP32
+RANGE = frozenset(("overflow", "underflow", "constant"))  # causes that BF16 may remove: it has the range of FP32
 
 
-def locate_with_rewrites(
-    graph: Graph,
-    samples: Sequence[Sample],
-    tolerance: Tolerance,
-    kinds: Collection[str],
-    *,
-    budget: Budget = UNLIMITED,
-    on_graph: Callable[[Graph], None] = lambda _graph: None,
-    **how: Any,
-) -> Located:
-    """`locate`, with cures of `kinds` (see `values.CURES`) before pins; without "pins" among them nothing is pinned.
+def search_with_rewrites(graph: Graph, task: SearchTask, kinds: Collection[str]) -> Located:
+    """Find the smallest plan, with rewrites of the graph before pins.
 
-    `how` is what else `locate` takes; `on_graph` hears of each graph before it is searched. Every cure is judged on
-    all samples. Raises ControlError when the model in FP32 does not pass.
+    Args:
+        graph: the graph as it was read.
+        task: what the search is judged by; every rewrite is judged on all samples.
+        kinds: what may be done, of `values.REWRITE_KINDS`. Without "pins" nothing is pinned.
+
+    Raises:
+        ControlError: the model in FP32 does not pass.
     """
-    started = time.monotonic()
     if "pins" not in kinds:
-        budget = replace(budget, pins=0)
-    bench = _Bench(graph, samples, tolerance, how)
-
-    def search(rewrites: tuple[Rewrite, ...]) -> Located:
-        on_graph(bench.rewritten(rewrites))
-        graph = bench.rewritten(rewrites)
-        return locate(graph, samples, tolerance, budget=budget, expected=bench.expected, **how)
-
-    nothing = bench.judge(graph, Plan(), "no cure, no layer pinned")
-    rewrites = () if nothing.verdict is Verdict.PASS else bench.sound(find(graph.model.graph, kinds))
-    located = search(rewrites)
-    needed = {rewrite: bench.without(located, rewrite) for rewrite in rewrites}
+        task = replace(task, budget=replace(task.budget, pins=0))
+    trials = _RewriteTrials(graph, task)
+    nothing = trials.judge(graph, Plan(), "no cure, no layer pinned")
+    rewrites = () if nothing.verdict is Verdict.PASS else trials.sound(find(graph.model.graph, kinds))
+    located = search_graph(trials.rewritten(rewrites), task)
+    needed = {rewrite: trials.without(located, rewrite) for rewrite in rewrites}
     if any(trial.verdict is Verdict.PASS for trial in needed.values()):
-        rewrites = bench.fewest(located, rewrites)
-        bench.count(located)
-        located = search(rewrites)
-        needed = {rewrite: bench.without(located, rewrite) for rewrite in rewrites}
+        rewrites = trials.fewest(located, rewrites)
+        trials.add(located)
+        located = search_graph(trials.rewritten(rewrites), task)
+        needed = {rewrite: trials.without(located, rewrite) for rewrite in rewrites}
     if "bf16" in kinds and located.after.verdict is Verdict.PASS:
-        located = bench.in_bf16(located)
+        located = trials.in_bf16(located)
     return replace(
         located,
         before=nothing,
         without_rewrite=needed,
-        trials=(*located.trials, *bench.trials),
-        reasons=(*located.reasons, *bench.reasons),
-        inferences=located.inferences + bench.inferences,
-        seconds=time.monotonic() - started,
+        trials=(*located.trials, *trials.trials),
+        inferences=located.inferences + trials.inferences,
     )
 
 
-class _Bench:
-    """Owns the emulators of the graph as it was and as cures change it."""
+class _RewriteTrials:
+    """The trials that decide about rewrites, on all samples.
 
-    def __init__(self, graph: Graph, samples: Sequence[Sample], tolerance: Tolerance, how: dict[str, Any]) -> None:
-        self.graph, self.samples, self.journal = graph, samples, how.get("journal")
-        self.expected = references(graph, samples)
-        given: Any = {
-            "samples": samples,
-            "references": self.expected,
-            "tolerance": tolerance,
-            "metric": how.get("metric"),
-        }
-        self._oracle: Callable[[Graph], Any] = partial(how.get("oracle") or emulated, **given)
+    Attributes:
+        trials: in order.
+        inferences: forward passes of the whole model, one per trial and sample.
+    """
+
+    def __init__(self, graph: Graph, task: SearchTask) -> None:
         self.trials: list[Trial] = []
-        self.reasons: list[str] = []  # why each of them was made
-        self.inferences = len(samples)
+        self.inferences = 0
+        self._graph = graph
+        self._task = task
         self._graphs: dict[tuple[Rewrite, ...], Graph] = {(): graph}
-        self._oracles: dict[tuple[Rewrite, ...], Any] = {}
+        self._oracles: dict[tuple[Rewrite, ...], Oracle] = {}
 
     def rewritten(self, rewrites: tuple[Rewrite, ...]) -> Graph:
-        """The graph as these cures make it."""
+        """The graph with these rewrites."""
         if rewrites not in self._graphs:
-            self._graphs[rewrites] = read_graph(self.graph.source, rewrites)
+            self._graphs[rewrites] = read_graph(self._graph.source, rewrites)
         return self._graphs[rewrites]
 
     def judge(self, graph: Graph, plan: Plan, because: str) -> Trial:
         """Judge a plan on all samples."""
+        criteria = self._task.criteria
         if graph.rewrites not in self._oracles:
-            self._oracles[graph.rewrites] = self._oracle(graph)
-        judge = self._oracles[graph.rewrites].judge
-        if self.journal is not None:
-            judge = self.journal.remember(judge, label(graph, range(len(self.samples))))
-        self.trials.append(judge(plan))
-        self.reasons.append(because)
-        self.inferences += len(self.samples)
-        return self.trials[-1]
+            self._oracles[graph.rewrites] = (self._task.oracle or emulated)(graph, criteria)
+        oracle, samples = self._oracles[graph.rewrites], criteria.every_sample
+        key = label(samples, graph.rewrites), plan
+        trial = self._task.journal.judgement(key, lambda: oracle.judge(plan, samples)).trial
+        self.trials.append(replace(trial, because=because))
+        self.inferences += len(samples)
+        return trial
 
-    def count(self, located: Located) -> None:
-        """Keep the trials of a search whose answer does not stand."""
+    def add(self, located: Located) -> None:
+        """Add the trials of a search whose answer does not stand."""
         self.trials += located.trials
-        self.reasons += located.reasons
         self.inferences += located.inferences
 
     def sound(self, rewrites: tuple[Rewrite, ...]) -> tuple[Rewrite, ...]:
-        """Those cures that leave the FP32 result as it was."""
+        """The rewrites that leave the FP32 result within the tolerance."""
 
         def is_sound(some: tuple[Rewrite, ...]) -> bool:
             graph = self.rewritten(some)
-            return (
-                self.judge(graph, graph.all_pinned(), f"{len(some)} cures, every layer pinned").verdict is Verdict.PASS
-            )
+            trial = self.judge(graph, graph.all_pinned(), f"{len(some)} cures, every layer pinned")
+            return trial.verdict is Verdict.PASS
 
         if not rewrites or is_sound(rewrites):
             return rewrites
         return tuple(rewrite for rewrite in rewrites if len(rewrites) > 1 and is_sound((rewrite,)))
 
     def without(self, located: Located, rewrite: Rewrite) -> Trial:
-        """The plan on the graph without one of its cures."""
+        """The plan on the graph without one of its rewrites."""
         return self._with(located, tuple(other for other in located.graph.rewrites if other != rewrite))
 
     def _with(self, located: Located, rewrites: tuple[Rewrite, ...]) -> Trial:
@@ -138,7 +116,7 @@ class _Bench:
         return self.judge(graph, plan, f"the plan with {len(rewrites)} of {len(located.graph.rewrites)} cures")
 
     def fewest(self, located: Located, rewrites: tuple[Rewrite, ...]) -> tuple[Rewrite, ...]:
-        """Take cures out as long as the plan passes without them."""
+        """Take out rewrites as long as the plan passes without them."""
         for rewrite in rewrites:
             rest = tuple(other for other in rewrites if other != rewrite)
             if self._with(located, rest).verdict is Verdict.PASS:
@@ -146,7 +124,7 @@ class _Bench:
         return rewrites
 
     def in_bf16(self, located: Located) -> Located:
-        """Pins whose trouble is range, in BF16 where that passes; then no pin that is not needed any longer."""
+        """Compute pins whose trouble is range in BF16 where that passes; then take out pins that are not needed."""
         graph, plan, after = located.graph, located.plan, located.after
         for report in located.layers:
             name = report.layer.name
@@ -157,8 +135,8 @@ class _Bench:
         proven = plan == located.plan
         while not proven:
             proven = True
-            for name in sorted(plan.fp32 | plan.bf16):
-                trial = self.judge(graph, Plan(plan.fp32 - {name}, plan.bf16 - {name}), f"without {name}")
+            for name in sorted(plan.kept):
+                trial = self.judge(graph, plan.without(name), f"without {name}")
                 if trial.verdict is Verdict.PASS:
                     plan, after, proven = trial.plan, trial, False
                     break

@@ -1,4 +1,4 @@
-"""Arrays go in; the same arrays come out, in memory while there is room, from a file beyond that."""
+"""Keep arrays in memory while there is room, and in a temporary file beyond that."""
 
 from __future__ import annotations
 
@@ -15,44 +15,58 @@ import numpy as np
 from trt_helper.errors import OutputError
 from trt_helper.values import Array
 
-SHARE = 2  # one in so many bytes of the memory that is free is used where no limit is given
-BLOCK = 1 << 26  # bytes by which the file grows at least
-PART = 8  # it grows by one in so many of its bytes, too
-ALIGNED = 64  # bytes: a cache line, and what vector instructions like
-_CGROUPS = (  # of a container, version 2 and 1: what it may have, what it has
+SHARE = 2  # without a limit, 1/SHARE of the free memory is used
+BLOCK = 1 << 26  # bytes: the file grows by at least this much
+PART = 8  # the file grows by at least 1/PART of its size
+ALIGNED = 64  # bytes: a cache line, the alignment that vector instructions prefer
+_CGROUPS = (  # (limit, usage) of a container's memory, cgroup versions 2 and 1
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
 
 
 class ArrayStore:
-    """Keeps arrays: `room` bytes of them in memory, the others in a file under `folder`. Thread-safe.
+    """Keeps arrays: up to `room` bytes in memory, the others in a file. Thread-safe.
 
-    The file has no name and goes with the last of its arrays, however the process ends. `on_file` is told, once, that
-    there is one.
+    The file has no name, so it disappears with the last of its arrays, however the process ends.
     """
 
     def __init__(
         self, room: int, folder: Path | None = None, on_file: Callable[[str], None] = lambda _text: None
     ) -> None:
+        """Make an empty store.
+
+        Args:
+            room: Bytes that are kept in memory.
+            folder: Folder of the file; None is the system's temporary folder.
+            on_file: Called once with a message when the file is made.
+        """
         self._room = room
         self._folder = folder
-        self._tell = on_file
+        self._on_file = on_file
         self._file: IO[bytes] | None = None
-        self._block: Array = np.empty(0, np.uint8)  # what is left of the file's last part
+        self._block: Array = np.empty(0, np.uint8)  # the unused rest of one part of the file
         self._lock = Lock()
 
     @classmethod
-    def within(cls, limit: int | None, folder: Path | None = None, **how: Any) -> ArrayStore:
-        """With room for what `limit`, in bytes, leaves beside all that the process holds now.
+    def within(cls, limit: int | None, folder: Path | None = None, **options: Any) -> ArrayStore:
+        """Return a store whose memory, with all that the process already uses, stays within `limit`.
 
-        Without a limit that is half of what is free on the machine. What the process needs for its work afterwards is
-        not foreseen.
+        Memory that the process needs later for other work is not considered.
+
+        Args:
+            limit: Bytes; None uses half of the memory that is free on the machine.
+            folder: For the file.
+            **options: The other arguments of the constructor.
         """
-        return cls(available() // SHARE if limit is None else max(0, limit - resident()), folder, **how)
+        return cls(available() // SHARE if limit is None else max(0, limit - resident()), folder, **options)
 
     def keep(self, array: Array) -> Array:
-        """`array`, or a copy of it in the file. Raises OutputError where the disk is full."""
+        """Return `array` itself, or a read-only copy of it in the file.
+
+        Raises:
+            OutputError: The disk is full.
+        """
         if array.dtype.hasobject or not array.nbytes:
             return array
         with self._lock:
@@ -66,26 +80,33 @@ class ArrayStore:
         return copy
 
     def keep_all(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        """`hold` for each of them."""
+        """Apply `keep` to every array."""
         return {name: self.keep(array) for name, array in arrays.items()}
 
     def reserve(self, most: int) -> int:
-        """Take `most` bytes of the room, or half of what there is, for a use that keeps to it by itself."""
+        """Reserve up to `most` bytes of the room, at most half of it, for a use that limits itself.
+
+        Returns:
+            The bytes that were reserved.
+        """
         with self._lock:
             taken = min(most, self._room // 2)
             self._room -= taken
         return taken
 
     def part(self) -> ArrayStore:
-        """A store for what is not kept for long: it has what room there is now, and takes none of it away."""
-        return ArrayStore(self._room, self._folder, self._say_once)
+        """Return a store for short-lived arrays.
 
-    def _say_once(self, text: str) -> None:
-        tell, self._tell = self._tell, lambda _text: None
-        tell(text)
+        It has the room of this store and does not reduce it.
+        """
+        return ArrayStore(self._room, self._folder, self._report_once)
+
+    def _report_once(self, text: str) -> None:
+        on_file, self._on_file = self._on_file, lambda _text: None
+        on_file(text)
 
     def _place(self, size: int) -> Array:
-        """That many bytes of the file."""
+        """Return `size` bytes of the file, rounded up to `ALIGNED`."""
         size = -(-size // ALIGNED) * ALIGNED
         if self._block.size < size:
             part = self._grown(size)
@@ -96,16 +117,16 @@ class ArrayStore:
         return place
 
     def _grown(self, size: int) -> Array:
-        """A new part of the file, mapped: at least `size` bytes.
+        """Grow the file and map the new part: at least `size` bytes.
 
-        The disk gives the space now: later nobody could say that it is full. Each part holds a file descriptor open,
-        so parts grow with the file: 20 of them make it ten times as large.
+        The disk space is allocated now, because a full disk could not be reported when the memory is written. Each part
+        needs an open file descriptor, so parts grow with the file: 20 more parts make it ten times as large.
         """
         folder = self._folder or Path(tempfile.gettempdir())
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(dir=folder, prefix="trt-helper-")  # noqa: SIM115 - stays open
-                self._say_once(f"more than fits into memory is kept in a file in {folder}")
+                self._report_once(f"more than fits into memory is kept in a file in {folder}")
             number, step = self._file.fileno(), mmap.ALLOCATIONGRANULARITY
             start = -(-os.fstat(number).st_size // step) * step
             size = max(size, BLOCK, start // PART)
@@ -122,18 +143,31 @@ class ArrayStore:
 
 
 def available() -> int:
-    """Bytes of memory that are free for this process: of the machine's, and of its container's. Linux; else 1 GiB."""
+    """Return the bytes of memory that this process can still use, on the machine and in its container.
+
+    Only Linux states it; elsewhere the result is 1 GiB.
+    """
     found = [proc_value("meminfo", "MemAvailable"), *(_left(*files) for files in _CGROUPS)]
     return min((size for size in found if size is not None), default=1 << 30)
 
 
 def resident() -> int:
-    """Bytes of memory that this process has now, what it maps from files left out. 0 where nobody says: not Linux."""
+    """Return the bytes of anonymous memory that this process has, without mapped files.
+
+    0 on systems other than Linux, which do not state it.
+    """
     return proc_value("self/status", "RssAnon") or 0
 
 
 def proc_value(file: str, key: str) -> int | None:
-    """What a line of a file under /proc says, in bytes. `getrusage` would count what the process' starter had."""
+    """Return a value of a file under /proc in bytes; None if it is not there.
+
+    `getrusage` is no alternative: it includes the peak of the process that started this one.
+
+    Args:
+        file: Path below /proc, such as `self/status`.
+        key: Start of the line, such as `VmRSS`.
+    """
     try:
         lines = Path("/proc", file).read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:

@@ -1,10 +1,15 @@
-"""Runs one function in a fresh Python process, so that whatever it does to the process stays there.
+"""Run one function in a fresh Python process, so that a crash, hang or memory leak does not affect this one.
 
-TensorRT can crash, hang or eat the machine's memory; the caller gets a `ChildDiedError` then. An
-exception of the function comes back as itself if it is a `TrtHelperError`.
+TensorRT can crash, hang or use up the machine's memory; the caller then gets a `ChildDiedError`. If the function
+raises a `TrtHelperError`, the same error is raised in the parent process.
 
-The child is a new interpreter, not a fork and not `multiprocessing`: the caller's `__main__` is not
-imported again, and the terminal's Ctrl-C reaches the parent alone.
+The child is a new interpreter, not a fork and not `multiprocessing`: the caller's `__main__` is not imported again, and
+the terminal's Ctrl-C reaches only the parent.
+
+Protocol: the parent writes one JSON line to the child's stdin (module, request, sys.path) and keeps stdin open; when
+it closes, the child knows that the parent is gone and ends. The child writes one JSON line per event to a pipe. The
+last event is `done` (with the result), `error` (a TrtHelperError), `import` (the module cannot be imported) or `bug`
+(any other exception).
 """
 
 from __future__ import annotations
@@ -31,28 +36,31 @@ from trt_helper import errors
 
 Event = dict[str, Any]
 
-# -I: neither the working folder nor PYTHON* variables decide what the child imports; the parent does.
+# -I: the child imports from the parent's sys.path, regardless of the working folder and PYTHON* variables.
 _BOOT = (
     "import json, sys; boot = json.loads(sys.stdin.buffer.readline()); sys.path[:] = boot['path']; "
     "from trt_helper.system.child_process import serve; serve(boot)"
 )
-_LOOK_AT_MEMORY = 0.02  # seconds
+_MEMORY_INTERVAL = 0.02  # seconds between two checks of the child's memory
 _CHUNK = 1 << 16  # bytes
 _TAIL = 2000  # characters of the child's own output that are kept for the error
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`seconds` of wall clock and `memory` in bytes of resident memory; None is without limit."""
+    """Limits of a child process; None is no limit."""
 
-    seconds: float | None = None
-    memory: int | None = None
+    seconds: float | None = None  # wall clock
+    memory: int | None = None  # bytes of resident memory
 
 
 class ChildDiedError(Exception):
-    """The child ended without an answer: `how` is signal, exit, time or memory, `code` its number.
+    """The child process ended without an answer, or was killed because of a limit.
 
-    `code` is the signal, the exit status, or the bytes in use; `output` the end of what it printed.
+    Attributes:
+        how: `signal`, `exit`, `time` or `memory`.
+        code: The signal, the exit status, or the bytes in use; 0 for `time`.
+        output: The end of the child's stdout and stderr.
     """
 
     def __init__(self, how: str, code: int, output: str) -> None:
@@ -63,7 +71,7 @@ class ChildDiedError(Exception):
 
 
 class NotImportableError(Exception):
-    """The child could not import its module: the text is the reason."""
+    """The child process could not import its module; the text is the reason."""
 
 
 def run(
@@ -75,10 +83,23 @@ def run(
     leftover: Path,
     environment: Mapping[str, str] = {},
 ) -> Event:
-    """Return the dictionary that `module.run(request, send)` returns in a child process.
+    """Run `module.run(request, send)` in a child process and return its result.
 
-    What the child sends before goes to `on_event`. Whatever ends this call, also KeyboardInterrupt,
-    the child is gone afterwards. If the parent is killed, the child removes `leftover` and ends too.
+    However this call ends, also by KeyboardInterrupt, the child is gone afterwards.
+
+    Args:
+        module: Dotted name of the module.
+        request: JSON values.
+        limits: The child is killed if it exceeds one.
+        on_event: Called with every event that the child sends before its answer.
+        leftover: A file that the child deletes if this process is killed.
+        environment: Environment variables in addition to this process's.
+
+    Raises:
+        ChildDiedError: The child crashed, exited or exceeded a limit.
+        NotImportableError: The child cannot import the module.
+        TrtHelperError: The error that the function raised.
+        RuntimeError: The function raised any other exception; the text has its traceback.
     """
     reading, writing = os.pipe()
     with tempfile.TemporaryFile() as output, os.fdopen(reading, "rb", buffering=0) as events:
@@ -94,9 +115,9 @@ def run(
         finally:
             os.close(writing)
         try:
-            _say(child, boot)
-            answer = _last(_heard(child, events, limits, output), on_event)
-            return _answered(answer, child, output)
+            _send_boot(child, boot)
+            answer = _last(_events(child, events, limits, output), on_event)
+            return _result(answer, child, output)
         finally:
             child.kill()
             child.communicate()
@@ -114,16 +135,16 @@ def _started(writing: int, output: IO[bytes], environment: Mapping[str, str]) ->
     )
 
 
-def _say(child: subprocess.Popen[bytes], boot: Mapping[str, Any]) -> None:
+def _send_boot(child: subprocess.Popen[bytes], boot: Mapping[str, Any]) -> None:
     if child.stdin is None:
         raise RuntimeError("the child has no stdin")
-    with contextlib.suppress(BrokenPipeError):  # it died at once: the missing answer says so
+    with contextlib.suppress(BrokenPipeError):  # it died at once: the missing answer is reported later
         child.stdin.write(json.dumps(boot).encode() + b"\n")
         child.stdin.flush()
 
 
-def _heard(child: subprocess.Popen[bytes], events: FileIO, limits: Limits, output: IO[bytes]) -> Iterator[Event]:
-    """Yield the child's events until it closes its end. Kills it and raises beyond a limit."""
+def _events(child: subprocess.Popen[bytes], events: FileIO, limits: Limits, output: IO[bytes]) -> Iterator[Event]:
+    """Yield the child's events until it closes the pipe; kill it and raise ChildDiedError beyond a limit."""
     deadline = None if limits.seconds is None else monotonic() + limits.seconds
     rest = b""
     while True:
@@ -133,7 +154,7 @@ def _heard(child: subprocess.Popen[bytes], events: FileIO, limits: Limits, outpu
         used = 0 if limits.memory is None else resident(child.pid)
         if limits.memory is not None and used > limits.memory:
             raise _killed(child, "memory", used, output)
-        wait = left if limits.memory is None else min(_LOOK_AT_MEMORY, left or _LOOK_AT_MEMORY)
+        wait = left if limits.memory is None else min(_MEMORY_INTERVAL, left or _MEMORY_INTERVAL)
         if not ready([events.fileno()], wait):
             continue
         chunk = events.read(_CHUNK)
@@ -144,7 +165,7 @@ def _heard(child: subprocess.Popen[bytes], events: FileIO, limits: Limits, outpu
 
 
 def _last(events: Iterator[Event], on_event: Callable[[Event], None]) -> Event | None:
-    """Pass events on and return the one that ends the conversation, None where the child just ended."""
+    """Pass events on and return the answer; None if the child ended without one."""
     for event in events:
         if event["event"] in {"done", "error", "bug", "import"}:
             return event
@@ -152,7 +173,7 @@ def _last(events: Iterator[Event], on_event: Callable[[Event], None]) -> Event |
     return None
 
 
-def _answered(answer: Event | None, child: subprocess.Popen[bytes], output: IO[bytes]) -> Event:
+def _result(answer: Event | None, child: subprocess.Popen[bytes], output: IO[bytes]) -> Event:
     if answer is None:
         status = child.wait()
         raise ChildDiedError("signal" if status < 0 else "exit", abs(status), _tail(output))
@@ -179,7 +200,7 @@ def _tail(output: IO[bytes]) -> str:
 
 
 def resident(pid: int) -> int:
-    """Return the resident memory of a process in bytes; 0 when it is gone. Linux only."""
+    """Return the resident memory of a process in bytes; 0 if it is gone. Linux only."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except (FileNotFoundError, ProcessLookupError, IndexError):
@@ -188,7 +209,7 @@ def resident(pid: int) -> int:
 
 
 def signal_name(number: int) -> str:
-    """Return "SIGSEGV" for 11; a signal without a name is called by its number."""
+    """Return "SIGSEGV" for 11, or "signal N" for a number without a name."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -196,7 +217,10 @@ def signal_name(number: int) -> str:
 
 
 def serve(boot: Event) -> NoReturn:
-    """Run the function, answer, and leave without any library's exit code: the child's side."""
+    """Run the function, answer, and exit; this is the child process's side.
+
+    The exit skips the exit handlers of all libraries, which may crash.
+    """
     channel = os.fdopen(boot["events"], "w", encoding="utf-8")
     leftover = Path(boot["leftover"])
     lock = threading.Lock()
@@ -228,12 +252,12 @@ def _answer(boot: Event, send: Callable[[Event], None]) -> Event:
             "message": error.message,
             "fix": error.fix,
         }
-    except Exception:  # any other is a bug of ours, and must not get lost with the process
+    except Exception:  # a bug of ours: its traceback must not be lost with the process
         return {"event": "bug", "traceback": traceback.format_exc()}
 
 
 def _leave_with_parent(leftover: Path) -> None:
-    """End this process with its parent, which holds stdin open for as long as it lives."""
+    """End this process when the parent ends: only then does stdin close."""
     sys.stdin.buffer.read()
     _leave(leftover)
 

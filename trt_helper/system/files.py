@@ -1,4 +1,4 @@
-"""Files appear whole or not at all: written under a temporary name in the same folder, then renamed."""
+"""Write files atomically: under a temporary name in the same folder, then renamed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from secrets import token_hex
 
 from trt_helper.errors import OutputError
 
-PREFIX = ".trt-helper-"  # of files that are not whole yet
+PREFIX = ".trt-helper-"  # of the names of incomplete files
 
 
 @contextmanager
 def partial_file(path: Path) -> Iterator[Path]:
-    """Hold a temporary file beside `path`: it becomes `path` when the block ends well, and vanishes otherwise.
+    """Yield a temporary file beside `path` that becomes `path` if the block succeeds, and is deleted otherwise.
 
-    Raises OutputError, at once where the folder cannot be written, before anything slow has run. The old
-    file, if any, is then still there.
+    An old file `path` stays until then.
+
+    Raises:
+        OutputError: The folder cannot be written (raised before the block runs), or the rename failed.
     """
     if path.is_dir():
         raise OutputError(f"{path} is a folder", fix="name a file in it: -o FOLDER/FILE")
@@ -40,7 +42,11 @@ def partial_file(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, making its folder. Raises OutputError."""
+    """Write `data` to `path`; missing folders are made.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
     make_folder_of(path)
     with partial_file(path) as partial:
         try:
@@ -53,9 +59,14 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def require_writable(path: Path, *, keep: Iterable[Path | None] = ()) -> None:
-    """Say before the work, not after it, that `path` cannot be written; `keep` are the user's own files.
+    """Check before slow work that `path` can be written. Nothing is left behind, not even a missing folder.
 
-    Leaves nothing behind: a missing folder is made when there is something to put into it.
+    Args:
+        path: The file to write later.
+        keep: The user's own files, which must not be overwritten.
+
+    Raises:
+        OutputError: `path` cannot be written, is not a file, or is one of `keep`.
     """
     try:
         there = _exists(path)
@@ -73,7 +84,11 @@ def require_writable(path: Path, *, keep: Iterable[Path | None] = ()) -> None:
 
 
 def make_folder_of(path: Path) -> None:
-    """Make the folder that `path` is to be written into. Raises OutputError."""
+    """Make the folder of `path`, with its parents.
+
+    Raises:
+        OutputError: It cannot be made.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -81,7 +96,7 @@ def make_folder_of(path: Path) -> None:
 
 
 def _exists(path: Path) -> bool:
-    """Whether something is there. Raises OSError where nothing can be: below a file, under too long a name."""
+    """Return whether `path` exists. Raises OSError if it cannot exist: below a file, or with too long a name."""
     try:
         path.stat()
     except FileNotFoundError:
@@ -90,7 +105,7 @@ def _exists(path: Path) -> bool:
 
 
 def cannot_write(path: Path, error: OSError) -> OutputError:
-    """What to say when the system says no: no space, no folder, no permission."""
+    """Return the error for a path that the system refuses to write: no space, no folder, no permission."""
     return OutputError(
         f"{path} cannot be written: {error.strerror or error}",
         fix="choose another place with -o, or make room",
@@ -98,7 +113,7 @@ def cannot_write(path: Path, error: OSError) -> OutputError:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, read in blocks."""
+    """Return the SHA-256 of a file as hexadecimal digits; the file is read in blocks."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -107,6 +122,6 @@ def sha256_of(path: Path) -> str:
 
 
 def tidy(path: Path) -> Path:
-    """`configs/../models/m.onnx` as `models/m.onnx`, where no symbolic link makes that another file."""
+    """Return `configs/../models/m.onnx` as `models/m.onnx`, unless a symbolic link makes that another file."""
     short = Path(os.path.normpath(path))
     return short if short.exists() and path.exists() and short.samefile(path) else path

@@ -1,4 +1,4 @@
-"""What this machine can emulate, build and run, and how to get more."""
+"""Find out what this machine can emulate, build and run, and how to get the rest."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ MAJOR, MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*, cuda.h
 class Ability:
     """One thing that trt-helper can do on some machines."""
 
-    what: str
+    what: str  # for the user
     here: bool
-    with_: str  # what does it here, with its version
-    more: str  # how to get it; empty where it is there
+    with_: str  # the package that does it here, with its version
+    more: str  # how to get it; empty if it is here
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """What the CUDA driver says: `name` is empty where no GPU can be used, and `missing` says why then."""
+    """The first GPU according to the CUDA driver. Without a usable GPU, `name` is empty and `missing` is the reason."""
 
     name: str = ""
-    capability: str = ""  # "8.6"
-    driver: str = ""  # the newest CUDA that it can run, "12.4"
+    capability: str = ""  # compute capability, "8.6"
+    driver: str = ""  # newest CUDA version that the driver supports, "12.4"
     missing: str = ""
 
 
 def abilities() -> list[Ability]:
-    """Everything that depends on the machine, found without importing anything heavy."""
+    """Return every ability that depends on the machine; no heavy package is imported."""
     gpu = find_gpu()
     return [
         Ability(
@@ -75,19 +75,19 @@ def _needs_gpu(what: str, packages: tuple[str, ...], extra: str, gpu: Gpu, *, rt
 
 
 def find_gpu() -> Gpu:
-    """The first GPU. Asks the driver library itself, and says what is missing where there is none."""
+    """Return the first GPU, as the driver library describes it."""
     library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         cuda = ctypes.CDLL(library)
     except OSError:
         return Gpu(missing=f"a machine with an NVIDIA GPU and its driver ({library} was not found here)")
     try:
-        return _asked(cuda)
+        return _first_gpu(cuda)
     except AttributeError as error:
         return Gpu(missing=f"a newer NVIDIA driver ({library} has no {str(error).rpartition(' ')[2]})")
 
 
-def _asked(cuda: ctypes.CDLL) -> Gpu:
+def _first_gpu(cuda: ctypes.CDLL) -> Gpu:
     if status := cuda.cuInit(0):
         return Gpu(missing=f"an NVIDIA GPU that can be used (the driver is here; cuInit gives error {status})")
     number, count, device, major, minor = (ctypes.c_int() for _ in range(5))
@@ -105,5 +105,5 @@ def _asked(cuda: ctypes.CDLL) -> Gpu:
 
 
 def platform_line() -> str:
-    """Python and operating system in one line."""
+    """Return Python's version and the operating system in one line."""
     return f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"

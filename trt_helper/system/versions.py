@@ -1,4 +1,4 @@
-"""Versions of the packages that results depend on, read from their metadata: nothing is imported for it."""
+"""Read the versions of packages from their metadata, without importing them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import trt_helper
 
 
 def versions() -> dict[str, str]:
-    """The versions of trt-helper and ONNX Runtime, on which FP32 references and emulated FP16 outputs depend."""
+    """Return the versions that FP32 references and emulated FP16 outputs depend on, by package."""
     return {"trt-helper": trt_helper.__version__, "onnxruntime": installed_version("onnxruntime", "onnxruntime-gpu")[1]}
 
 
 def installed_version(*packages: str) -> tuple[str, str]:
-    """(package, version) of the first of `packages` that is installed; ("", "") where none is."""
+    """Return (package, version) of the first of `packages` that is installed; ("", "") if none is."""
     for package in packages:
         try:
             return package, version(package)

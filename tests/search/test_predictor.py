@@ -1,0 +1,67 @@
+"""When a trial is a surprise: only then are conflicts looked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from support.overflowing_norm import TOLERANCE, overflowing_norm
+
+from trt_helper.emulator.emulator import Emulator
+from trt_helper.inputs.references import references
+from trt_helper.inputs.samples import Sample
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.load import load
+from trt_helper.search import predictor as module
+from trt_helper.search.journal import Journal
+from trt_helper.search.judge import PlanJudge
+from trt_helper.search.oracle import Criteria, EmulatedOracle
+from trt_helper.search.predictor import ErrorPredictor
+from trt_helper.values import Plan, Trial, Verdict
+
+
+@pytest.fixture
+def predictor(tmp_path) -> ErrorPredictor:
+    path = tmp_path / "model.onnx"
+    overflowing_norm(path, width=32, depth=6)
+    graph = read_graph(load(path))
+    samples = [Sample("x", {"x": np.random.default_rng(1).standard_normal((64, 32)).astype(np.float32)})]
+    criteria = Criteria(samples, references(graph, samples), TOLERANCE)
+    emulator = Emulator(graph)
+    judge = PlanJudge(graph, EmulatedOracle(emulator, criteria), criteria, Journal())
+    return ErrorPredictor(emulator, criteria, judge, lambda _text: None, lambda _done, _total: None)
+
+
+@pytest.fixture
+def conflicts_sought(monkeypatch) -> list[Plan]:
+    sought: list[Plan] = []
+
+    def conflict(_emulator, _feeds, _worst, _tolerance, trial, _expected):
+        sought.append(trial.plan)
+        return None, 7
+
+    monkeypatch.setattr(module, "conflict", conflict)
+    return sought
+
+
+FAILED = Trial(Plan(), Verdict.FAIL, error_ratio=10.0)  # far below what is predicted of the empty plan
+HOPELESS = float("inf")
+ALMOST = Plan.of(["square", "mean", "root"])  # the smallest plan that passes: its predicted error is small
+
+
+def test_a_failure_far_above_the_prediction_starts_a_search_for_conflicts(predictor, conflicts_sought):
+    predictor.predict(FAILED)
+    before = predictor.inferences
+    predictor.predict(replace(FAILED, plan=ALMOST, error_ratio=HOPELESS))
+    assert conflicts_sought == [ALMOST]
+    assert predictor.inferences == before + 7
+
+
+@pytest.mark.parametrize("verdict", [Verdict.UNRESOLVED, Verdict.PASS])
+def test_a_plan_that_could_not_be_judged_is_no_surprise(predictor, conflicts_sought, verdict):
+    """A failed build says nothing about numbers, though its error ratio is infinite."""
+    first = predictor.predict(FAILED)
+    again = predictor.predict(replace(FAILED, plan=ALMOST, verdict=verdict, error_ratio=HOPELESS))
+    assert again is first
+    assert conflicts_sought == []

@@ -1,0 +1,149 @@
+"""The result of a search."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from trt_helper.emulator.causes import cause
+from trt_helper.inputs.metric import Metric
+from trt_helper.onnx_model.cost import Shapes
+from trt_helper.onnx_model.graph import Graph
+from trt_helper.system.versions import versions
+from trt_helper.values import (
+    IntermediateError,
+    LayerName,
+    LayerReport,
+    PerSample,
+    Plan,
+    Rewrite,
+    TensorError,
+    Tolerance,
+    Trial,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """The best plan of a size.
+
+    Attributes:
+        pins: its number of pins.
+        predicted: its predicted error ratio.
+        measured: the smallest error ratio of the trials of that size; None where none was tried.
+    """
+
+    pins: int
+    predicted: float
+    measured: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Located:
+    """The answer of a search, and everything that was measured on the way.
+
+    Attributes:
+        graph: the graph that the plan is for, rewritten where the search found rewrites.
+        tolerance: what plans were judged by.
+        metric: what they were judged by instead, if anything.
+        samples: the sources of all samples.
+        held_out: the sources of those that were held out of the search to the end.
+        plan: the answer.
+        minimal: whether each single pin was taken out of the plan, and the result did not pass.
+        because: why the search ended, in words.
+        before: the trial of the plan that leaves everything in FP16, on all samples.
+        after: the trial of the answer, on all samples.
+        trials: every trial of the search, in order.
+        layers: errors of every layer when everything is FP16; empty where nobody needs them.
+        inferences: forward passes of the whole model.
+        seconds: wall clock.
+        warnings: in the order in which they were given.
+        curve: the best plans by size.
+        per_sample: errors of each sample under 'before' and 'after'; empty where they could not be computed.
+        without_rewrite: for each rewrite of the graph the trial of the plan without it.
+        shapes: shapes of all tensors, for the first sample.
+        runner: what judged the trials: 'emulate', or the name of a runner.
+        intermediate_errors: errors of tensors between the kernels of an engine without pins; they decide nothing.
+    """
+
+    graph: Graph
+    tolerance: Tolerance
+    metric: Metric | None
+    samples: tuple[str, ...]
+    held_out: tuple[str, ...]
+    plan: Plan
+    minimal: bool
+    because: str
+    before: Trial
+    after: Trial
+    trials: tuple[Trial, ...]
+    layers: tuple[LayerReport, ...]
+    inferences: int
+    seconds: float
+    warnings: tuple[str, ...]
+    curve: tuple[CurvePoint, ...]
+    per_sample: Mapping[str, PerSample] = field(default_factory=dict)
+    without_rewrite: Mapping[Rewrite, Trial] = field(default_factory=dict)
+    shapes: Shapes = field(default_factory=dict)
+    runner: str = "emulate"
+    intermediate_errors: tuple[IntermediateError, ...] = ()
+
+    @property
+    def pins(self) -> tuple[LayerName, ...]:
+        """The plan's layers in FP32 and in BF16, in topological order."""
+        return self.graph.in_order(self.plan.kept)
+
+    def without(self, name: LayerName) -> Trial | None:
+        """The trial of the plan with this one pin taken out; None where there was none."""
+        rest = self.plan.without(name)
+        return next((trial for trial in self.trials if trial.plan == rest), None)
+
+
+def evidence(located: Located) -> dict[str, Any]:
+    """The `evidence` of the YAML: why each pin, errors before and after, runner, versions, samples."""
+    reports = {report.layer.name: report for report in located.layers}
+    metric = located.metric
+    return {
+        "runner": located.runner,
+        **({"metric": {"function": metric.name, "threshold": metric.threshold}} if metric else {}),
+        "samples": list(located.samples),
+        "held-out": list(located.held_out),
+        "trials": len(located.trials),
+        "minimal": located.minimal,
+        "before": {error.name: _statistics(error) for error in located.before.outputs},
+        "after": {error.name: _statistics(error) for error in located.after.outputs},
+        "layers": {name: _pin_evidence(located, reports[name]) for name in located.pins},
+        "versions": versions(),
+    }
+
+
+def _pin_evidence(located: Located, report: LayerReport) -> dict[str, Any]:
+    without = located.without(report.layer.name)
+    return {
+        "op": report.layer.op,
+        "cause": ": ".join(cause(report)),
+        "max-error-without": _largest(without.outputs if without else ()),
+    }
+
+
+def _statistics(error: TensorError) -> dict[str, Any]:
+    return {
+        "max": _four_digits(error.max),
+        "mean": _four_digits(error.mean),
+        "median": _four_digits(error.median),
+        "non-finite": error.non_finite,
+    }
+
+
+def _largest(outputs: Iterable[TensorError]) -> float | str | None:
+    errors = list(outputs)
+    if any(error.non_finite for error in errors):
+        return "not finite"
+    finite = [error.max for error in errors if math.isfinite(error.max)]
+    return _four_digits(max(finite)) if finite else None
+
+
+def _four_digits(number: float) -> float | None:
+    return float(f"{number:.4g}") if math.isfinite(number) else None

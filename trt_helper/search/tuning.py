@@ -1,0 +1,84 @@
+"""The constants that tune the search, in one place, each with what it is worth.
+
+They decide how many trials and forward passes a search takes, and never whether a plan passes: that is measured.
+"""
+
+from __future__ import annotations
+
+# ------------------------------------------------------------------------------- strategy: which plan is tried next
+
+HOPEFUL = 2.0
+"""A plan is worth a trial while its predicted error is below this many times the tolerance."""
+
+NEAR_MISS = 2.0
+"""A trial that failed with an error ratio up to this is followed by one with a few more pins."""
+
+FAR_FEWER = 0.75
+"""Before pins are taken out one by one, a plan with at most this share of them is tried."""
+
+FIRST_CORRECTION = 1.6
+"""Measured over predicted error of a plan, before any was measured."""
+
+UNINFORMATIVE = 50.0
+"""An error ratio above this says nothing about how good the predictions near the tolerance are."""
+
+PREDICTED_DEVIATION, MEASURED_DEVIATION = 0.3, 0.04
+"""Standard deviation of the logarithm of an error: predicted, or measured in a plan with other pins."""
+
+# --------------------------------------------------------------------------- error model: how rounding effects add up
+
+ERROR_CAP = 1e4
+"""Error ratios above this are all the same: hopeless."""
+
+SAME_EFFECT = 0.02
+"""Two rounding effects that differ by less than this share are effects of one rounding."""
+
+NEGLIGIBLE = 0.02
+"""Layers whose effects together stay below this error ratio are given up at once."""
+
+EQUAL_LOSS = 1e-3
+"""Of layers that are missed equally little, within this share, the most expensive pin is given up first."""
+
+MOST_BLAME_COMBINATIONS = 4096
+"""Ways to blame one party of each conflict that are compared."""
+
+# ------------------------------------------------------------------- rounding effects: forward passes of the emulator
+
+WATCHED_ELEMENTS = 512
+"""Elements per output and sample whose error is followed."""
+
+MOST_PASSES = 2000
+"""Forward passes per sample; rounding effects that are not separated by then share what their group does."""
+
+MOST_SAMPLES = 8
+"""Samples that rounding effects are measured on; all samples judge."""
+
+OPPOSED = -0.8
+"""Cosine between two errors below which they may cancel."""
+
+CANCELLED = 0.1
+"""Two errors cancel when they leave at most this share of one of them."""
+
+# ----------------------------------------------------------------------------- conflicts: roundings that harm together
+
+SURPRISE = 5.0
+"""A failed plan whose error is this many times the predicted one (and the tolerance) starts a search for conflicts."""
+
+MOST_CONFLICTS = 12
+"""Conflicts that are added to the error model of one search."""
+
+MOST_CONFLICT_PASSES = 200
+"""Forward passes that one search for a conflict may take."""
+
+# ---------------------------------------------------------------------------------- metric in place of the tolerance
+
+MOST_MISSED = 100.0
+"""A metric that is missed by more than this many times its allowance says nothing about the size of errors."""
+
+METRIC_SHARE = 1e-3
+"""Errors below this share of an output's largest value are taken to move no metric."""
+
+# ------------------------------------------------------------------------------------- warning that no small set exists
+
+SMALL_SET, SMALL_SET_SHARE = 16, 0.25
+"""More pins than this, in number and as a share of the layers, are not a small set."""
