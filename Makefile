@@ -33,9 +33,10 @@ demo: $(TORCH)  ## export, locate and convert a trained model; show what FP16 di
 	    -o $(DEMO)/digits.trt
 	$(BIN)/python sample_models/accuracy.py $(DEMO)/digits.onnx $(DEMO)/fp32_layers.yaml
 
-lint: $(READY)  ## ruff: rules and format
+lint: $(READY)  ## ruff: rules and format; import-linter: which room may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 type: $(READY)  ## mypy --strict
 	$(BIN)/mypy
@@ -52,6 +53,7 @@ bench: $(READY)  ## measure speed, memory and trials against references in the s
 	$(BIN)/python benchmarks/gate.py
 	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/processes.py
+	$(BIN)/python benchmarks/tuning.py
 	$(BIN)/python benchmarks/peers.py
 
 clean:  ## remove everything that was made

@@ -11,11 +11,11 @@ from support.zoo import CASES
 
 from trt_helper.builder.build import build
 from trt_helper.builder.engine_program import Kernel, Program, read_program
-from trt_helper.builder.kernel_precision import ABSENT, Claim, kernel_precision
+from trt_helper.builder.kernel_precision import ABSENT, Claim, RequestedPrecision, kernel_precision
 from trt_helper.builder.kernel_source import KernelSource
 from trt_helper.builder.layer_info import EngineLayer, EngineTensor
 from trt_helper.builder.proof import prove
-from trt_helper.builder.requested_precision import RequestedPrecision, requested_precisions
+from trt_helper.builder.requested_precision import requested_precisions
 from trt_helper.builder.settings import BuildSettings
 from trt_helper.inputs.samples import Sample
 from trt_helper.onnx_model.graph import read_graph

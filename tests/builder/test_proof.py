@@ -17,9 +17,9 @@ from support.builder_models import (
 )
 from support.layer_lists import INSPECTOR_10, INSPECTOR_11, RTX_17
 
+from trt_helper.builder.kernel_precision import RequestedPrecision
 from trt_helper.builder.layer_info import EngineLayer, EngineTensor, half_share, parse_layers
 from trt_helper.builder.proof import prove
-from trt_helper.builder.requested_precision import RequestedPrecision
 
 
 def proofs_of(folder, made, pins):

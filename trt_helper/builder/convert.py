@@ -23,7 +23,7 @@ from trt_helper.builder.build import build
 from trt_helper.builder.engine import EngineBuild
 from trt_helper.builder.layer_info import half_share
 from trt_helper.builder.pin_retention import Retention, RetentionSearch, guard
-from trt_helper.builder.proof import PinProof, prove
+from trt_helper.builder.proof import PinProof, proof_json, prove
 from trt_helper.builder.requested_precision import requested_precisions
 from trt_helper.builder.settings import BuildSettings
 from trt_helper.errors import BuildError, OutputError
@@ -269,19 +269,6 @@ def _sidecar(converted: Converted, profile: Mapping[str, Range], settings: Build
         "warnings": list(built.warnings),
     }
     return (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def proof_json(proof: PinProof) -> dict[str, Any]:
-    """Return the proof of one pin as JSON values."""
-    return {
-        "layer": proof.layer,
-        "state": proof.state,
-        "engine_layers": list(proof.engine_layers),
-        "inputs": list(proof.inputs),
-        "weights": list(proof.weights),
-        "outputs": list(proof.outputs),
-        "evidence": proof.evidence,
-    }
 
 
 def engine_evidence(converted: Converted) -> dict[str, Any]:

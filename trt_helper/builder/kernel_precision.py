@@ -18,7 +18,6 @@ from math import inf
 from trt_helper.builder.engine_program import Kernel, Operations, Program
 from trt_helper.builder.kernel_source import ROUNDED
 from trt_helper.builder.layer_info import EngineLayer
-from trt_helper.builder.requested_precision import RequestedPrecision
 
 # ONNX operator -> the calls that TensorRT-RTX (1.4.0, 1.7.1) makes for it; "div mul" is one call of either
 # kind. A quotient that is computed as a product with a reciprocal also calls "rcp".
@@ -60,6 +59,25 @@ ALWAYS_FP32: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "ReduceL2": (("mul",), ()),
     "ReduceSumSquare": (("mul",), ()),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class RequestedPrecision:
+    """What the typed model requests of a layer.
+
+    Attributes:
+        op: The ONNX operator, or the one that the compiler makes of it (see `_operator`).
+        half: It reads or writes FP16 or BF16.
+        full: It reads or writes FP32.
+        alone: It is FP32 and none of its neighbours is, so that all its inputs and outputs are rounded.
+        formula: Equal for layers that compute the same, which the compiler may compute only once.
+    """
+
+    op: str
+    half: bool = False
+    full: bool = False
+    alone: bool = False
+    formula: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 from trt_helper.builder.engine_program import NO_TEXT, Program
-from trt_helper.builder.kernel_precision import ABSENT, Claim, KernelPrecision, kernel_precision
+from trt_helper.builder.kernel_precision import ABSENT, Claim, KernelPrecision, RequestedPrecision, kernel_precision
 from trt_helper.builder.layer_info import EngineLayer, EngineTensor, float_types
-from trt_helper.builder.requested_precision import RequestedPrecision
 
 PinState = Literal["honoured", "fused", "demoted", "gone", "unknown"]
 # Operators that cost much in FP32; compilers undo their casts.
@@ -61,6 +60,19 @@ class PinProof:
     def proven(self) -> bool:
         """Whether the pin is proven to be computed in FP32."""
         return self.state == "honoured"
+
+
+def proof_json(proof: PinProof) -> dict[str, Any]:
+    """Return the proof of one pin as JSON values."""
+    return {
+        "layer": proof.layer,
+        "state": proof.state,
+        "engine_layers": list(proof.engine_layers),
+        "inputs": list(proof.inputs),
+        "weights": list(proof.weights),
+        "outputs": list(proof.outputs),
+        "evidence": proof.evidence,
+    }
 
 
 def prove(

@@ -6,11 +6,11 @@ The proof of the pins compares this with the engine. Keys are ONNX node names, C
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from hashlib import blake2b
 
 import onnx_ir as ir
 
+from trt_helper.builder.kernel_precision import RequestedPrecision
 from trt_helper.onnx_model.roles import MOVEMENT
 
 _REDUCED = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -86,22 +86,3 @@ def _is_alone(node: ir.Node) -> bool:
 
 def _is_cast(node: ir.Node | None) -> bool:
     return node is not None and node.op_type == "Cast"
-
-
-@dataclass(frozen=True, slots=True)
-class RequestedPrecision:
-    """What the typed model requests of a layer.
-
-    Attributes:
-        op: The ONNX operator, or the one that the compiler makes of it (see `_operator`).
-        half: It reads or writes FP16 or BF16.
-        full: It reads or writes FP32.
-        alone: It is FP32 and none of its neighbours is, so that all its inputs and outputs are rounded.
-        formula: Equal for layers that compute the same, which the compiler may compute only once.
-    """
-
-    op: str
-    half: bool = False
-    full: bool = False
-    alone: bool = False
-    formula: str = ""

@@ -65,7 +65,30 @@ def seconds(graph: Graph, plan: Plan, shapes: Shapes, gpu: Gpu = USUAL) -> float
     return sum(_seconds(graph, layer, precisions, shapes, gpu) for layer in graph.layers)
 
 
-def prices(graph: Graph, shapes: Shapes, gpu: Gpu = USUAL) -> dict[LayerName, float]:
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Estimated seconds of one inference on a GPU: everything in FP32, everything in FP16, and with a plan."""
+
+    gpu: str
+    fp32: float
+    fp16: float
+    plan: float
+
+
+def estimate(graph: Graph, plan: Plan, shapes: Shapes, gpu: Gpu = USUAL) -> Estimate:
+    """Estimate what a plan costs.
+
+    Args:
+        graph: the model.
+        plan: the plan.
+        shapes: the shape of every tensor, weights included.
+        gpu: the GPU to estimate for.
+    """
+    plans = (graph.all_pinned(), Plan(), plan)
+    return Estimate(gpu.name, *(seconds(graph, some, shapes, gpu) for some in plans))
+
+
+def pin_costs(graph: Graph, shapes: Shapes, gpu: Gpu = USUAL) -> dict[LayerName, float]:
     """The estimated time, in seconds, that pinning each layer alone would add to one inference with all in FP16.
 
     Args:

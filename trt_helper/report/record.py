@@ -1,27 +1,32 @@
-"""Results go in, the JSON that scripts may rely on comes out (DESIGN.md section 5), and the record of a run."""
+"""The JSON of results, which scripts may rely on, and the record of a run, which a report is made from."""
 
 from __future__ import annotations
 
 import json
 import shlex
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import onnx_ir as ir
-
-from trt_helper.builder.convert import Converted, proof_json
+from trt_helper.builder.proof import proof_json
 from trt_helper.emulator.causes import cause
 from trt_helper.emulator.compare import worst
 from trt_helper.format.json_values import SCHEMA, Json, error_json, number, outputs_json, tolerance_json
-from trt_helper.onnx_model import cost
-from trt_helper.onnx_model.graph import Graph
-from trt_helper.search.located import Located
 from trt_helper.system import machine
 from trt_helper.system.files import write_atomically
 from trt_helper.system.versions import versions
 from trt_helper.values import IntermediateError, LayerReport, Plan, TensorError, Tolerance
+
+if TYPE_CHECKING:  # a report imports neither onnx nor the search
+    import onnx_ir as ir
+
+    from trt_helper.builder.convert import Converted
+    from trt_helper.onnx_model.cost import Estimate
+    from trt_helper.onnx_model.graph import Graph
+    from trt_helper.search.located import Located
 
 
 def layer_json(report: LayerReport, *, pinned: bool) -> Json:
@@ -77,7 +82,7 @@ def located_json(located: Located) -> Json:
         "excess": {"before": number(located.before.error_ratio), "after": number(located.after.error_ratio)},
         "not_computed": {"before": located.before.why, "after": located.after.why},
         "because": located.because,
-        "share": share_json(located.graph, located.plan, located.shapes),
+        "share": share_json(located.graph, located.plan, located.estimate),
         "per_sample": _per_sample_json(located),
         "search": list(_search_json(located)),
         "pins": [_pin_json(located, name) for name in located.pins],
@@ -140,12 +145,13 @@ def write_record(path: Path, result: Json, command: str, argv: Sequence[str]) ->
     write_atomically(path, (json.dumps(record, allow_nan=False, indent=1) + "\n").encode())
 
 
-def share_json(graph: Graph, plan: Plan, shapes: cost.Shapes | None = None) -> Json:
-    """How many layers stay in FP32, and what that costs in estimated seconds a run; null without `shapes`."""
-    plans = {"fp32": graph.all_pinned(), "fp16": Plan(), "plan": plan}
-    seconds = {which: cost.seconds(graph, some, shapes) for which, some in plans.items()} if shapes else None
-    estimate = {"gpu": cost.USUAL.name, **seconds} if seconds else None
-    return {"layers": len(graph.candidates), "pinned": len(plan.fp32), "estimate": estimate}
+def share_json(graph: Graph, plan: Plan, estimate: Estimate | None = None) -> Json:
+    """The number of layers that stay in FP32, and what that costs in estimated seconds a run."""
+    return {
+        "layers": len(graph.candidates),
+        "pinned": len(plan.fp32),
+        "estimate": None if estimate is None else asdict(estimate),
+    }
 
 
 def _search_json(located: Located) -> Iterator[Json]:

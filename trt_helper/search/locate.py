@@ -10,6 +10,7 @@ from dataclasses import replace
 from trt_helper.inputs.metric import Metric
 from trt_helper.inputs.references import references as reference_outputs
 from trt_helper.inputs.samples import Sample
+from trt_helper.onnx_model.cost import estimate
 from trt_helper.onnx_model.graph import Graph
 from trt_helper.search.budget import UNLIMITED, Budget
 from trt_helper.search.graph_search import Event, Listener, SearchTask, search_graph
@@ -91,6 +92,7 @@ def locate(
             located,
             inferences=located.inferences + (len(samples) if references is None else 0),
             seconds=time.monotonic() - started,
+            estimate=estimate(located.graph, located.plan, located.shapes),
         )
         if saved:
             saved.finish(located, journal)

@@ -9,7 +9,7 @@ from typing import Any
 
 from trt_helper.emulator.causes import cause
 from trt_helper.inputs.metric import Metric
-from trt_helper.onnx_model.cost import Shapes
+from trt_helper.onnx_model.cost import Estimate, Shapes
 from trt_helper.onnx_model.graph import Graph
 from trt_helper.system.versions import versions
 from trt_helper.values import (
@@ -64,6 +64,7 @@ class Located:
         per_sample: errors of each sample under 'before' and 'after'; empty where they could not be computed.
         without_rewrite: for each rewrite of the graph the trial of the plan without it.
         shapes: shapes of all tensors, for the first sample.
+        estimate: what the plan costs, for the first sample; None before the search has ended.
         runner: what judged the trials: 'emulate', or the name of a runner.
         intermediate_errors: errors of tensors between the kernels of an engine without pins; they decide nothing.
     """
@@ -87,6 +88,7 @@ class Located:
     per_sample: Mapping[str, PerSample] = field(default_factory=dict)
     without_rewrite: Mapping[Rewrite, Trial] = field(default_factory=dict)
     shapes: Shapes = field(default_factory=dict)
+    estimate: Estimate | None = None
     runner: str = "emulate"
     intermediate_errors: tuple[IntermediateError, ...] = ()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from trt_helper.emulator.emulator import Emulator
-from trt_helper.onnx_model.cost import Shapes, prices
+from trt_helper.onnx_model.cost import Shapes, pin_costs
 from trt_helper.search import tuning
 from trt_helper.search.error_model import Conflict, ErrorModel, RoundingEffect
 from trt_helper.search.judge import PlanJudge
@@ -87,7 +87,7 @@ class ErrorPredictor:
         tolerance = self._criteria.tolerance if self._criteria.metric is None else _tolerance_of_metric(nothing)
         self._effects, passes = rounding_effects(self._emulator, self._feeds, tolerance, self._on_progress)
         self.inferences += passes
-        self._costs = prices(self._emulator.graph, self.shapes())
+        self._costs = pin_costs(self._emulator.graph, self.shapes())
         self._prediction = prediction = self._predict()
         self._warn_of_large_set(prediction, nothing)
         return prediction

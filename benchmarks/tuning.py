@@ -1,0 +1,123 @@
+"""What each constant of `trt_helper.search.tuning` is worth: `python benchmarks/tuning.py [NAME ...]`.
+
+Every case of the zoo and some shared models are searched with the constant as it is, halved and doubled. Printed are
+the sums over all searches: trials, pins, and forward passes (thousands), each with the change in percent; and in how
+many searches the plan has another size. A constant whose changes are within the noise everywhere can go.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import onnx
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "models"
+sys.path.insert(0, str(ROOT / "tests"))
+
+from support import zoo_cases  # noqa: E402, F401 - registers the cases
+from support.zoo import CASES  # noqa: E402
+
+from trt_helper.inputs.samples import Sample, load_samples  # noqa: E402
+from trt_helper.onnx_model.graph import Graph, read_graph  # noqa: E402
+from trt_helper.onnx_model.load import load  # noqa: E402
+from trt_helper.search import tuning  # noqa: E402
+from trt_helper.search.locate import locate  # noqa: E402
+from trt_helper.values import Tolerance  # noqa: E402
+
+REAL = (("magika_standard_v3_3", 0.05), ("magika_standard_v3_3", 0.01), ("mnist", 0.005), ("gtcrn_simple", 0.01))
+FACTORS = (0.5, 2.0)
+CONSTANTS = tuple(name for name in vars(tuning) if name.isupper() and not name.startswith("SMALL_SET"))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One search."""
+
+    trials: int
+    pins: int
+    inferences: int
+
+
+@cache
+def task(name: str) -> tuple[Graph, list[Sample]]:
+    if name in CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            onnx.save(CASES[name].make(), path)
+            graph = read_graph(load(path))
+        return graph, [Sample(str(index), feed) for index, feed in enumerate(CASES[name].samples(0))]
+    graph = read_graph(load(SHARED / name / "model.onnx"))
+    inputs = SHARED / name / "inputs"
+    return graph, load_samples(graph, [inputs] if inputs.is_dir() else [])
+
+
+def search(name: str, atol: float, constant: str, factor: float) -> Cost:
+    """Search with one constant changed. References are those of the first run: the model's file may be gone."""
+    usual = getattr(tuning, constant)
+    setattr(tuning, constant, type(usual)(usual * factor))
+    try:
+        graph, samples = task(name)
+        found = locate(graph, samples, Tolerance(atol, 0.0), every_layer=False, references=references(name))
+    finally:
+        setattr(tuning, constant, usual)
+    return Cost(len(found.trials), len(found.plan), found.inferences)
+
+
+@cache
+def references(name: str) -> list[dict[str, object]]:
+    from trt_helper.emulator.emulator import Emulator  # noqa: PLC0415
+
+    graph, samples = task(name)
+    return [Emulator(graph).reference(sample.feed) for sample in samples]
+
+
+def searches() -> list[tuple[str, float]]:
+    return [*((name, case.atol) for name, case in CASES.items()), *(r for r in REAL if (SHARED / r[0]).is_dir())]
+
+
+def run(of: tuple[str, float]) -> list[Cost]:
+    """One model with every constant as it is, halved and doubled."""
+    first = search(*of, CONSTANTS[0], 1.0)
+    return [first, *(search(*of, constant, factor) for constant in chosen() for factor in FACTORS)]
+
+
+def chosen() -> tuple[str, ...]:
+    return tuple(name for name in CONSTANTS if name in sys.argv[1:] or not sys.argv[1:])
+
+
+def main() -> int:
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(run, searches()))
+    table = Table("constant", "value", "trials", "pins", "passes, k", "other size", box=None)
+    usual = [costs[0] for costs in found]
+    table.add_row("(as it is)", "", *_sums(usual, usual), "")
+    for index, constant in enumerate(chosen()):
+        for which, factor in enumerate(FACTORS):
+            changed = [costs[1 + len(FACTORS) * index + which] for costs in found]
+            other = sum(a.pins != b.pins for a, b in zip(usual, changed, strict=True))
+            value = getattr(tuning, constant) * factor
+            table.add_row(constant, f"{value:g}", *_sums(usual, changed), str(other))
+    Console(width=120).print(f"{len(found)} searches", table)
+    return 0
+
+
+def _sums(usual: list[Cost], changed: list[Cost]) -> list[str]:
+    cells = []
+    for name in ("trials", "pins", "inferences"):
+        before, after = (sum(getattr(cost, name) for cost in costs) for costs in (usual, changed))
+        shown = f"{after / 1000:.1f}" if name == "inferences" else str(after)
+        cells.append(f"{shown} ({100 * (after / before - 1):+.1f} %)")
+    return cells
+
+
+if __name__ == "__main__":
+    sys.exit(main())
