@@ -155,7 +155,7 @@ def _write_baselines(results: list[Gated]) -> None:
                 stored = baseline.read(gated.baseline)
             except ConfigError:  # left by a merge, say: to write it again is what was asked for
                 stored = baseline.Stored()
-            baseline.write(stored.with_(gated.now), gated.baseline)
+            baseline.write(stored.updated(gated.now), gated.baseline)
 
 
 def _write_files(results: list[Gated], junit: Path | None, summary: Path | None, sarif: Path | None) -> None:

@@ -71,7 +71,7 @@ class Stored:
         ]
         return self.entries.get(setup.key) or (same[-1] if same else None)
 
-    def with_(self, baseline: Baseline) -> Stored:
+    def updated(self, baseline: Baseline) -> Stored:
         """A copy in which `baseline` replaces the entry of the same setup."""
         return Stored({**self.entries, baseline.setup.key: _entry(baseline)})
 

@@ -43,13 +43,13 @@ class Finding:
     line: int = 0  # in the config, from 1; 0 if it is about no line
 
 
-def named(name: str) -> str:
+def quoted(name: str) -> str:
     """A name in quotes for a message: unprintable characters are escaped, and the middle of a long name is cut out."""
     half = LONGEST_NAME // 2
     return repr(name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[-half:]}")
 
 
-def some(findings: Sequence[Finding]) -> Iterator[Finding]:
+def at_most(findings: Sequence[Finding]) -> Iterator[Finding]:
     """The first findings of one rule, and a last one that counts the rest, if there are more than MOST_NAMED."""
     yield from findings[:MOST_NAMED]
     more = len(findings) - MOST_NAMED
@@ -88,7 +88,7 @@ def by_tolerance(
         else:
             stat = tolerance.stat.value
             text = f"{stat} error {getattr(error, stat):.3g}, allowed {atol:g} or {rtol:g} relative"
-        message = f"output {named(error.name)}: {text}; worst at {list(error.worst)} of {source}"
+        message = f"output {quoted(error.name)}: {text}; worst at {list(error.worst)} of {source}"
         yield Finding("tolerance", "error", error.name, message, fix)
 
 
@@ -114,17 +114,17 @@ def regressions(
     for error in outputs:
         old = before["outputs"].get(error.name)
         if old is None:
-            yield Finding("baseline", "note", error.name, f"output {named(error.name)} is not in the baseline", fix)
+            yield Finding("baseline", "note", error.name, f"output {quoted(error.name)} is not in the baseline", fix)
             continue
         times = base.times_worse(error, old, tolerance)
         if error.non_finite > old["non_finite"]:
             count = f"{error.non_finite} elements wrong in being finite or not, its baseline {old['non_finite']}"
-            yield Finding("regression", "error", error.name, f"output {named(error.name)} has {count}", fix)
+            yield Finding("regression", "error", error.name, f"output {quoted(error.name)} has {count}", fix)
         elif times > factor:
             stat = "max" if tolerance.stat is Statistic.ELEMWISE else tolerance.stat.value
             figures = f"{stat} error {getattr(error, stat):.3g}, was {old[stat]:.3g}"
             text = f"{times:.3g} times as far off as its baseline ({figures}), allowed {factor:g} times"
-            yield Finding("regression", "error", error.name, f"output {named(error.name)} is {text}", fix)
+            yield Finding("regression", "error", error.name, f"output {quoted(error.name)} is {text}", fix)
 
 
 def overflows(
@@ -145,13 +145,13 @@ def overflows(
         return
     if before is None:
         if not accurate:
-            yield from some([_overflow(name, n, "note", "") for name, n in overflow.items()])
+            yield from at_most([_overflow(name, n, "note", "") for name, n in overflow.items()])
         return
     new = base.new_overflow(overflow, before)
-    yield from some([_overflow(name, overflow[name], "error", fix) for name in new])
+    yield from at_most([_overflow(name, overflow[name], "error", fix) for name in new])
 
 
 def _overflow(name: LayerName, count: int, level: str, fix: str) -> Finding:
     new = ", and none in the baseline" if level == "error" else ""
     values = "1 value passes" if count == 1 else f"{count} values pass"
-    return Finding("overflow", level, name, f"layer {named(name)}: {values} 65504 and become infinite{new}", fix)
+    return Finding("overflow", level, name, f"layer {quoted(name)}: {values} 65504 and become infinite{new}", fix)

@@ -27,12 +27,12 @@ from trt_helper.gate.findings import (
     LEVELS,
     MOST_NAMED,
     Finding,
+    at_most,
     by_metric,
     by_tolerance,
-    named,
     overflows,
+    quoted,
     regressions,
-    some,
 )
 from trt_helper.gate.plan_run import EmulatedPlanRun, EnginePlanRun, PlanRun
 from trt_helper.gate.result import EMULATE, Gated, Request
@@ -98,7 +98,7 @@ def _attempt(request: Request) -> Gated:
     try:
         config = read_config(request.config)
         graph = read_graph(load(model_path(config, request.model)), config.rewrites)
-        missing = tuple(some(list(_missing_layers(graph, config, request))))
+        missing = tuple(at_most(list(_missing_layers(graph, config, request))))
         if missing:
             return Gated(request.config, ConfigError.exit_status, missing, graph.source.path, graph.source.sha256)
         _require_outputs(graph, config)
@@ -117,7 +117,7 @@ def _judged(graph: Graph, config: Config, request: Request) -> Gated:
     before = _baseline(path, setup, request)
     samples, findings = _samples(graph, config, request)
     metric = _metric(config, request)
-    cache_key = cache.subject(graph, samples)
+    cache_key = cache.reference_key(graph, samples)
     references = cache.cached_references(original, samples, {**cache_key, "model": original.source.sha256})
     run = _run_plan(graph, config, Criteria(samples, references, tolerance), runner, request.repeats)
     again = f"find the plan again: {_locate_command(config, graph, request)}"
@@ -197,9 +197,9 @@ def _missing_layers(graph: Graph, config: Config, request: Request) -> Iterator[
     repair = f"if layers were renamed or rebuilt, find the plan again: {_locate_command(config, graph, request)}"
     for index, name in enumerate(missing):
         near = nearest(name, known) if index < MOST_NAMED else None
-        hint = f"did you mean {named(near)}? " if near else ""
+        hint = f"did you mean {quoted(near)}? " if near else ""
         yield Finding(
-            "layer", "error", name, f"the model has no layer named {named(name)}", hint + repair, lines.get(name, 0)
+            "layer", "error", name, f"the model has no layer named {quoted(name)}", hint + repair, lines.get(name, 0)
         )
 
 
@@ -207,7 +207,7 @@ def _require_outputs(graph: Graph, config: Config) -> None:
     for name in config.tolerance.per_output:
         if name not in graph.outputs:
             raise ConfigError(
-                f"{config.path} has a tolerance for {named(name)}, which is no output of the model",
+                f"{config.path} has a tolerance for {quoted(name)}, which is no output of the model",
                 fix=f"its outputs: {', '.join(graph.outputs)}",
             )
 
@@ -304,7 +304,7 @@ def _changes(graph: Graph, config: Config, plan: Plan) -> Iterator[Finding]:
         yield Finding("model", "note", "", said)
     gone = [name for name in recorded_pins(config) if graph.aliases.get(name, name) not in plan.kept]
     said = "the plan was found with a pin that is no longer in it"
-    yield from some([Finding("removed", "note", name, f"{said}: {named(name)}") for name in gone])
+    yield from at_most([Finding("removed", "note", name, f"{said}: {quoted(name)}") for name in gone])
 
 
 def _unneeded_pins(
@@ -317,7 +317,7 @@ def _unneeded_pins(
     found = [name for name in _passing_without(run, metric, cache_key) if name not in added]
     lines = pin_lines(request.config) if found else {}
     said = "is no longer needed: the plan is accurate without it"
-    yield from some([Finding("pin", "warning", n, f"pin {named(n)} {said}", fix, lines.get(n, 0)) for n in found])
+    yield from at_most([Finding("pin", "warning", n, f"pin {quoted(n)} {said}", fix, lines.get(n, 0)) for n in found])
 
 
 def _passing_without(run: PlanRun, metric: Metric | None, cache_key: Mapping[str, Any]) -> list[LayerName]:
@@ -328,14 +328,14 @@ def _passing_without(run: PlanRun, metric: Metric | None, cache_key: Mapping[str
     plan = [sorted(run.plan.fp32), sorted(run.plan.bf16), *rewrites]
     tolerance = asdict(run.criteria.tolerance)
     key = {**cache_key, "plan": plan, "tolerance": tolerance, "metric": metric and metric.name}
-    known = None if metric else cache.remembered(key)  # a metric can change with its file
+    known = None if metric else cache.cached_value(key)  # a metric can change with its file
     if isinstance(known, list) and set(known) <= set(run.pins):
         return known
     with ThreadPoolExecutor(min(len(run.pins), os.cpu_count() or 1)) as pool:
         passed = list(pool.map(lambda name: run.passes_without(name, metric), run.pins))
     found = [name for name, passes in zip(run.pins, passed, strict=True) if passes]
     if not metric:
-        cache.remember(key, found)
+        cache.cache_value(key, found)
     return found
 
 

@@ -38,7 +38,7 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trt-helper"
 
 
-def subject(graph: Graph, samples: Sequence[Sample]) -> dict[str, Any]:
+def reference_key(graph: Graph, samples: Sequence[Sample]) -> dict[str, Any]:
     """The cache key of the FP32 outputs: the model, the samples, the versions of the libraries and the machine."""
     return {
         "model": graph.source.sha256,
@@ -48,15 +48,15 @@ def subject(graph: Graph, samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
-def cached_references(graph: Graph, samples: Sequence[Sample], about: Mapping[str, Any]) -> list[Tensors]:
+def cached_references(graph: Graph, samples: Sequence[Sample], key: Mapping[str, Any]) -> list[Tensors]:
     """The FP32 outputs of the samples, from the cache if they are there: see `references.references`.
 
     Args:
         graph: Of the model.
         samples: The samples.
-        about: The cache key, from `subject`.
+        key: The cache key, from `reference_key`.
     """
-    path = _path(about, "npz")
+    path = _path(key, "npz")
     with suppress(Exception):  # a damaged file raises any error of zipfile and numpy
         return _read(path, graph.outputs, len(samples))
     found = references(graph, samples)
@@ -70,16 +70,16 @@ def cached_references(graph: Graph, samples: Sequence[Sample], about: Mapping[st
     return found
 
 
-def remembered(about: Mapping[str, Any]) -> Any:
-    """The JSON value that `remember` stored under the cache key `about`, or None."""
+def cached_value(key: Mapping[str, Any]) -> Any:
+    """The JSON value that `cache_value` stored under the cache key, or None."""
     with suppress(OSError, ValueError):
-        return json.loads(_path(about, "json").read_bytes())
+        return json.loads(_path(key, "json").read_bytes())
     return None
 
 
-def remember(about: Mapping[str, Any], value: Any) -> None:
+def cache_value(key: Mapping[str, Any], value: Any) -> None:
     """Store a JSON value under the cache key `about`."""
-    _write(_path(about, "json"), json.dumps(value).encode())
+    _write(_path(key, "json"), json.dumps(value).encode())
 
 
 def _numbered(values: Tensors) -> list[tuple[int, np.ndarray[Any, Any]]]:
@@ -93,8 +93,8 @@ def _read(path: Path, names: Sequence[str], count: int) -> list[Tensors]:
     return found
 
 
-def _path(about: Mapping[str, Any], kind: str) -> Path:
-    text = json.dumps(about, sort_keys=True)
+def _path(key: Mapping[str, Any], kind: str) -> Path:
+    text = json.dumps(key, sort_keys=True)
     return folder() / f"{hashlib.sha256(text.encode()).hexdigest()}.{kind}"
 
 

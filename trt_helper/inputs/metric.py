@@ -10,12 +10,12 @@ Higher is better. The best possible figure is that of the FP32 outputs themselve
 from __future__ import annotations
 
 import math
-import runpy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from trt_helper.errors import InputError
+from trt_helper.inputs.user_code import load_function
 from trt_helper.values import Tensors
 
 Function = Callable[[Sequence[Tensors], Sequence[Tensors]], float]
@@ -80,9 +80,9 @@ def load_metric(text: str, threshold: float) -> Metric:
     if not file or not Path(file).is_file():
         raise InputError(f"--metric {text!r} names no file", fix="write it as FILE.py:function")
     try:
-        found = runpy.run_path(file).get(function)
+        found = load_function(Path(file), function)
     except Exception as error:  # the user's code can raise anything, and only the user can fix it
         raise InputError(f"{file} cannot be run: {type(error).__name__}: {error}", fix="mend the file") from error
-    if not callable(found):
+    if found is None:
         raise InputError(f"{file} has no function {function!r}", fix="name one that takes (reference, found)")
     return Metric(found, threshold, f"{Path(file).name}:{function}")

@@ -6,12 +6,9 @@ Polygraphy data loader script. Without any of these a sample has seeded random v
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
-import runpy
-import sys
 import traceback
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trt_helper.errors import InputError, first_line, nearest
+from trt_helper.inputs.user_code import load_function, running
 from trt_helper.onnx_model.graph import Graph
 from trt_helper.system.array_store import ArrayStore
 from trt_helper.values import Array, Feed
@@ -180,10 +178,8 @@ def _run_script(script: str) -> list[tuple[str, Feed]]:
     function = function or "load_data"
     if not Path(file).is_file():
         raise InputError(f"{file} does not exist", fix="--data-loader-script takes FILE.py or FILE.py:function")
-    path = list(sys.path)
-    sys.path.insert(0, str(Path(file).resolve().parent))
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with running(Path(file)):
             feeds = _script_feeds(file, function)
     except InputError:
         raise
@@ -194,16 +190,14 @@ def _run_script(script: str) -> list[tuple[str, Feed]]:
             f"{file}{where} raises {type(error).__name__}: {first_line(error)}",
             fix=f"mend the script; {function}() takes no arguments and yields a dictionary of arrays by input name",
         ) from error
-    finally:
-        sys.path[:] = path
     if not feeds:
         raise InputError(f"{function!r} of {file} yields no sample", fix="yield a dictionary of arrays by input name")
     return feeds
 
 
 def _script_feeds(file: str, function: str) -> list[tuple[str, Feed]]:
-    loader = runpy.run_path(file).get(function)
-    if not callable(loader):
+    loader = load_function(Path(file), function)
+    if loader is None:
         raise InputError(f"{file} has no function {function!r}", fix="name it: --data-loader-script FILE.py:function")
     return [(f"{file}[{index}]", _arrays(feed, f"{file}[{index}]")) for index, feed in enumerate(loader())]
 

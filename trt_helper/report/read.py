@@ -19,6 +19,10 @@ from trt_helper.errors import InputError
 from trt_helper.values import Statistic, TensorError, Tolerance
 
 SCHEMA = 1
+FIGURES = {  # field of TensorError: key in a record
+    **{key: key for key in ("max", "mean", "median", "max_rel", "mean_rel", "median_rel")},
+    "reference_max": "spread",
+}
 AGAIN = "give the file that `trt-helper locate` wrote beside the plan, or write it again"
 Json = dict[str, Any]
 
@@ -216,10 +220,7 @@ def tolerance_of(record: Mapping[str, Any]) -> Tolerance:
 def errors_of(outputs: Mapping[str, Mapping[str, Any]]) -> Iterator[TensorError]:
     """The errors in a run record, from a mapping by output name. A null becomes inf: the figure was not finite."""
     for name, found in outputs.items():
-        figures = {
-            key: float("inf") if found[key] is None else float(found[key])
-            for key in ("max", "mean", "median", "max_rel", "mean_rel", "median_rel", "spread")
-        }
+        figures = {field: float("inf") if found[key] is None else float(found[key]) for field, key in FIGURES.items()}
         yield TensorError(
             name=name,
             worst=tuple(found["worst"]),

@@ -22,7 +22,7 @@ Computed = Mapping[TensorName, tuple[Array, EngineLayer]]
 """ONNX tensor -> (array that the engine computed, kernel that produced it)."""
 
 
-def to_hear(graph: Graph, plan: Plan) -> tuple[TensorName, ...]:
+def intermediate_tensors(graph: Graph, plan: Plan) -> tuple[TensorName, ...]:
     """Return the intermediate tensors to request, in the graph's order: outputs of layers that compute.
 
     Outputs of BF16 layers are left out, because numpy has no BF16.
@@ -58,7 +58,7 @@ def _leaving(one: EngineLayer, graph: Graph) -> tuple[TensorName, ...]:
     return tuple(name for name in produced if name in outputs or name in elsewhere)
 
 
-def computed(engine: EngineBuild, graph: Graph, intermediates: Tensors) -> Computed:
+def computed_tensors(engine: EngineBuild, graph: Graph, intermediates: Tensors) -> Computed:
     """Match the intermediate tensors of an engine run to ONNX tensors.
 
     Args:

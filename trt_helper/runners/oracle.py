@@ -16,8 +16,13 @@ from trt_helper.errors import BuildError, RunError, TrtHelperError
 from trt_helper.inputs.samples import Sample
 from trt_helper.inputs.shapes import Range
 from trt_helper.onnx_model.graph import Graph
-from trt_helper.runners.intermediate_errors import complaint, computed, intermediate_errors, to_hear
-from trt_helper.runners.run import Runner, execute, listen, runner_here
+from trt_helper.runners.intermediate_errors import (
+    complaint,
+    computed_tensors,
+    intermediate_errors,
+    intermediate_tensors,
+)
+from trt_helper.runners.run import Runner, execute, run_for_intermediates, runner_here
 from trt_helper.search.oracle import Criteria, Judgement
 from trt_helper.search.strategy import Speculative, no_plans
 from trt_helper.values import (
@@ -114,13 +119,13 @@ class RunnerOracle:
         self, plan: Plan, emulator: Emulator, sample: Sample, on_warning: Callable[[str], None]
     ) -> tuple[IntermediateError, ...]:
         """From one engine where TensorRT has debug tensors, else from several that have some tensors as outputs."""
-        tensors = to_hear(self.graph, plan)
+        tensors = intermediate_tensors(self.graph, plan)
         found: dict[TensorName, tuple[Array, EngineLayer]] = {}
         engines = min(MARKED_ENGINES, len(tensors))
         for index in range(engines):
             marks = tensors[index::MARKED_ENGINES]
             engine, intermediate = self._run_marked(plan, marks, sample)
-            found |= computed(engine, self.graph, intermediate)
+            found |= computed_tensors(engine, self.graph, intermediate)
             if not engine.marked:
                 break
             if not index:
@@ -145,7 +150,8 @@ class RunnerOracle:
             )
             if made.engine is None:
                 raise ValueError("a conversion to an engine has one")
-            return made.engine, listen(self.runner, path, sample, self.graph.outputs, seconds=self.settings.time_limit)
+            seconds, outputs = self.settings.time_limit, self.graph.outputs
+            return made.engine, run_for_intermediates(self.runner, path, sample, outputs, seconds=seconds)
 
     def _run(self, plan: Plan, samples: Sequence[int], folder: Path) -> list[list[Tensors]]:
         engine, typed = folder / "model.trt", folder / "typed.onnx"

@@ -125,7 +125,7 @@ def execute(
         ]
 
 
-def listen(
+def run_for_intermediates(
     runner: Runner, file: Path, sample: Sample, outputs: Sequence[str], *, seconds: float | None = None
 ) -> Tensors:
     """Run an engine with debug tensors on one sample and return its intermediate tensors.

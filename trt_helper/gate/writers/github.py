@@ -1,4 +1,4 @@
-"""What GitHub Actions is told: annotations as workflow commands, and the step's summary."""
+"""Results for GitHub Actions: annotations as workflow commands, and the step's summary."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def is_here() -> bool:
 
 
 def commands(results: Sequence[Gated]) -> list[str]:
-    """One workflow command for each finding."""
+    """One workflow command (`::error file=...::message`) per finding."""
     return [
         f"::{COMMANDS[finding.level]} file={_property(str(gated.config))},line={finding.line or 1},"
         f"title={_property(f'trt-helper: {RULES[finding.rule]}')}::"
@@ -33,12 +33,16 @@ def commands(results: Sequence[Gated]) -> list[str]:
 
 
 def harmless(text: str) -> str:
-    """`text` in which the runner sees no command, wherever a line of it begins: `::name::` and `##[name]`."""
+    """`text` without anything that the Actions runner takes for a command: `::name::` and `##[name]`."""
     return re.sub(r"##\[", "## [", re.sub(":(?=:)", ": ", text))
 
 
 def append_summary(text: str) -> None:
-    """Add to the step's summary, where there is one. Raises OutputError."""
+    """Append Markdown to the step's summary, if GITHUB_STEP_SUMMARY names a file.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     path = os.environ.get("GITHUB_STEP_SUMMARY")
     if path:
         try:

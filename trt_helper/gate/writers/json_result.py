@@ -1,4 +1,4 @@
-"""`gate --json`: what scripts may rely on. Nothing in it changes from run to run."""
+"""The JSON of `gate --json`, which scripts may rely on. The same input gives the same bytes."""
 
 from __future__ import annotations
 
@@ -54,5 +54,5 @@ def _config_json(gated: Gated) -> dict[str, Any]:
 
 
 def _overflow(now: Baseline) -> dict[str, int] | None:
-    """Elements by layer; None where nobody saw them: in an engine."""
+    """Elements by layer; None for an engine, where overflow cannot be seen."""
     return None if now.overflow is None else dict(now.overflow)

@@ -1,6 +1,6 @@
-"""Results go in, JUnit XML comes out: one suite a config, one case a question.
+"""Results as JUnit XML: a suite per config, a case per question.
 
-Valid under the Apache Ant JUnit schema (windyroad/JUnit-Schema) and under the one of Jenkins' xUnit plugin
+The file is valid under the Apache Ant JUnit schema (windyroad/JUnit-Schema) and under the one of Jenkins' xUnit plugin
 (junit-10.xsd), which between them say what other readers take.
 """
 
@@ -17,11 +17,12 @@ from trt_helper.gate.findings import RULES, Finding
 from trt_helper.gate.result import Gated
 
 LONGEST = 2000  # characters of one message
-Case = tuple[str, Finding | None]  # the question, and what is wrong
+Case = tuple[str, Finding | None]
+"""A question, and the finding that says what is wrong; None where nothing is."""
 
 
 def junit(results: Sequence[Gated]) -> bytes:
-    """The XML file. Its time is `SOURCE_DATE_EPOCH` where that is set, else now."""
+    """The XML file, UTF-8. Its timestamp is `SOURCE_DATE_EPOCH` if that is set, else now."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
     when = datetime.fromtimestamp(int(epoch), timezone.utc) if epoch.isdigit() else datetime.now(timezone.utc)
     root = ET.Element("testsuites")
@@ -66,7 +67,7 @@ def _add_case(suite: ET.Element, config: str, question: str, finding: Finding | 
 
 
 def _cases(gated: Gated) -> Iterator[Case]:
-    """What was asked of a plan, in the order in which it is asked."""
+    """The questions about a plan, in the order in which they are asked, each with the finding that answers no."""
     wrong = [finding for finding in gated.findings if finding.level == "error"]
     if gated.now is None:
         yield from ((RULES[finding.rule] if not finding.subject else finding.message, finding) for finding in wrong)

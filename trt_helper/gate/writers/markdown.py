@@ -1,4 +1,4 @@
-"""Results go in, a Markdown summary comes out. What comes from a model stands in code spans, where nothing acts."""
+"""Results as a Markdown summary. Text that comes from a model stands in code spans, so that it is shown as it is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LONGEST = 2000  # characters of one message
 
 
 def markdown(results: Sequence[Gated]) -> str:
-    """Headline, one table, and what was found."""
+    """The summary: a headline, one table, and the findings by level."""
     return "\n".join(_lines(results)) + "\n"
 
 
@@ -40,13 +40,13 @@ def _lines(results: Sequence[Gated]) -> Iterator[str]:
 
 
 def code(text: str, longest: int = 200) -> str:
-    """`text` as a code span, which no text can leave: its fence is longer than any run of backticks inside."""
-    inside = plain(text, longest) or " "
-    fence = "`" * (max((len(run) for run in re.findall("`+", inside)), default=0) + 1)
-    pad = " " if inside[0] in "` " or inside[-1] in "` " else ""
-    return f"{fence}{pad}{inside}{pad}{fence}"
+    """`text` as a code span; its fence is longer than any run of backticks in the text."""
+    content = plain(text, longest) or " "
+    fence = "`" * (max((len(run) for run in re.findall("`+", content)), default=0) + 1)
+    pad = " " if content[0] in "` " or content[-1] in "` " else ""
+    return f"{fence}{pad}{content}{pad}{fence}"
 
 
 def _in_cell(span: str) -> str:
-    """A code span in a table: GitHub and GitLab take the backslash before a bar away again."""
+    """A code span in a table, where a bar needs a backslash; GitHub and GitLab do not show it."""
     return span.replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""Results go in, SARIF 2.1.0 comes out: every finding at its line of the config."""
+"""Results as SARIF 2.1.0: every finding at its line of the config."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LITERAL = str.maketrans({"[": "\\[", "]": "\\]", "\\": "\\\\", "{": "{{", "}": "
 
 
 def sarif(results: Sequence[Gated]) -> bytes:
-    """The file, all ASCII."""
+    """The SARIF file, all ASCII."""
     driver = {
         "name": "trt-helper",
         "version": trt_helper.__version__,

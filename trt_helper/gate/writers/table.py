@@ -1,4 +1,4 @@
-"""The gate's results as rows of text, and those rows as a terminal table."""
+"""Results as rows of text, and those rows as a terminal table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VERDICTS = {"pass": "pass", "fail": "FAIL", "error": "ERROR"}
 
 
 def rows(results: Sequence[Gated]) -> Iterator[tuple[str, ...]]:
-    """One row an output, or a metric, or a config that could not be judged; names are as they came."""
+    """One row per output, per metric, and per config that could not be judged. Names are not made safe yet."""
     for gated in results:
         config, verdict = str(gated.config), VERDICTS[gated.verdict]
         pins = f"{len(gated.now.plan)} of {gated.candidates}" if gated.now else "-"
@@ -33,7 +33,7 @@ def rows(results: Sequence[Gated]) -> Iterator[tuple[str, ...]]:
 
 
 def _verdict(gated: Gated, error: TensorError) -> str:
-    """A failure is shown at the output that it is about; what is about none is shown at all of them."""
+    """The verdict of an output: a failure that names an output counts for that one, others count for all."""
     blamed = [f.subject for f in gated.findings if f.level == "error" and f.rule in ("tolerance", "regression")]
     return VERDICTS["pass"] if blamed and error.name not in blamed else VERDICTS[gated.verdict]
 
@@ -58,7 +58,7 @@ def of(results: Sequence[Gated]) -> Table:
 
 
 def headline(results: Sequence[Gated]) -> str:
-    """All results in one sentence."""
+    """One sentence about all results."""
     count = Counter(gated.verdict for gated in results)
     if count["pass"] == len(results):
         return "the plan is accurate" if len(results) == 1 else f"all {len(results)} plans are accurate"
