@@ -41,6 +41,7 @@ TOLERANCES = {  # shared model -> atol of each run
 CURES = ("", "constants,norms,pins", "pins,bf16")  # values of --cures; the first one is the default
 CHANGING = frozenset(("seconds", "date", "argv", "reproduce"))
 TIMES = re.compile(r"\d+\.\d+ s\b")
+TRACEBACK = re.compile(r"Traceback \(.*\n(?: .*\n)+")  # files and lines move
 
 
 def write_models(folder: Path) -> None:
@@ -111,7 +112,8 @@ def _run(checkout: Path, folder: Path, *words: str) -> dict[str, Any]:
         said = _steady(json.loads(done.stdout))
     except ValueError:
         said = done.stdout
-    return {"status": done.returncode, "stdout": said, "stderr": TIMES.sub("- s", done.stderr)}
+    stderr = TRACEBACK.sub("a traceback\n", done.stderr)
+    return {"status": done.returncode, "stdout": said, "stderr": TIMES.sub("- s", stderr)}
 
 
 def _steady(value: Any) -> Any:
@@ -134,18 +136,20 @@ def _digest(path: Path) -> str | None:
 def compare(old: Path, new: Path) -> int:
     """Print every answer that is not the same; how many there are is the exit status, 1 at most."""
     names = sorted({path.name for folder in (old, new) for path in folder.glob("*.json")})
-    same = different = 0
+    same = different = missing = 0
     for name in names:
         a, b = (json.loads((folder / name).read_text()) if (folder / name).is_file() else {} for folder in (old, new))
         for key in sorted(a.keys() | b.keys()):
-            if a.get(key) == b.get(key):
+            if key not in a or key not in b:
+                missing += 1
+            elif a[key] == b[key]:
                 same += 1
-                continue
-            different += 1
-            print(f"{name} {key}:")
-            for where, left, right in _differences(a.get(key), b.get(key), ""):
-                print(f"  {where or '.'}: {left!r:.150} -> {right!r:.150}")
-    print(f"{len(names)} models, {same} answers are the same, {different} are not")
+            else:
+                different += 1
+                print(f"{name} {key}:")
+                for where, left, right in _differences(a[key], b[key], ""):
+                    print(f"  {where or '.'}: {left!r:.150} -> {right!r:.150}")
+    print(f"{len(names)} models, {same} answers are the same, {different} are not, {missing} are in one folder only")
     return int(different > 0)
 
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from trt_helper.bench.clock import Send, answer, feed_of, memory_before
 from trt_helper.emulator.emulator import Emulator
-from trt_helper.onnx_model.graph import read_graph
-from trt_helper.onnx_model.load import load
+from trt_helper.onnx_model.graph import load_graph
 from trt_helper.values import Array, Plan, Rewrite
 
 
 def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
     """Time the request of `measure`."""
     before = memory_before()
-    graph = read_graph(load(Path(request["file"])), [Rewrite(**rewrite) for rewrite in request["cures"]])
+    graph = load_graph(request["file"], [Rewrite(**rewrite) for rewrite in request["cures"]])
     emulator, feed = Emulator(graph), feed_of(request)
     plan = Plan(frozenset(request["fp32"]), frozenset(request["bf16"]))
 

@@ -69,14 +69,18 @@ class Converted:
         return tuple(proof for proof in self.proofs if not proof.proven)
 
 
+NO_PROFILE: Mapping[str, Range] = {}
+DEFAULT_SETTINGS = BuildSettings()
+
+
 def convert(
     graph: Graph,
     plan: Plan,
     *,
-    engine: Path | None,
-    typed_onnx: Path | None,
-    profile: Mapping[str, Range],
-    settings: BuildSettings,
+    engine: Path | None = None,
+    typed_onnx: Path | None = None,
+    profile: Mapping[str, Range] = NO_PROFILE,
+    settings: BuildSettings = DEFAULT_SETTINGS,
     guards: Sequence[LayerName] = (),
     on_progress: Callable[[str, float], None] | None = None,
 ) -> Converted:

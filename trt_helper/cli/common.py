@@ -15,8 +15,7 @@ from trt_helper.config.plan_file import Config, model_path, per_output, read_con
 from trt_helper.errors import ConfigError, MachineError, UsageError
 from trt_helper.inputs.samples import RANDOM_WARNING, Sample
 from trt_helper.inputs.shapes import parse_shapes, samples_in
-from trt_helper.onnx_model.graph import Graph, read_graph
-from trt_helper.onnx_model.load import load
+from trt_helper.onnx_model.graph import Graph, load_graph
 from trt_helper.system.array_store import ArrayStore
 from trt_helper.values import Plan, Rewrite, Statistic, Tolerance
 
@@ -46,7 +45,7 @@ def open_plan(config: Config, path: Path) -> tuple[Graph, Plan]:
 
 def open_graph(path: Path, rewrites: Sequence[Rewrite] = ()) -> Graph:
     """Load, check and normalise a model, and rewrite it by the cures of a config."""
-    return read_graph(load(path), rewrites)
+    return load_graph(path, rewrites)
 
 
 def open_reference(graph: Graph, path: Path | None) -> Graph:

@@ -26,8 +26,7 @@ from trt_helper.export.specs import Input
 from trt_helper.export.target import ExportTarget, export_target
 from trt_helper.export.user_code import load_callable, neighbours, user_code
 from trt_helper.export.weights import load_weights
-from trt_helper.onnx_model.graph import Graph, read_graph
-from trt_helper.onnx_model.load import load
+from trt_helper.onnx_model.graph import Graph, load_graph
 from trt_helper.system.files import PREFIX, make_folder_of, require_writable
 
 # In opset 20, LayerNormalization (since 17) and Gelu (since 20) are operators, and every TensorRT from 10.0 on can
@@ -130,7 +129,7 @@ def export(
                 _move(made.graph.source.path, output)
     return Exported(
         output if made.parity.holds else None,
-        read_graph(load(output)) if made.parity.holds else made.graph,
+        load_graph(output) if made.parity.holds else made.graph,
         made.exporter,
         made.why,
         opset,
@@ -243,7 +242,7 @@ def _first_that_holds(
         try:
             attempt = export_with(exporter, target, tensors, outputs, opset, file.parent)
             _write(attempt.model, file)
-            graph = read_graph(load(file))
+            graph = load_graph(file)
             found = check(target, graph, tolerance, report)
         except ModelError as error:
             failures.append(_without(error, file))

@@ -41,8 +41,7 @@ from trt_helper.inputs.metric import Metric, load_metric
 from trt_helper.inputs.references import half_warning, require_alike
 from trt_helper.inputs.samples import RANDOM_WARNING, Sample, load_samples
 from trt_helper.inputs.shapes import parse_shapes, profile, ranges_of, samples_in
-from trt_helper.onnx_model.graph import Graph, read_graph
-from trt_helper.onnx_model.load import load
+from trt_helper.onnx_model.graph import Graph, load_graph
 from trt_helper.runners.oracle import RunnerOracle
 from trt_helper.runners.run import Runner, runner_here
 from trt_helper.search.oracle import Criteria
@@ -97,7 +96,7 @@ def gate(request: Request) -> Gated:
 def _attempt(request: Request) -> Gated:
     try:
         config = read_config(request.config)
-        graph = read_graph(load(model_path(config, request.model)), config.rewrites)
+        graph = load_graph(model_path(config, request.model), config.rewrites)
         missing = tuple(at_most(list(_missing_layers(graph, config, request))))
         if missing:
             return Gated(request.config, ConfigError.exit_status, missing, graph.source.path, graph.source.sha256)
@@ -185,7 +184,7 @@ def _run_plan(graph: Graph, config: Config, criteria: Criteria, runner: Runner |
 def _original(graph: Graph, request: Request) -> Graph:
     if request.reference is None:
         return graph
-    original = read_graph(load(tidy(request.reference)))
+    original = load_graph(tidy(request.reference))
     require_alike(graph, original)
     return original
 

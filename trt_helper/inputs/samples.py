@@ -47,7 +47,7 @@ class Sample:
 
 def load_samples(
     graph: Graph,
-    paths: Sequence[Path],
+    paths: Sequence[Path | str],
     *,
     script: str | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
@@ -66,7 +66,7 @@ def load_samples(
         InputError: A file or script cannot be read, or a sample does not fit the model.
     """
     store = store or ArrayStore.within(None)
-    found = chain.from_iterable((*map(_read_path, paths), _run_script(script) if script else ()))
+    found = chain.from_iterable((*map(_read_path, map(Path, paths)), _run_script(script) if script else ()))
     samples = [Sample(source, store.keep_all(_fit(graph, feed, source))) for source, feed in found]
     samples = samples or [random_sample(graph, shapes or {})]
     for sample in samples:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import ast
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from trt_helper.errors import ConfigError, nearest
-from trt_helper.onnx_model.load import Model
+from trt_helper.onnx_model.load import Model, load
 from trt_helper.onnx_model.normalise import normalise
 from trt_helper.onnx_model.rewrites import apply, raise_opset
 from trt_helper.onnx_model.roles import Ports, picks, role_and_ports, shape_only_values
@@ -83,6 +84,20 @@ class Graph:
             if roles[actual] is Role.COMPUTE:
                 found.add(actual)
         return frozenset(found)
+
+
+def load_graph(path: Path | str, rewrites: Sequence[Rewrite] = ()) -> Graph:
+    """Load an ONNX file, check and normalise it, and describe its layers.
+
+    Args:
+        path: the file; it is never changed.
+        rewrites: rewrites to apply, as a config has them.
+
+    Raises:
+        ModelError: the file cannot be read, is not valid ONNX, or contains something that trt-helper cannot judge.
+        ConfigError: the model does not offer one of the rewrites.
+    """
+    return read_graph(load(Path(path)), rewrites)
 
 
 def read_graph(model: Model, rewrites: Sequence[Rewrite] = ()) -> Graph:

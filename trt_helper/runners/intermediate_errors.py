@@ -64,7 +64,7 @@ def computed_tensors(engine: EngineBuild, graph: Graph, intermediates: Tensors) 
     Args:
         engine: The engine's facts.
         graph: The model that it was built from.
-        intermediates: The tensors by the engine's names, as `run.listen` returns them.
+        intermediates: The tensors by the engine's names, as `run.run_for_intermediates` returns them.
 
     Returns:
         ONNX tensor -> (array, kernel that produced it); ambiguous tensors are left out.
