@@ -1,6 +1,6 @@
-"""The frozen values that cross a module border, in the order in which data flows.
+"""The frozen values that the rooms exchange, in the order in which data flows.
 
-No third-party import here: the search sees these and nothing else.
+Nothing but the standard library is imported here.
 """
 
 from __future__ import annotations
@@ -17,36 +17,49 @@ LayerName = str
 TensorName = str
 Array: TypeAlias = "np.ndarray[Any, Any]"
 Tensors: TypeAlias = "dict[TensorName, Array]"
+"""Tensors by name. Floats of every precision are float32 arrays, of values that the precision can represent."""
 Feed: TypeAlias = "Mapping[TensorName, Array]"
+"""The inputs of one sample by name."""
 
 
 class Role(Enum):
     """What a plan may do with a layer."""
 
     COMPUTE = "compute"  # has an FP16 and an FP32 form: may be pinned
-    MOVEMENT = "movement"  # moves or picks values: follows the precision of what it moves
-    FIXED = "fixed"  # integers, shapes, no FP16 form, or FP32 by the author's decision: never changed
+    MOVEMENT = "movement"  # moves or picks values without arithmetic: follows the precision of what it moves
+    FIXED = "fixed"  # never changed: integers, shapes, no FP16 form, or FP32 by the decision of the model's author
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One ONNX node of the normalised main graph, in topological order."""
+    """One ONNX node of the normalised main graph.
+
+    Attributes:
+        name: the node's name.
+        op: the ONNX operator.
+        role: what a plan may do with it.
+        inputs: all tensors that it reads, with initializers and those that its subgraphs read.
+        outputs: the tensors that it writes.
+        parents: the layers that produce its inputs.
+        children: the layers that consume its outputs.
+        module: path of the PyTorch module that it came from; empty where the exporter did not write it.
+    """
 
     name: LayerName
     op: str
     role: Role
-    inputs: tuple[TensorName, ...]  # floats and others, initializers and tensors read by subgraphs included
+    inputs: tuple[TensorName, ...]
     outputs: tuple[TensorName, ...]
     parents: tuple[LayerName, ...]
     children: tuple[LayerName, ...]
-    module: str = ""  # path of the PyTorch module it came from, where the exporter wrote it
+    module: str = ""
 
 
 class ReducedPrecision(Enum):
     """A float type of 16 bits."""
 
     FP16 = "fp16"
-    BF16 = "bf16"  # the range of FP32, 8 bits of significand: for layers whose trouble is range
+    BF16 = "bf16"  # the range of FP32 with 8 bits of significand
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +101,7 @@ class Rewrite:
 
 
 class Statistic(str, Enum):
-    """Which figure of a tensor's errors is held against the tolerance (Polygraphy's meaning)."""
+    """The statistic of a tensor's errors that is compared with the tolerance, as Polygraphy means it."""
 
     MAX = "max"
     MEAN = "mean"
@@ -98,10 +111,16 @@ class Statistic(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """An output passes if stat(abs) <= atol or stat(rel) <= rtol; with elemwise, every element must.
+    """The errors that are allowed: an output passes if stat(abs) <= atol or stat(rel) <= rtol.
 
-    `atol` is in the output's own unit, `rtol` is relative to the reference. `per_output` maps an
-    output's name to its own (atol, rtol).
+    abs = |found - reference|, rel = abs / |reference|, as in Polygraphy. With ELEMWISE every element has to be within
+    one of the two.
+
+    Attributes:
+        atol: absolute, in the output's own unit.
+        rtol: relative to the reference.
+        stat: the statistic that is compared.
+        per_output: (atol, rtol) of single outputs.
     """
 
     atol: float = 1e-3
@@ -116,10 +135,17 @@ class Tolerance:
 
 @dataclass(frozen=True, slots=True)
 class TensorError:
-    """How far one tensor is from its reference.
+    """The error of one tensor against its reference; statistics over the elements that are finite in both.
 
-    The statistics are over the elements that are finite on both sides. `non_finite` counts the others
-    that differ: NaN or Inf where the reference has something else, or the reverse.
+    Attributes:
+        name: the tensor's name.
+        max: the largest absolute error; `mean` and `median` likewise, in the tensor's own unit.
+        max_rel: the largest relative error; `mean_rel` and `median_rel` likewise.
+        worst: index of the worst element; of the first non-finite one, if there is one.
+        outside: the number of elements beyond both atol and rtol.
+        non_finite: the number of elements that are NaN or infinite where the reference is not the same, or the reverse.
+        total: the number of elements.
+        reference_max: the largest finite magnitude of the reference.
     """
 
     name: TensorName
@@ -129,14 +155,14 @@ class TensorError:
     max_rel: float
     mean_rel: float
     median_rel: float
-    worst: tuple[int, ...]  # index of the worst element; of the first non-finite one where there is one
-    outside: int  # elements beyond both atol and rtol
+    worst: tuple[int, ...]
+    outside: int
     non_finite: int
     total: int
-    reference_max: float = 0.0  # largest finite magnitude of the reference
+    reference_max: float = 0.0
 
     def passes(self, tolerance: Tolerance) -> bool:
-        """Whether this tensor is within `tolerance`; `outside` must have been counted with it."""
+        """Whether this tensor is within `tolerance`, with which `outside` must have been counted."""
         if self.non_finite:
             return False
         if tolerance.stat is Statistic.ELEMWISE:
@@ -147,7 +173,7 @@ class TensorError:
         return bool(absolute <= atol or relative <= rtol)
 
     def error_ratio(self, tolerance: Tolerance) -> float:
-        """Error over tolerance: at most 1 for a tensor that passes, inf for a non-finite one."""
+        """The error over what is allowed: at most 1 passes, inf where an element is not finite."""
         if self.non_finite:
             return float("inf")
         if tolerance.stat is Statistic.ELEMWISE:
@@ -159,21 +185,21 @@ class TensorError:
 
 
 def over(error: float, allowed: float) -> float:
-    """An error over what is allowed; inf where nothing is."""
+    """An error over what is allowed; inf for an error where none is allowed."""
     if error == 0:
         return 0.0
     return error / allowed if allowed > 0 else float("inf")
 
 
 class Verdict(Enum):
-    """What one trial says about its own plan, and about no other."""
+    """The result of a trial. It says something about its own plan only."""
 
     PASS = "pass"  # noqa: S105 - a verdict, not a password
     FAIL = "fail"
     UNRESOLVED = "unresolved"  # could not build, crashed, timed out, repeats disagree
 
 
-DISAGREE = "repeats disagree"  # how `why` begins where that is so
+DISAGREE = "repeats disagree"  # `Trial.why` begins with this where repeats gave different verdicts
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,33 +231,54 @@ PerSample: TypeAlias = "tuple[tuple[TensorError, ...], ...]"
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """What FP16 does to one layer, worst sample: the evidence."""
+    """The errors of one layer under a plan, on its worst sample.
+
+    Attributes:
+        layer: the layer.
+        accumulated: the error of its output in the trial, against the FP32 reference.
+        isolated: the error of its output when it is fed with reference inputs: what the layer adds itself.
+        overflow: elements that are finite in FP32 and that the layer itself makes infinite in FP16.
+        underflow: elements that are not 0 in FP32 and that the layer itself makes 0 in FP16.
+        read: the largest finite magnitude of the float tensors that it reads in FP32, without weights.
+        written: the largest finite magnitude of the float tensors that it writes in FP32.
+        weights_overflow: finite weights that FP16 makes infinite.
+        weights_underflow: weights other than 0 that FP16 makes 0.
+    """
 
     layer: Layer
-    accumulated: TensorError  # in the trial, against the FP32 reference: what arrives
-    isolated: TensorError  # fed with reference inputs: what this layer itself adds
-    overflow: int  # finite in FP32, infinite in FP16, by this layer itself
-    underflow: int  # not zero in FP32, zero in FP16, by this layer itself
-    read: float  # largest finite magnitude of the float tensors that it reads in FP32, weights aside
-    written: float  # the same of what it writes
-    weights_overflow: int  # finite weights that FP16 makes infinite
-    weights_underflow: int  # weights other than 0 that FP16 makes 0
+    accumulated: TensorError
+    isolated: TensorError
+    overflow: int
+    underflow: int
+    read: float
+    written: float
+    weights_overflow: int
+    weights_underflow: int
 
 
-HALF_STEP = 2.0**-11  # half the distance between two halfs, relative
-FARTHER = 4.0  # times what FP16 explains: kernels sum in another order than the emulator
+HALF_STEP = 2.0**-11  # the largest relative error of rounding to FP16
+FARTHER = 4.0  # an engine may be this many times as far off as emulated: its kernels sum in another order
 
 
 @dataclass(frozen=True, slots=True)
 class IntermediateError:
-    """One tensor between two kernels, against FP32: as the engine computed it and as FP16 is emulated."""
+    """The errors of one tensor between two kernels of an engine, against FP32.
+
+    Attributes:
+        layer: the layer that produces the tensor.
+        tensor: its ONNX name.
+        kernel: the engine layer that writes it.
+        engine: its error as the engine computed it.
+        emulated: its error as the emulator computes FP16.
+        tactic: the tactic of the kernel; empty where the engine does not tell.
+    """
 
     layer: LayerName
     tensor: TensorName
     kernel: str
     engine: TensorError
     emulated: TensorError
-    tactic: str = ""  # what the kernel runs, where the engine says it
+    tactic: str = ""
 
     @property
     def is_farther(self) -> bool:

@@ -1,4 +1,4 @@
-"""From command-line words to values: the first lines of most commands."""
+"""The first steps that commands share: options become values, files become models, configs and samples."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 def command_line() -> list[str]:
-    """What was typed, as the run record keeps it."""
+    """The command line, as the run record keeps it."""
     return ["trt-helper", *sys.argv[1:]]
 
 
 def open_config(config: Path | None, model: Path | None) -> tuple[Config, Path]:
-    """What a command works on: the config, empty without one, and the model that is given or that it names."""
+    """The config (an empty one if none is given), and the path of the model that is given or that it names."""
     found = read_config(config) if config else Config()
     if model is None and found.model is None:
         raise typer.BadParameter("give a model, or a --config that names one")
@@ -37,19 +37,19 @@ def open_config(config: Path | None, model: Path | None) -> tuple[Config, Path]:
 
 
 def open_plan(config: Config, path: Path) -> tuple[Graph, Plan]:
-    """The model as the config's cures make it, and the config's plan. Raises ConfigError for another model."""
+    """The model with the config's rewrites, and the config's plan. Raises ConfigError if it is of another model."""
     graph = open_graph(path, config.rewrites)
     require_same_model(config, graph.source.sha256, path)
     return graph, graph.plan(config.fp32_layers, config.bf16_layers)
 
 
 def open_graph(path: Path, rewrites: Sequence[Rewrite] = ()) -> Graph:
-    """Load, check and normalise a model, and rewrite it by the cures of a config."""
+    """Load, check and normalise a model, with the rewrites of a config."""
     return load_graph(path, rewrites)
 
 
 def open_reference(graph: Graph, path: Path | None) -> Graph:
-    """The model that FP32 outputs come from: `graph` itself unless another file is given."""
+    """The model whose FP32 outputs are the reference: `graph` itself unless another file is given."""
     from trt_helper.inputs.references import half_warning, require_alike
 
     if path is None:
@@ -68,7 +68,7 @@ def open_samples(
     shapes: Sequence[str] | None,
     store: ArrayStore | None = None,
 ) -> list[Sample]:
-    """The user's samples, or a random one with a plain warning; the first one also at the ends of given ranges."""
+    """The user's samples, or a random one with a warning; and the first one again at the ends of given ranges."""
     if not inputs and not script:
         warn(RANDOM_WARNING)
     return samples_in(graph, inputs or (), script, parse_shapes(shapes or (), graph), store)
@@ -81,7 +81,7 @@ def tolerance(
     stat: str | None,
     base: Tolerance | None = None,
 ) -> Tolerance:
-    """The tolerance from the options; what is not given comes from `base`. Raises ConfigError."""
+    """The tolerance from the options, and from `base` where an option is not given. Raises ConfigError."""
     base = base or Tolerance()
     absolute = per_output(atol or (), "--atol", base.atol)
     relative = per_output(rtol or (), "--rtol", base.rtol)
@@ -101,7 +101,7 @@ def tolerance(
 
 
 def named_values(texts: Sequence[str], option: str) -> dict[str, str]:
-    """`NAME=VALUE`, repeated. Raises ConfigError."""
+    """The values of a repeated option `NAME=VALUE`. Raises UsageError."""
     found = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -112,7 +112,7 @@ def named_values(texts: Sequence[str], option: str) -> dict[str, str]:
 
 
 def is_tensorrt(builder: str) -> bool:
-    """Whether `--builder` means TensorRT 10 or 11. Raises MachineError where that was asked for and cannot be."""
+    """Whether `--builder` means TensorRT 10 or 11. Raises MachineError if it is requested and cannot be used."""
     from importlib.util import find_spec
 
     from trt_helper.system.machine import find_gpu
@@ -137,7 +137,7 @@ def judging(
     samples: Sequence[Sample],
     tactics: tuple[Mapping[str, Any], ...] = (),
 ) -> Iterator[tuple[str, OracleFactory | None]]:
-    """The name of what `--runner` judges with, and its oracle, here or on the cluster of `--ray`; None: the emulator.
+    """The name of the runner, and what makes its oracle, here or on the cluster of `--ray`; None for the emulator.
 
     Engines are built without the excluded `tactics`; TensorRT-RTX refuses them.
 
@@ -182,7 +182,7 @@ def _runner_oracle(
 
 
 def require_tactics(config: Config, *, tensorrt: bool) -> None:
-    """Refuse excluded tactics where TensorRT-RTX builds: it chooses its kernels on the user's GPU."""
+    """Raise ConfigError for excluded tactics where TensorRT-RTX builds: it chooses kernels on the user's GPU."""
     if tensorrt or not config.exclude_tactics:
         return
     raise ConfigError(

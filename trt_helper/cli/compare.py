@@ -75,7 +75,7 @@ def run(
 def _measure(
     graph: Graph, plan: Plan, samples: list[Sample], tolerance: Tolerance, original: Graph
 ) -> tuple[list[tuple[TensorError, ...]], tuple[LayerReport, ...]]:
-    """The errors of every output of every sample, against `original`; and every layer."""
+    """The errors of every output of every sample against `original`, and of every layer."""
     from trt_helper.cli.console import progress
     from trt_helper.emulator.compare import compare_all
     from trt_helper.emulator.emulator import Emulator
@@ -100,7 +100,7 @@ def _measure(
 
 
 def _compare_records(a: Path | None, b: Path | None, *, alone: bool, as_json: bool) -> None:
-    """What changed from one run to the next; the exit status says whether the second one passed."""
+    """Show the differences between two run records; the exit status is the verdict of the second one."""
     from trt_helper.cli.console import show, show_json
     from trt_helper.report.diff import difference, difference_json
     from trt_helper.report.read import read_record

@@ -1,4 +1,4 @@
-"""Where things are said: results on stdout, everything else on stderr, bars on a terminal only."""
+"""Output of commands: results on stdout, everything else on stderr, progress bars on a terminal only."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-WIDE = 160  # columns, where stdout is no terminal and nobody would see a table fold
+WIDE = 160  # columns of tables where stdout is no terminal
 LONGEST_LINE = 1000  # characters of one message
 
 
 def stdout() -> Console:
-    """For the result."""
+    """The console for results."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
 
 
 def stderr() -> Console:
-    """For people."""
+    """The console for messages."""
     return Console(stderr=True, highlight=False)
 
 
@@ -42,43 +42,43 @@ def show(*results: Table | Text | str) -> None:
 
 
 def show_json(data: Any) -> None:
-    """Print one JSON object to stdout: all ASCII, so that no name acts on a terminal or fails to encode."""
+    """Print one JSON object to stdout, all ASCII: no name can control a terminal or fail to encode."""
     sys.stdout.write(json.dumps(data, allow_nan=False, indent=2) + "\n")
 
 
 def warn(message: str) -> None:
-    """One warning to stderr."""
+    """Print a warning to stderr."""
     stderr().print(Text.assemble(("warning: ", "yellow"), _one_line(message)), soft_wrap=True)
 
 
 def note(message: str) -> None:
-    """One remark to stderr."""
+    """Print a note to stderr."""
     stderr().print(Text.assemble(("note: ", "bold"), _one_line(message)), soft_wrap=True)
 
 
 def complain(message: str, fix: str) -> None:
-    """The two lines of an error, to stderr."""
+    """Print the two lines of an error to stderr."""
     console = stderr()
     console.print(Text.assemble(("error: ", "bold red"), _one_line(message)), soft_wrap=True)
     console.print(Text.assemble(("  fix: ", "bold"), _one_line(fix)), soft_wrap=True)
 
 
 def _one_line(text: str) -> str:
-    """`text` as one line that a terminal shows and does not obey, cut in the middle when long."""
+    """`text` as one line without control characters, cut in the middle when long."""
     line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.splitlines()))
     half = LONGEST_LINE // 2
     return line if len(line) <= LONGEST_LINE else f"{line[:half]}…{line[-half:]}"
 
 
 class Report(Protocol):
-    """Told what is done, how much of it, out of how much (None: nobody knows), and what exactly just now."""
+    """Called with what is being done, how much of it is done, out of how much (None if unknown), and a detail."""
 
     def __call__(self, what: str, done: int, total: int | None, detail: str = "", /) -> None: ...
 
 
 @contextmanager
 def progress() -> Iterator[Report]:
-    """A bar on stderr, if that is a terminal: one for each `what` that is done, and only the last one is shown."""
+    """A progress bar on stderr, if that is a terminal. Each `what` has its own bar; only the current one is shown."""
     console = stderr()
     if not console.is_terminal:
         yield lambda *_told: None

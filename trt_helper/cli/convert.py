@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from trt_helper.inputs.shapes import Range
     from trt_helper.onnx_model.graph import Graph
 
-EMITTED = {  # how the names of the files end that `--emit` writes beside the engine
+EMITTED = {  # suffixes of the files that `--emit` writes beside the engine
     "trtexec": (".trtexec.sh", ".trtexec-weak.sh"),
     "explorer": (".layers.json",),
     "netron": (".noted.onnx",),
@@ -124,7 +124,7 @@ def _emit(
     ranges: dict[str, Range],
     settings: BuildSettings,
 ) -> None:
-    """Write what other tools read, under the name of `beside` with endings of their own."""
+    """Write the files for other tools: the name of `beside` with their suffixes."""
     from trt_helper.builder import interchange
     from trt_helper.cli.console import note
     from trt_helper.onnx_model.typed import write
@@ -151,7 +151,7 @@ def _emit(
 def _check_targets(
     engine: Path | None, typed_onnx: Path | None, emitted: Sequence[Path], keep: tuple[Path | None, ...]
 ) -> None:
-    """Say before the work what cannot be written, and what would be written twice."""
+    """Raise, before any work, for files that cannot be written and for two files of the same name."""
     from trt_helper.builder.convert import sidecar
     from trt_helper.system.files import require_writable
 
@@ -166,7 +166,7 @@ def _check_targets(
 
 
 def _remember(path: Path, config: Config, converted: Converted) -> None:
-    """Write into the config what had to be done to hold its pins, so that the next conversion needs one build."""
+    """Write into the config how its pins were retained, so that the next conversion needs one build."""
     from dataclasses import replace
 
     from trt_helper.builder.convert import engine_evidence
@@ -195,7 +195,7 @@ def _show(converted: Converted, *, as_json: bool) -> None:
 
 
 def _profile(graph: Graph, config: Config, inputs: list[Path] | None, shapes: list[str] | None) -> dict[str, Range]:
-    """Sizes of the dynamic inputs: what `locate` saw, then --inputs, then --shapes; the last word counts."""
+    """Sizes of the dynamic inputs: those recorded by `locate`, overridden by --inputs, overridden by --shapes."""
     from trt_helper.cli import common
     from trt_helper.cli.console import warn
     from trt_helper.inputs.shapes import parse_shapes, profile, ranges_of, recorded_ranges

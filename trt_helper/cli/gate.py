@@ -145,7 +145,7 @@ def _factor(text: str) -> float:
 
 
 def _write_baselines(results: list[Gated]) -> None:
-    """Write what was reached where it is within tolerance; what is not is no baseline."""
+    """Write a baseline for each config that passes."""
     from trt_helper.errors import ConfigError
     from trt_helper.gate import baseline
 
@@ -153,7 +153,7 @@ def _write_baselines(results: list[Gated]) -> None:
         if gated.now and gated.verdict == "pass":
             try:
                 stored = baseline.read(gated.baseline)
-            except ConfigError:  # left by a merge, say: to write it again is what was asked for
+            except ConfigError:  # a damaged file, left by a merge for example, is replaced
                 stored = baseline.Stored()
             baseline.write(stored.updated(gated.now), gated.baseline)
 
@@ -175,7 +175,7 @@ def _write_files(results: list[Gated], junit: Path | None, summary: Path | None,
 
 
 def _say(results: list[Gated]) -> None:
-    """Every finding on stderr: as annotations where GitHub reads them, else in lines for people."""
+    """Print every finding to stderr: as annotations in GitHub Actions, else as messages."""
     from trt_helper.cli.console import complain, note, warn
     from trt_helper.gate.writers import github
 

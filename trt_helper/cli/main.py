@@ -22,7 +22,7 @@ BUG, INTERRUPTED = 70, 130
 
 
 class _Commands(TyperGroup):
-    """Says in two lines that a command was interrupted; typer would leave without a word."""
+    """Prints two lines when a command was interrupted; typer would print nothing."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -74,11 +74,11 @@ def top(
 def main() -> None:
     """Run the command line and leave with its exit status."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # 1.29 and later send the model's name and hashes away
-    logging.getLogger().addHandler(logging.NullHandler())  # what libraries log and warn of is not for the user
+    logging.getLogger().addHandler(logging.NullHandler())  # logs and warnings of libraries are not for the user
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal without Unicode gets question marks
+        if isinstance(stream, io.TextIOWrapper):  # where a terminal has no Unicode
             stream.reconfigure(errors="replace")
     try:
         app(prog_name="trt-helper")

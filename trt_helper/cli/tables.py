@@ -1,4 +1,4 @@
-"""Results go in, terminal tables come out. Names come from models, and models come from anybody."""
+"""Results as terminal tables. Names come from models, so they are not trusted."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ UNPROVEN = {
 
 
 def before_after(located: Located) -> Table:
-    """Each output in FP16 and with the plan."""
+    """The errors of each output, everything in FP16 and with the plan."""
     made = table("Outputs, worst sample", "output", "FP16 max", "not finite", "with the plan", "median", "allowed")
-    found = {error.name: error for error in located.before.outputs}  # none where FP16 could not be computed
+    found = {error.name: error for error in located.before.outputs}  # empty if FP16 could not be computed
     for after in located.after.outputs:
         before = found.get(after.name)
         atol, rtol = located.tolerance.of(after.name)
@@ -47,7 +47,7 @@ def before_after(located: Located) -> Table:
 
 
 def pins(located: Located) -> Table:
-    """Each pinned layer, why, and what happens without it."""
+    """Each pinned layer: the cause, and the error without the pin."""
     made = table("Layers that stay in FP32", "layer", "op", "cause", "what shows it", "error without it", names=4)
     reports = {report.layer.name: report for report in located.layers}
     for name in located.pins:
@@ -62,7 +62,7 @@ def pins(located: Located) -> Table:
 
 
 def rewrites(located: Located) -> Table:
-    """How the graph is rewritten, and what happens without that."""
+    """Each rewrite and each BF16 layer, and the error without it."""
     made = table("Cures that cost nothing at run time", "what", "by", "error without it", names=2)
     for rewrite, without in located.without_rewrite.items():
         how = f"one {rewrite.op}" if rewrite.op else "bringing it into FP16's range"
@@ -75,7 +75,7 @@ def rewrites(located: Located) -> Table:
 
 
 def trial_figure(trial: Trial) -> str:
-    """The worst output of a trial in one figure."""
+    """The error of a trial's worst output, or why there is none."""
     if trial.why:
         return plain(trial.why)
     if any(error.non_finite for error in trial.outputs):
@@ -170,7 +170,7 @@ def values(title: str, graph: Graph, which: str) -> Table:
 
 
 def summary(located: Located, output: Path, record: Path) -> str:
-    """What was decided, how sure it is, and what comes next."""
+    """The answer in words, what it is based on, where it was written, and the next commands."""
     count, of = len(located.plan), len(located.graph.candidates)
     cured = (
         f" with {len(located.without_rewrite)} cure{'s' * (len(located.without_rewrite) > 1)}"
@@ -190,7 +190,7 @@ def summary(located: Located, output: Path, record: Path) -> str:
 
 
 def measured(found: Iterable[Measured]) -> Table:
-    """How fast this machine runs the model."""
+    """The measured speed of each backend."""
     columns = ("batch", "p50, ms", "p90", "p99", "samples/s", "at once", "host, MiB", "GPU, MiB", "runs")
     made = table("Measured here", "how", *columns)
     for one in found:
@@ -207,7 +207,7 @@ def measured(found: Iterable[Measured]) -> Table:
 
 
 def not_run(found: Iterable[NotRun]) -> Table:
-    """What this machine cannot run, and what it would take."""
+    """The backends that this machine cannot run, and what they need."""
     made = table("Not run here", "how", "why", "how to get it", names=3)
     for one in found:
         made.add_row(cell(one.what), cell(one.why, longest=LONGEST_PROOF), cell(one.how, longest=LONGEST_PROOF))
@@ -215,7 +215,7 @@ def not_run(found: Iterable[NotRun]) -> Table:
 
 
 def estimated(found: Iterable[Estimated]) -> Table:
-    """What the cost model says of GPUs; ratios say more than the times."""
+    """The estimated time on GPUs. The ratios are more reliable than the times."""
     title = "Estimated, not run: peaks and bandwidth from data sheets, casts and the fusions that they break"
     made = table(title, "GPU", "batch", "FP32, us", "FP16", "with the plan", "FP32 / FP16", "FP32 / plan", names=1)
     for one in found:
@@ -234,7 +234,7 @@ def abilities(found: Iterable[Ability]) -> Table:
 
 
 def layers_by_type(graph: Graph) -> Table:
-    """How many layers of each operator, and what a plan may do with them."""
+    """The number of layers by operator and role."""
     counts = Counter((layer.op, layer.role.value) for layer in graph.layers)
     made = table("Layers by type", "op", "role", "layers", names=2)
     for (op, role), count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
@@ -262,7 +262,7 @@ def layer_list(graph: Graph) -> Table:
 
 
 def conversion_warnings(converted: Converted) -> list[str]:
-    """What the user has to know although the conversion went through."""
+    """The warnings of a conversion that succeeded."""
     found = [
         f"the values of {plain(name)!r} pass 65504 and became infinite in FP16; pin the layer that reads them"
         for name in converted.unrepresentable
@@ -278,7 +278,7 @@ def conversion_warnings(converted: Converted) -> list[str]:
 
 
 def conversion(converted: Converted) -> list[Table | str]:
-    """The proof of the pins and where things were written."""
+    """The proof of the pins, and the files that were written."""
     shown: list[Table | str] = []
     if converted.proofs:
         made = table("Pins in the engine", "layer", "state", "what shows it", names=3)
@@ -307,7 +307,7 @@ def _builds(converted: Converted) -> str:
 
 
 def engine(facts: Mapping[str, Any]) -> list[Table | str]:
-    """What can be read of an engine."""
+    """The facts about an engine file."""
     size = f"{facts['bytes'] / 2**20:.2f} MiB"
     shown: list[Table | str] = [
         f"{plain(facts['path'])}: {facts['product']} engine, {size}, sha256 {facts['sha256'][:12]}"

@@ -29,7 +29,7 @@ Json = dict[str, Any]
 
 def schema() -> Json:
     """The published JSON schema (draft 7) of the run record."""
-    text = files("trt_helper.report").joinpath(f"schemas/run-{SCHEMA}.schema.json").read_text(encoding="utf-8")
+    text = files("trt_helper").joinpath(f"schemas/run-{SCHEMA}.schema.json").read_text(encoding="utf-8")
     return dict(json.loads(text))
 
 
