@@ -1,0 +1,1 @@
+"""Read and write fp32_layers.yaml, and the evidence in it."""

@@ -12,7 +12,7 @@ from threading import Lock
 
 from trt_helper.values import Array, Feed, TensorName
 
-PLACES = 16  # checkpoints per sample, evenly spread over the layers
+CHECKPOINTS = 16  # checkpoints per sample, evenly spread over the layers
 LIMIT = 1 << 26  # bytes of the checkpoints of all samples together
 
 # One key per layer, in topological order. Two trials on one feed compute the same values up to the first different key.
@@ -50,7 +50,7 @@ class SampleCheckpoints:
 
         The limit may remove this checkpoint, or another one, at once.
         """
-        if index and index not in self._checkpoints and index % max(1, len(self.keys) // PLACES) == 0:
+        if index and index not in self._checkpoints and index % max(1, len(self.keys) // CHECKPOINTS) == 0:
             self._checkpoints[index] = {**values}
             self.shrink(self._limit)
 

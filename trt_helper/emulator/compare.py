@@ -18,7 +18,7 @@ from trt_helper.values import Array, TensorError, TensorName, Tolerance
 MANY = 1 << 12  # elements from which a few of them are sorted first, to find bounds of the median
 SPREAD = 1.5  # times sqrt(number of sorted elements): the rank of the median among them is this exact, 3 sigma
 SAMPLED = 1 << 14  # elements that the medians of a large tensor are taken from where they need not be exact
-PLACES = (np.arange(SAMPLED) + np.random.default_rng(0).random(SAMPLED)) / SAMPLED  # their positions, from 0 to 1
+POSITIONS = (np.arange(SAMPLED) + np.random.default_rng(0).random(SAMPLED)) / SAMPLED  # their positions, from 0 to 1
 BLOCK = 1 << 15  # elements that are computed at once: they stay in a core's cache
 SMALLEST = float(np.finfo(np.float64).eps)  # 2.2e-16 replaces a reference of 0, as in Polygraphy 0.53
 
@@ -55,7 +55,7 @@ def compare(
         if not np.isfinite(sums.max):
             return _compare_partly(name, a, b, shape, tolerance)
         if sampled:
-            at = (PLACES * b.size).astype(np.int64)
+            at = (POSITIONS * b.size).astype(np.int64)
             some = _differences(a[at], b[at], tolerance.of(name))
         return _statistics(name, sums, (median(some.difference), median(some.relative)), shape)
 

@@ -1,1 +1,1 @@
-"""Choosing layers by name: nothing here has ever seen a model, a tensor or a GPU."""
+"""Find a minimal set of layers that must stay in FP32: what to try next, what judges it, what is remembered."""

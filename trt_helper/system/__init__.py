@@ -1,0 +1,1 @@
+"""Files, memory, child processes, facts of the GPU, versions."""
