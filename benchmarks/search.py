@@ -26,7 +26,7 @@ from trt_helper.inputs.samples import Sample, load_samples
 from trt_helper.onnx_model.graph import Graph, read_graph
 from trt_helper.onnx_model.load import load
 from trt_helper.search.locate import locate
-from trt_helper.search.oracle import EmulatedOracle
+from trt_helper.search.oracle import Criteria, EmulatedOracle
 from trt_helper.values import Plan, Tolerance, Verdict
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "models"
@@ -86,13 +86,14 @@ def segments(layers: list[str], passes: Passes) -> list[str]:
 
 
 def counted(graph: Graph, samples: list[Sample], tolerance: Tolerance) -> tuple[Passes, list[Plan]]:
-    oracle = EmulatedOracle(Emulator(graph), samples, references(graph, samples), tolerance)
+    criteria = Criteria(samples, references(graph, samples), tolerance)
+    oracle = EmulatedOracle(Emulator(graph), criteria)
     tried: dict[Plan, bool] = {}
 
     def passes(pins: Sequence[str]) -> bool:
         plan = Plan.of(pins)
         if plan not in tried:
-            tried[plan] = oracle.judge(plan).verdict is Verdict.PASS
+            tried[plan] = oracle.judge(plan, criteria.every_sample).trial.verdict is Verdict.PASS
             order.append(plan)
         return tried[plan]
 
@@ -136,8 +137,8 @@ def others() -> Table:
         graph = read_graph(load(next(folder.glob("*.onnx"))))
         inputs = folder / "inputs"
         samples = load_samples(graph, [inputs] if inputs.is_dir() else [])
-        oracle = EmulatedOracle(Emulator(graph), samples, references(graph, samples), Tolerance(1.0, 0.0))
-        error = oracle.judge(Plan()).error_ratio
+        criteria = Criteria(samples, references(graph, samples), Tolerance(1.0, 0.0))
+        error = EmulatedOracle(Emulator(graph), criteria).judge(Plan(), criteria.every_sample).trial.error_ratio
         row = []
         for share in SHARES:
             located = locate(graph, samples, Tolerance(error / share, 0.0), every_layer=False)

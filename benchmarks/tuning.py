@@ -31,7 +31,7 @@ from trt_helper.onnx_model.graph import Graph, read_graph  # noqa: E402
 from trt_helper.onnx_model.load import load  # noqa: E402
 from trt_helper.search import tuning  # noqa: E402
 from trt_helper.search.locate import locate  # noqa: E402
-from trt_helper.values import Tolerance  # noqa: E402
+from trt_helper.values import Tensors, Tolerance  # noqa: E402
 
 REAL = (("magika_standard_v3_3", 0.05), ("magika_standard_v3_3", 0.01), ("mnist", 0.005), ("gtcrn_simple", 0.01))
 FACTORS = (0.5, 2.0)
@@ -73,7 +73,7 @@ def search(name: str, atol: float, constant: str, factor: float) -> Cost:
 
 
 @cache
-def references(name: str) -> list[dict[str, object]]:
+def references(name: str) -> list[Tensors]:
     from trt_helper.emulator.emulator import Emulator  # noqa: PLC0415
 
     graph, samples = task(name)
