@@ -1,20 +1,36 @@
 """Types of the public API, for type checkers; `__init__.py` imports lazily."""
 
-from trt_helper.builder.convert import Converted as Converted
-from trt_helper.builder.convert import convert as convert
-from trt_helper.builder.settings import BuildSettings as BuildSettings
-from trt_helper.errors import TrtHelperError as TrtHelperError
-from trt_helper.inputs.samples import Sample as Sample
-from trt_helper.inputs.samples import load_samples as load_samples
-from trt_helper.onnx_model.graph import Graph as Graph
-from trt_helper.search.budget import Budget as Budget
-from trt_helper.search.locate import locate as locate
-from trt_helper.search.located import Located as Located
-from trt_helper.search.saved import SavedSearch as SavedSearch
-from trt_helper.search.saved import SearchInterrupted as SearchInterrupted
-from trt_helper.values import Plan as Plan
-from trt_helper.values import Statistic as Statistic
-from trt_helper.values import Tolerance as Tolerance
-from trt_helper.values import Verdict as Verdict
+from trt_helper.builder.convert import Converted, convert
+from trt_helper.builder.settings import BuildSettings
+from trt_helper.errors import TrtHelperError
+from trt_helper.inputs.samples import Sample, load_samples
+from trt_helper.onnx_model.graph import Graph
+from trt_helper.onnx_model.graph import load_graph as load
+from trt_helper.search.budget import Budget
+from trt_helper.search.locate import locate
+from trt_helper.search.located import Located
+from trt_helper.search.saved import SavedSearch, SearchInterrupted
+from trt_helper.values import Plan, Statistic, Tolerance, Verdict
 
 __version__: str
+
+__all__ = [
+    "Budget",
+    "BuildSettings",
+    "Converted",
+    "Graph",
+    "Located",
+    "Plan",
+    "Sample",
+    "SavedSearch",
+    "SearchInterrupted",
+    "Statistic",
+    "Tolerance",
+    "TrtHelperError",
+    "Verdict",
+    "__version__",
+    "convert",
+    "load",
+    "load_samples",
+    "locate",
+]

@@ -88,7 +88,9 @@ def layers(reports: Sequence[LayerReport], pinned: frozenset[str], limit: int) -
     worst = sorted(reports, key=lambda r: (-r.isolated.non_finite, -_relative(r.isolated)))[:limit]
     chosen = {report.layer.name for report in worst}
     title = "Layers, worst sample" + (f" ({limit} with the largest isolated error)" if len(reports) > limit else "")
-    made = table(title, "layer", "op", "isolated max", "accumulated max", "median", "largest output", "not finite", names=2)
+    made = table(
+        title, "layer", "op", "isolated max", "accumulated max", "median", "largest output", "not finite", names=2
+    )
     for report in reports:
         if report.layer.name in chosen:
             made.add_row(
