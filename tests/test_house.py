@@ -29,7 +29,7 @@ HEAVY = {
     "torch": {
         "bench.torch_child",
         "cli.export",
-        *(f"export.{m}" for m in ("checkpoint", "exporters", "run", "target", "weights")),
+        *(f"export.{m}" for m in ("checkpoint", "exporters", "run", "target", "untrusted", "weights")),
     },
     "tensorrt": {"builder.bindings"},
     "vl_convert": {"report.page"},

@@ -15,7 +15,7 @@ from trt_helper.export.checkpoint import read_checkpoint
 from trt_helper.export.run import module_of
 from trt_helper.export.specs import Input, parse_arguments
 from trt_helper.export.target import RUN, as_array, export_target
-from trt_helper.export.user_code import neighbours, user_code
+from trt_helper.export.user_code import importable, user_code
 from trt_helper.values import Array
 
 
@@ -37,7 +37,7 @@ def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
         )
     torch.backends.cudnn.allow_tf32 = False  # no TF32 in convolutions either; for products this is PyTorch's default
     feed = feed_of(request)
-    with neighbours(request["model"]):
+    with importable(request["model"], by_libraries=request["trust"]):
         read = read_checkpoint(Path(request["checkpoint"]), trust=request["trust"])
         arguments = parse_arguments(request["model_args"])
         module, _, notes = module_of(read, request["model"], arguments, None, allow_missing=True)

@@ -6,11 +6,9 @@ pickle may create any object, which can run any code.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import os
-import pathlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,8 +21,13 @@ import numpy as np
 import torch
 
 from trt_helper.errors import MachineError, ModelError, first_line
-from trt_helper.export.archive import AGAIN, TRUST, Kind, kind_of, require_plain_program
+from trt_helper.export.archive import AGAIN, TRUST, Kind, kind_of
+from trt_helper.export.untrusted import require_plain_program, require_plain_script
 from trt_helper.system.files import sha256_of
+from trt_helper.system.memory import at_most
+
+PATHS = ("Path", "PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsPath")
+TIMES_ITS_SIZE, SPARE = 4, 1 << 30  # reading a pickle may take so many times its size, and 1 GiB (torch's threads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +70,16 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
 
 def _read_pickle(path: Path, trust: bool) -> Any:
     try:
-        with torch.serialization.safe_globals(_harmless()):
-            return torch.load(path, map_location="cpu", weights_only=not trust)
-    except MemoryError:
-        raise
+        if trust:
+            return torch.load(path, map_location="cpu", weights_only=False)
+        with torch.serialization.safe_globals(_non_tensors()), at_most(TIMES_ITS_SIZE * path.stat().st_size + SPARE):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError as error:
+        if trust:
+            raise
+        raise ModelError(
+            f"{path} was refused: reading it takes far more memory than its {path.stat().st_size} bytes", fix=AGAIN
+        ) from error
     except UnpicklingError as error:
         raise _refused(path, error) from error
     except Exception as error:  # a damaged file makes the unpickler and the zip and tar readers raise anything
@@ -82,21 +91,34 @@ def _read_pickle(path: Path, trust: bool) -> Any:
         raise ModelError(f"{path} is truncated or damaged: {first_line(error)}", fix=AGAIN) from error
 
 
-def _harmless() -> list[Any]:
-    """Return classes that training scripts leave in checkpoints and whose construction has no side effect."""
-    scalar = type(np.float64(0)).__reduce__(np.float64(0))[0]
-    dtypes = {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "?")}
+class NonTensor:
+    """Stands for an object of a training script: an option, a path, a NumPy array. It accepts any data and keeps none.
+
+    Nothing but tensors is needed of a checkpoint. NumPy's own classes must not be called with data of a stranger:
+    `np.ndarray((1,), "O", bytearray(...))` makes pointers out of bytes.
+    """
+
+    def __init__(self, *_arguments: object, **_named: object) -> None:
+        pass
+
+    def __setstate__(self, _state: object) -> None:
+        pass
+
+
+def _non_tensors() -> list[tuple[type[NonTensor], str]]:
+    """The names of classes and functions that training scripts leave in checkpoints, for `safe_globals`."""
+    numpy_names = ("core.multiarray.scalar", "core.multiarray._reconstruct", "core.numeric._frombuffer")
+    dtypes = {type(np.dtype(kind)).__name__ for kind in np.typecodes["All"]}
     return [
-        argparse.Namespace,
-        pathlib.PosixPath,
-        pathlib.PurePosixPath,
-        np.dtype,
-        np.ndarray,
-        *dtypes,
-        scalar,
-        (scalar, "numpy.core.multiarray.scalar"),
-        (np.zeros(0).__reduce__()[0], "numpy.core.multiarray._reconstruct"),
-        np.zeros(0).__reduce__()[0],
+        (NonTensor, name)
+        for name in (
+            "argparse.Namespace",
+            *(f"{module}.{kind}" for module in ("pathlib", "pathlib._local") for kind in PATHS),
+            "numpy.ndarray",
+            "numpy.dtype",
+            *(f"numpy.dtypes.{name}" for name in dtypes),
+            *(f"numpy.{underscore}{name}" for underscore in ("", "_") for name in numpy_names),
+        )
     ]
 
 
@@ -105,7 +127,7 @@ def _refused(path: Path, error: UnpicklingError) -> ModelError:
     text = str(error)
     found = re.search(r"GLOBAL ([A-Za-z_][\w.]*)|(Trying to call reduce for unrecognized function .*)", text)
     if found is None:
-        reason = re.search(r"WeightsUnpickler error: (.*)", text)
+        reason = re.search(r"WeightsUnpickler error:\s*(.*)", text)
         return ModelError(
             f"{path} is truncated or damaged: {reason.group(1)[:200] if reason else first_line(error)}", fix=AGAIN
         )
@@ -115,7 +137,9 @@ def _refused(path: Path, error: UnpicklingError) -> ModelError:
     )
 
 
-def _read_script(path: Path, _: bool) -> Any:
+def _read_script(path: Path, trust: bool) -> Any:
+    if not trust:
+        require_plain_script(path)
     try:
         return torch.jit.load(str(path), map_location="cpu").eval()
     except (RuntimeError, ValueError, OSError) as error:

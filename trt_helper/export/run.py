@@ -24,7 +24,7 @@ from trt_helper.export.exporters import Attempt, export_with
 from trt_helper.export.parity import Parity, check, feed_of, fixed_axes, traced
 from trt_helper.export.specs import Input
 from trt_helper.export.target import ExportTarget, export_target
-from trt_helper.export.user_code import load_callable, neighbours, user_code
+from trt_helper.export.user_code import importable, load_callable, user_code
 from trt_helper.export.weights import load_weights
 from trt_helper.onnx_model.graph import Graph, load_graph
 from trt_helper.system.files import PREFIX, make_folder_of, require_writable
@@ -112,7 +112,7 @@ def export(
     report = on_progress or (lambda _what, _done, _total: None)
     source = Path(model.rpartition(":")[0]) if model else None
     require_writable(output, keep=(checkpoint, source))
-    with neighbours(model), warnings.catch_warnings():
+    with warnings.catch_warnings(), importable(model, by_libraries=trust_checkpoint):
         warnings.simplefilter("ignore")
         report("reading the checkpoint", 0, 1)
         read = read_checkpoint(checkpoint, trust=trust_checkpoint)

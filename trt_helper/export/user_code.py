@@ -1,4 +1,4 @@
-"""Run the user's code in our process: imports work, stdout stays ours, and the network is blocked.
+"""Run the user's code in our process: its imports work, stdout stays ours, and the network is blocked.
 
 Every exception of the user's code becomes a ModelError that shows only the user's frames.
 """
@@ -12,7 +12,9 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +23,7 @@ from unittest import mock
 from trt_helper.errors import ModelError, TrtHelperError, UsageError, nearest
 
 OURS = Path(__file__).resolve().parents[1]
-LIBRARIES = (f"{os.sep}torch{os.sep}", f"{os.sep}onnx_ir{os.sep}", f"{os.sep}onnxscript{os.sep}", "importlib")
+LIBRARIES = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "numpy", "sympy", "safetensors")
 WHERE = "--model is FILE.py:CALLABLE or PACKAGE.MODULE:CALLABLE"
 
 
@@ -99,29 +101,67 @@ def _raised(error: BaseException) -> str:
 def _is_users(file: str) -> bool:
     if file.startswith("<") or Path(file).is_relative_to(OURS) or file in (contextlib.__file__, mock.__file__):
         return False
-    return not any(library in file for library in LIBRARIES)
+    return not _is_of_a_library(file)
+
+
+def _is_of_a_library(file: str) -> bool:
+    """Whether code in `file` belongs to a library that is between the user's code and ours."""
+    files = (getattr(sys.modules.get(name), "__file__", None) for name in LIBRARIES)
+    folders = [str(Path(path).parent) + os.sep for path in files if path]
+    return _is_importlib(file) or any(file.startswith(folder) for folder in folders)
+
+
+def _is_importlib(file: str) -> bool:
+    return file.startswith(("<frozen importlib", str(Path(importlib.__file__).parent) + os.sep))
 
 
 @contextlib.contextmanager
-def neighbours(text: str | None) -> Iterator[None]:
-    """Make the user's modules importable in the block.
+def importable(text: str | None, *, by_libraries: bool = False) -> Iterator[None]:
+    """Make the user's modules importable in the block, behind all that is installed.
 
     Args:
-        text: FILE_OR_MODULE:CALLABLE or None. For a FILE, its folder and the folder above its packages are importable;
-            the working folder always is.
+        text: FILE_OR_MODULE:CALLABLE, or None for nothing. For a FILE, its folder and the folder above its packages
+            are importable; for a MODULE, the working folder.
+        by_libraries: Whether PyTorch and its libraries may import them, too, as a pickled module needs it. They try
+            imports of packages that are not installed; a stranger's file of such a name must not run.
     """
-    before = list(sys.path)
-    file = _file_of(text) if text else None
-    folders = [str(_root_and_name(file)[0]), str(file.resolve().parent)] if file else []
-    sys.path[:0] = [*folders, str(Path.cwd())]
+    if text is None:
+        yield
+        return
+    file = _file_of(text)
+    folders = [str(_root_and_name(file)[0]), str(file.resolve().parent)] if file else [str(Path.cwd())]
+    finder = _UsersModules(folders, by_libraries)
+    sys.meta_path.append(finder)
     try:
         yield
     finally:
-        sys.path[:] = before
+        sys.meta_path.remove(finder)
+
+
+class _UsersModules(MetaPathFinder):
+    """Finds modules in the user's folders for the user's code. It is asked last, for what nobody else has found."""
+
+    def __init__(self, folders: Sequence[str], by_libraries: bool) -> None:
+        self._folders = folders
+        self._by_libraries = by_libraries
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if path is not None or not (self._by_libraries or self._is_for_the_user()):
+            return None
+        return PathFinder.find_spec(name, self._folders, target)
+
+    @staticmethod
+    def _is_for_the_user() -> bool:
+        frame = sys._getframe(2)
+        while frame.f_back and _is_importlib(frame.f_code.co_filename):
+            frame = frame.f_back
+        return not _is_of_a_library(frame.f_code.co_filename)
 
 
 def load_callable(text: str) -> Any:
-    """Return the object that `FILE_OR_MODULE:CALLABLE` names; call it within `neighbours(text)`.
+    """Return the object that `FILE_OR_MODULE:CALLABLE` names; call it within `importable(text)`.
 
     Raises:
         UsageError: The text is malformed or the file does not exist.
