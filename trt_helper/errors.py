@@ -85,6 +85,12 @@ class DisagreementError(TrtHelperError):
     exit_status = 5
 
 
+class NoVerdictError(TrtHelperError):
+    """A trial was begun several times, and each time the process ended before it did."""
+
+    exit_status = 5
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that is most similar to `name`, or None if none is similar."""
     found = get_close_matches(name, list(known), n=1, cutoff=0.5)

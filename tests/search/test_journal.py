@@ -1,4 +1,4 @@
-"""A search that is interrupted goes on where it was, and comes to the same end."""
+"""The journal of a search: what was interrupted goes on where it was, and comes to the same end."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from random import Random
 import numpy as np
 import pytest
 from support.judging import FunctionJudge
-from support.overflowing_norm import overflowing_norm
+from support.overflowing_models import overflowing_norm
 
-from trt_helper.errors import OutputError
+from trt_helper.errors import NoVerdictError, OutputError
 from trt_helper.inputs.samples import digest
-from trt_helper.search.journal import Journal
+from trt_helper.search.journal import ATTEMPTS, Journal
 from trt_helper.search.strategy import Prediction, Stop, Try, drive, smallest
 from trt_helper.values import Plan, TensorError, Trial, Verdict
 
@@ -56,21 +56,21 @@ def test_a_journal_gives_back_every_trial_as_it_was(tmp_path):
     def never(plan: Plan) -> Trial:
         raise AssertionError(f"{plan} was evaluated again")
 
-    again, replayed = search(Journal(path, SEARCH), never)
+    again, remembered = search(Journal(path, SEARCH), never)
     assert again == stop
-    assert replayed == trials
+    assert remembered == trials
 
 
 @pytest.mark.parametrize("after", range(12))
 def test_an_interrupt_loses_the_trial_under_way_and_no_other(tmp_path, after):
     path = tmp_path / "plan.yaml.journal"
     expected, trials = search(Journal(tmp_path / "whole", SEARCH))
-    asked: list[Plan] = []
+    requested: list[Plan] = []
 
     def interrupted(plan: Plan) -> Trial:
-        if len(asked) == after:
+        if len(requested) == after:
             raise KeyboardInterrupt
-        asked.append(plan)
+        requested.append(plan)
         return judge(plan)
 
     with pytest.raises(KeyboardInterrupt):
@@ -83,7 +83,7 @@ def test_an_interrupt_loses_the_trial_under_way_and_no_other(tmp_path, after):
 
     stop, _ = search(Journal(path, SEARCH), counted)
     assert stop == expected
-    assert [*asked, *rest] == [trial.plan for trial in trials]
+    assert [*requested, *rest] == [trial.plan for trial in trials]
 
 
 def test_a_journal_cut_at_any_byte_still_leads_to_the_same_answer(tmp_path):
@@ -105,18 +105,51 @@ def test_another_search_begins_the_journal_afresh(tmp_path):
         assert journal.verdicts == 0
 
 
-def test_a_trial_that_took_its_process_with_it_twice_is_unresolved(tmp_path):
+def killed_in_the_middle(path, plan):
+    """What a process leaves that was killed in the middle of a trial: the beginning alone."""
+    with path.open("a") as file:
+        file.write(json.dumps({"begin": [sorted(plan.fp32), sorted(plan.bf16)], "on": "all"}) + "\n")
+
+
+@pytest.mark.parametrize("at", range(0, 12, 3))
+@pytest.mark.parametrize("kills", [1, 2])
+def test_a_trial_that_was_killed_is_tried_again_and_the_answer_stays(tmp_path, at, kills):
+    """Two kills in one trial once made a verdict of it, and nine pins of eight."""
     path = tmp_path / "journal"
-    for times in (1, 2):
-        with Journal(path, SEARCH) as journal:
-            assert journal.verdicts == 0
-        with path.open("a") as file:  # a process that was killed in the middle leaves the beginning alone
-            file.write(json.dumps({"begin": [["n1"], []], "on": "all"}) + "\n")
-        assert path.read_text().count("begin") == times
+    expected, trials = search(Journal(tmp_path / "whole", SEARCH))
+    at = min(at, len(trials) - 1)
+
+    def stopped_there(plan: Plan) -> Trial:
+        return _stopped(plan) if plan == trials[at].plan else judge(plan)
+
+    with pytest.raises(KeyboardInterrupt):
+        search(Journal(path, SEARCH), stopped_there)
+    for _ in range(kills):
+        killed_in_the_middle(path, trials[at].plan)
+    stop, again = search(Journal(path, SEARCH))
+    assert stop == expected
+    assert again == trials
+
+
+def test_a_trial_that_always_ends_its_process_stops_the_search_with_its_reason_and_can_be_tried_again(tmp_path):
+    path = tmp_path / "journal"
+    plan = Plan.of(["n1"])
+    with Journal(path, SEARCH):
+        pass
+    for _ in range(ATTEMPTS):
+        killed_in_the_middle(path, plan)
+    with Journal(path, SEARCH) as journal, pytest.raises(NoVerdictError, match="1 pins has no verdict: 3 times"):
+        FunctionJudge(judge, journal).judge(Try(plan, ""))
     with Journal(path, SEARCH) as journal:
-        trial = FunctionJudge(judge, journal).judge(Try(Plan.of(["n1"]), ""))
-    assert trial.verdict is Verdict.UNRESOLVED
-    assert trial.why == "it ended trt-helper 2 times"
+        assert FunctionJudge(judge, journal).judge(Try(plan, "")).verdict is Verdict.FAIL
+
+
+def test_two_searches_cannot_write_one_journal(tmp_path):
+    path = tmp_path / "journal"
+    with Journal(path, SEARCH), pytest.raises(OutputError, match="another search"), Journal(path, SEARCH):
+        pass
+    with Journal(path, SEARCH):
+        pass
 
 
 def test_a_trial_that_was_interrupted_twice_by_its_user_is_tried_again(tmp_path):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import IO, Any, Protocol, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -20,18 +21,40 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from trt_helper.format.text import no_commands
+
 WIDE = 160  # columns of tables where stdout is no terminal
 LONGEST_LINE = 1000  # characters of one message
 
 
+class _InCi:
+    """A stream whose lines start no command of a CI runner: names in them come from models."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write `text` without commands."""
+        return self._stream.write(no_commands(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _harmless(stream: IO[str]) -> IO[str]:
+    """`stream`, made harmless where a CI runner reads it: GitHub Actions, Azure Pipelines."""
+    in_ci = os.environ.get("GITHUB_ACTIONS") or os.environ.get("TF_BUILD")
+    return cast("IO[str]", _InCi(stream)) if in_ci else stream
+
+
 def stdout() -> Console:
     """The console for results."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    return Console(file=_harmless(sys.stdout), highlight=False, width=None if sys.stdout.isatty() else WIDE)
 
 
 def stderr() -> Console:
     """The console for messages."""
-    return Console(stderr=True, highlight=False)
+    return Console(file=_harmless(sys.stderr), highlight=False)
 
 
 def show(*results: Table | Text | str) -> None:
@@ -42,8 +65,9 @@ def show(*results: Table | Text | str) -> None:
 
 
 def show_json(data: Any) -> None:
-    """Print one JSON object to stdout, all ASCII: no name can control a terminal or fail to encode."""
-    sys.stdout.write(json.dumps(data, allow_nan=False, indent=2) + "\n")
+    """Print one JSON object to stdout, all ASCII: no name can control a terminal or a CI runner, or fail to encode."""
+    text = json.dumps(data, allow_nan=False, indent=2)
+    sys.stdout.write(text.replace("##", r"\u0023\u0023") + "\n")  # `##[name]` anywhere in a line is a command
 
 
 def warn(message: str) -> None:

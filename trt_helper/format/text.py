@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from rich.table import Table
 from rich.text import Text
 
@@ -25,6 +27,11 @@ def plain(name: str, longest: int = LONGEST_NAME) -> str:
 def cell(name: str, style: str = "", *, longest: int = LONGEST_NAME) -> Text:
     """`plain(name)` as a text that rich shows unchanged, even if it contains rich's markup."""
     return Text(plain(name, longest), style=style)
+
+
+def no_commands(text: str) -> str:
+    """`text` without what CI runners take for a command: `::name::` (GitHub), `##[name]` and `##vso[name]` (Azure)."""
+    return re.sub(r"##(?=(vso)?\[)", "# #", re.sub(":(?=:)", ": ", text))
 
 
 def figure(number: float) -> str:

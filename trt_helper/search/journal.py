@@ -2,8 +2,8 @@
 
 On disk it is one JSON object a line, appended and flushed. The first line says what is searched. Then a line is written
 before each trial and one after it, also when Ctrl-C ended it. An interrupted search goes on where it was, if what is
-searched is the same to the last bit; otherwise the journal begins afresh. A trial that was begun twice and never ended
-took its process with it: it is UNRESOLVED.
+searched is the same to the last bit; otherwise the journal begins afresh. A trial that was begun and never ended was
+killed, or took its process with it. That is no verdict: it is tried again, and after some attempts the search stops.
 """
 
 from __future__ import annotations
@@ -17,6 +17,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+try:
+    import fcntl
+except ImportError:  # Windows: two searches must not be given one file
+    fcntl = None  # type: ignore[assignment]
+
+from trt_helper.errors import NoVerdictError, OutputError
 from trt_helper.search.oracle import Judgement
 from trt_helper.system.files import cannot_write
 from trt_helper.values import Plan, Rewrite, TensorError, Trial, Verdict
@@ -24,7 +30,7 @@ from trt_helper.values import Plan, Rewrite, TensorError, Trial, Verdict
 Key = tuple[str, Plan]
 """The samples and rewrites that a plan was judged with (see `label`), and the plan."""
 
-DEADLY = 2  # times that a trial may begin without an end
+ATTEMPTS = 3  # times that a trial may begin without an end
 
 
 def label(samples: Sequence[int], rewrites: Sequence[Rewrite]) -> str:
@@ -40,13 +46,15 @@ class Journal:
         search_key: all that verdicts depend on: model, samples, tolerance, versions. JSON values.
 
     Raises:
-        OutputError: on entering and on appending, where the file cannot be written.
+        OutputError: on entering and on appending, where the file cannot be written; on entering where another search
+            has it open.
     """
 
     def __init__(self, path: Path | None = None, search_key: Mapping[str, Any] | None = None) -> None:
         self.path = path
         self._header = json.dumps({"search": dict(search_key or {})}, sort_keys=True)
         self._known: dict[Key, Judgement] = {}
+        self._unended: Counter[Key] = Counter()  # trials that were begun and never ended: how often
         self._file: TextIO | None = None
 
     @property
@@ -58,7 +66,7 @@ class Journal:
         if self.path is None:
             return self
         try:
-            self._file = self.path.open("a+", encoding="utf-8", newline="\n")
+            self._file = self._opened(self.path)
             sound = self._read(self.path)
             os.truncate(self.path, sound)
         except OSError as error:
@@ -74,14 +82,32 @@ class Journal:
             self._file.close()
             self._file = None
 
+    def _opened(self, path: Path) -> TextIO:
+        """Open and lock the file. A search that ends deletes it: then the one that is there now is taken."""
+        while True:
+            file = path.open("a+", encoding="utf-8", newline="\n")
+            try:
+                _lock(file, path)
+                if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    return file
+            except BaseException:
+                file.close()
+                raise
+            file.close()
+
     def remove(self) -> None:
         """Delete the file: the search has ended, and there is nothing to resume."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
     def judgement(self, key: Key, judge: Callable[[], Judgement]) -> Judgement:
-        """The judgement under `key`: the one that is known, with no inferences, else that of `judge`."""
+        """The judgement under `key`: the one that is known, with no inferences, else that of `judge`.
+
+        Raises:
+            NoVerdictError: this trial began several times and never ended.
+        """
         if key not in self._known:
+            self._require_that_it_ends(key)
             entry = {"begin": _plan_json(key[1]), "on": key[0]}
             self._append(json.dumps(entry))
             try:
@@ -93,6 +119,21 @@ class Journal:
             self._known[key] = replace(judgement, inferences=0)
             return judgement
         return self._known[key]
+
+    def was_cut_off(self, key: Key) -> bool:
+        """Whether this trial was begun in an earlier process and never ended."""
+        return self._unended[key] > 0
+
+    def _require_that_it_ends(self, key: Key) -> None:
+        if self._unended[key] < ATTEMPTS:
+            return
+        times, self._unended[key] = self._unended[key], 0
+        for _ in range(times):  # the next search tries it again as often
+            self._append(json.dumps({"left": _plan_json(key[1]), "on": key[0]}))
+        raise NoVerdictError(
+            f"the trial with {len(key[1])} pins has no verdict: {times} times trt-helper ended in the middle of it",
+            fix="it was killed, or memory ran out (--memory-limit, a smaller batch): run it again with more",
+        )
 
     def complete(self, key: Key, judgement: Judgement) -> None:
         """Replace a judgement whose errors per sample are not known: the file holds trials only."""
@@ -113,28 +154,37 @@ class Journal:
         lines = path.read_bytes().split(b"\n")[:-1]  # a crash may have cut the last line
         if not lines or lines[0] != self._header.encode():
             return 0
-        begun: Counter[Key] = Counter()
         sound = len(lines[0]) + 1
         for line in lines[1:]:
             try:
-                self._read_entry(json.loads(line), begun)
+                self._read_entry(json.loads(line))
             except (ValueError, KeyError, TypeError):
                 break
             sound += len(line) + 1
-        for key, count in begun.items():
-            if key not in self._known and count >= DEADLY:
-                why = f"it ended trt-helper {count} times"
-                self._known[key] = Judgement(Trial(key[1], Verdict.UNRESOLVED, why=why))
         return sound
 
-    def _read_entry(self, entry: Mapping[str, Any], begun: Counter[Key]) -> None:
+    def _read_entry(self, entry: Mapping[str, Any]) -> None:
         if "begin" in entry:
-            begun[entry["on"], _plan(entry["begin"])] += 1
+            self._unended[entry["on"], _plan(entry["begin"])] += 1
         elif "left" in entry:
-            begun[entry["on"], _plan(entry["left"])] -= 1
+            self._unended[entry["on"], _plan(entry["left"])] -= 1
         else:
             trial = _trial(entry["end"])
             self._known[entry["on"], trial.plan] = Judgement(trial)
+            del self._unended[entry["on"], trial.plan]
+
+
+def _lock(file: TextIO, path: Path) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OutputError(
+            f"{path} is in use: another search writes the same plan", fix="wait for it, or give another file with -o"
+        ) from None
+    except OSError:  # a file system without locks
+        return
 
 
 def _plan_json(plan: Plan) -> list[list[str]]:

@@ -100,6 +100,8 @@ class PlanJudge:
 
     def _judgement(self, samples: Sequence[int], plan: Plan, speculative: Speculative = no_plans) -> Judgement:
         key = self._label(samples), plan
+        if self._journal.was_cut_off(key):  # perhaps memory ran out: this time alone
+            speculative = no_plans
         judgement = self._journal.judgement(key, lambda: self._oracle.judge(plan, samples, speculative))
         self.inferences += judgement.inferences
         return judgement

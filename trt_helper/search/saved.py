@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_helper.config.plan_file import Config, write_config
-from trt_helper.errors import TrtHelperError
+from trt_helper.errors import NoVerdictError, TrtHelperError
 from trt_helper.format.json_values import tolerance_json
 from trt_helper.inputs.metric import Metric
 from trt_helper.inputs.samples import Sample, digest
@@ -65,20 +65,24 @@ class SavedSearch:
 
         Raises:
             SearchInterrupted: in place of KeyboardInterrupt; journal and best plan stay on disk.
+            NoVerdictError: as it is; the journal stays, the next search tries that trial again.
+            OutputError: another search writes the same file.
             TrtHelperError: as it is; no journal is left, because the same error would come again.
         """
         self._tolerance = tolerance
         self._shapes = {name: [list(shape) for shape in shapes] for name, shapes in ranges_of(samples).items()}
         key = self.search_key(graph, samples, tolerance, metric)
         journal = Journal(self.output.with_name(f"{self.output.name}.journal"), key)
-        try:
-            with journal:
+        with journal:
+            try:
                 yield journal
-        except KeyboardInterrupt:
-            raise SearchInterrupted(self.best, self.output) from None
-        except TrtHelperError:
-            journal.remove()
-            raise
+            except KeyboardInterrupt:
+                raise SearchInterrupted(self.best, self.output) from None
+            except NoVerdictError:
+                raise
+            except TrtHelperError:
+                journal.remove()
+                raise
 
     def search_key(
         self, graph: Graph, samples: Sequence[Sample], tolerance: Tolerance, metric: Metric | None

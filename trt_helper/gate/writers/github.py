@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,11 +29,6 @@ def commands(results: Sequence[Gated]) -> list[str]:
         for gated in results
         for finding in gated.findings
     ]
-
-
-def harmless(text: str) -> str:
-    """`text` without anything that the Actions runner takes for a command: `::name::` and `##[name]`."""
-    return re.sub(r"##\[", "## [", re.sub(":(?=:)", ": ", text))
 
 
 def append_summary(text: str) -> None:

@@ -9,7 +9,6 @@ from rich.table import Table
 
 from trt_helper.format.text import cell, figure, table
 from trt_helper.gate.result import Gated
-from trt_helper.gate.writers.github import harmless, is_here
 from trt_helper.values import Statistic, TensorError
 
 COLUMNS = ("config", "output", "verdict", "error", "allowed", "baseline", "pins")
@@ -51,9 +50,8 @@ def _figures(gated: Gated, error: TensorError) -> tuple[str, str, str]:
 def of(results: Sequence[Gated]) -> Table:
     """The table for a terminal."""
     made = table("Gate, worst sample", *COLUMNS, names=2)
-    shown = harmless if is_here() else str
     for row in rows(results):
-        made.add_row(cell(shown(row[0])), cell(shown(row[1])), *row[2:])
+        made.add_row(cell(row[0]), cell(row[1]), *row[2:])
     return made
 
 
