@@ -53,7 +53,7 @@ bench: $(READY)  ## measure speed, memory and trials against references in the s
 	$(BIN)/python benchmarks/gate.py
 	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/processes.py
-	$(BIN)/python benchmarks/tuning.py
+	$(BIN)/python benchmarks/tuning.py --every 6
 	$(BIN)/python benchmarks/peers.py
 
 clean:  ## remove everything that was made

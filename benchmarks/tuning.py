@@ -1,4 +1,4 @@
-"""What each constant of `trt_helper.search.tuning` is worth: `python benchmarks/tuning.py [NAME ...]`.
+"""What each constant of `trt_helper.search.tuning` is worth: `python benchmarks/tuning.py [--every N] [NAME ...]`.
 
 Every case of the zoo and some shared models are searched with the constant as it is, halved and doubled. Printed are
 the sums over all searches: trials, pins, and forward passes (thousands), each with the change in percent; and in how
@@ -10,13 +10,16 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from argparse import ArgumentParser
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import onnx
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +36,7 @@ from trt_helper.search import tuning  # noqa: E402
 from trt_helper.search.locate import locate  # noqa: E402
 from trt_helper.values import Tensors, Tolerance  # noqa: E402
 
-REAL = (("magika_standard_v3_3", 0.05), ("magika_standard_v3_3", 0.01), ("mnist", 0.005), ("gtcrn_simple", 0.01))
+REAL = (("magika_standard_v3_3", 0.05), ("mnist", 0.001), ("gtcrn_simple", 0.03))
 FACTORS = (0.5, 2.0)
 CONSTANTS = tuple(name for name in vars(tuning) if name.isupper() and not name.startswith("SMALL_SET"))
 
@@ -80,27 +83,31 @@ def references(name: str) -> list[Tensors]:
     return [Emulator(graph).reference(sample.feed) for sample in samples]
 
 
-def searches() -> list[tuple[str, float]]:
-    return [*((name, case.atol) for name, case in CASES.items()), *(r for r in REAL if (SHARED / r[0]).is_dir())]
+def searches(every: int) -> list[tuple[str, float]]:
+    zoo = [(name, case.atol) for name, case in CASES.items()][::every]
+    return [*(r for r in REAL if (SHARED / r[0]).is_dir()), *zoo]
 
 
-def run(of: tuple[str, float]) -> list[Cost]:
+def run(of: tuple[str, float], constants: Sequence[str]) -> list[Cost]:
     """One model with every constant as it is, halved and doubled."""
     first = search(*of, CONSTANTS[0], 1.0)
-    return [first, *(search(*of, constant, factor) for constant in chosen() for factor in FACTORS)]
-
-
-def chosen() -> tuple[str, ...]:
-    return tuple(name for name in CONSTANTS if name in sys.argv[1:] or not sys.argv[1:])
+    return [first, *(search(*of, constant, factor) for constant in constants for factor in FACTORS)]
 
 
 def main() -> int:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("constants", nargs="*", metavar="CONSTANT", help="of trt_helper/search/tuning.py; all")
+    parser.add_argument("--every", type=int, default=1, help="take every N-th model of the zoo")
+    options = parser.parse_args()
+    chosen = tuple(options.constants) or CONSTANTS
+    tasks = searches(options.every)
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        found = list(pool.map(run, searches()))
+        running = pool.map(partial(run, constants=chosen), tasks)
+        found = list(track(running, "searches", len(tasks), console=Console(stderr=True)))
     table = Table("constant", "value", "trials", "pins", "passes, k", "other size", box=None)
     usual = [costs[0] for costs in found]
     table.add_row("(as it is)", "", *_sums(usual, usual), "")
-    for index, constant in enumerate(chosen()):
+    for index, constant in enumerate(chosen):
         for which, factor in enumerate(FACTORS):
             changed = [costs[1 + len(FACTORS) * index + which] for costs in found]
             other = sum(a.pins != b.pins for a, b in zip(usual, changed, strict=True))
