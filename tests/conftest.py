@@ -1,4 +1,4 @@
-"""Small models, read or located once per session and judged by many tests."""
+"""Small models, records and projects that many tests share, made once per session."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.cli_helpers import own_folder
+from support.command_line import own_folder
 from support.gate_models import write_project
-from support.subjects import MODELS, Subject, put
+from support.model_cases import MODELS, ModelCase, save_case
+from support.report_records import clean_record, overflowing_record
 
 
 @pytest.fixture(scope="session")
-def subject(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Subject]:
-    """The subject of that name out of `MODELS`, made when first asked for."""
-    made: dict[str, Subject] = {}
+def model_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ModelCase]:
+    """The model of that name out of `MODELS`, written when first requested."""
+    made: dict[str, ModelCase] = {}
 
-    def of(name: str) -> Subject:
+    def of(name: str) -> ModelCase:
         if name not in made:
-            made[name] = put(MODELS[name](), tmp_path_factory.mktemp(name))
+            made[name] = save_case(MODELS[name](), tmp_path_factory.mktemp(name))
         return made[name]
 
     return of
@@ -43,6 +44,13 @@ def gate_project(located_project: Path, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("TRT_HELPER_CACHE", str(tmp_path / "cache"))
     for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def run_records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The record of a run with pins, and of one without; made once, to be read only."""
+    folder = tmp_path_factory.mktemp("records")
+    return {"pins": overflowing_record(folder / "pins"), "clean": clean_record(folder / "clean")}
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Models trained by others, on their real inputs."""
+"""The emulator on real models with real inputs, against ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from support.independent import run_on_ort, run_with_pairs
-from support.subjects import Subject
+from support.model_cases import ModelCase
 
 from trt_helper.values import Plan
 
@@ -33,7 +33,7 @@ real_model = pytest.mark.parametrize("name", NAMES)
 
 
 @cache
-def real(name: str) -> Subject:
+def real(name: str) -> ModelCase:
     path = FOLDER / name / "model.onnx"
     if not path.is_file():
         pytest.skip(f"the real models are not here: {path} does not exist")
@@ -43,9 +43,9 @@ def real(name: str) -> Subject:
         held = {tensor.name for tensor in model.graph.initializer}
         (given,) = (value for value in model.graph.input if value.name not in held)
         shape = [d.dim_value for d in given.type.tensor_type.shape.dim]
-        return Subject(path, {given.name: np.random.default_rng(0).random(shape, np.float32)})
+        return ModelCase(path, {given.name: np.random.default_rng(0).random(shape, np.float32)})
     with np.load(inputs[0]) as archive:
-        return Subject(path, dict(archive))
+        return ModelCase(path, dict(archive))
 
 
 def of_range(found: np.ndarray, expected: np.ndarray) -> float:
@@ -57,10 +57,10 @@ def of_range(found: np.ndarray, expected: np.ndarray) -> float:
 @pytest.mark.parametrize("pinned", ["nothing", "every third layer"])
 def test_the_emulator_says_what_the_typed_file_computes(tmp_path, name, pinned):
     """Bit for bit."""
-    subject = real(name)
-    plan = Plan() if pinned == "nothing" else Plan.of(subject.graph.candidates[::3])
-    expected = run_with_pairs(subject.write(plan, tmp_path), subject.feed)
-    found = subject.emulator.run(plan, subject.feed)
+    model_case = real(name)
+    plan = Plan() if pinned == "nothing" else Plan.of(model_case.graph.candidates[::3])
+    expected = run_with_pairs(model_case.write(plan, tmp_path), model_case.feed)
+    found = model_case.emulator.run(plan, model_case.feed)
     assert list(found) == list(expected)
     for output, array in expected.items():
         np.testing.assert_array_equal(found[output], array, err_msg=output)
@@ -68,40 +68,40 @@ def test_the_emulator_says_what_the_typed_file_computes(tmp_path, name, pinned):
 
 @real_model
 def test_with_everything_pinned_the_users_own_file_is_matched(tmp_path, name):
-    subject = real(name)
-    typed = subject.write(subject.graph.all_pinned(), tmp_path)
+    model_case = real(name)
+    typed = model_case.write(model_case.graph.all_pinned(), tmp_path)
     assert not [node for node in onnx.load(typed).graph.node if "to_fp16" in node.name]
-    found = run_on_ort(typed, subject.feed)
-    for output, expected in run_on_ort(subject.path, subject.feed).items():
+    found = run_on_ort(typed, model_case.feed)
+    for output, expected in run_on_ort(model_case.path, model_case.feed).items():
         assert of_range(found[output], expected) < FP32_NOISE, output
 
 
 @pytest.mark.parametrize("name", FINE)
 def test_models_that_are_fine_in_half_are_judged_fine(name):
-    subject = real(name)
-    found = subject.emulator.run(Plan(), subject.feed)
-    for output, expected in run_on_ort(subject.path, subject.feed).items():
+    model_case = real(name)
+    found = model_case.emulator.run(Plan(), model_case.feed)
+    for output, expected in run_on_ort(model_case.path, model_case.feed).items():
         assert of_range(found[output], expected) < FINE[name], output
 
 
 def test_the_answer_of_ppocrv3_det_in_half_points_the_same_way():
     """INDEX.md: cosine 0.99998. Rounded before it is folded, a running variance of 4.8e7 breaks it."""
-    subject = real("ppocrv3_det")
-    expected = run_on_ort(subject.path, subject.feed)
-    found = subject.emulator.run(Plan(), subject.feed)
+    model_case = real("ppocrv3_det")
+    expected = run_on_ort(model_case.path, model_case.feed)
+    found = model_case.emulator.run(Plan(), model_case.feed)
     (a,), (b,) = ([array.ravel().astype(np.float64) for array in outputs.values()] for outputs in (found, expected))
     assert a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) > 0.9999
 
 
 def test_magika_breaks_in_half_by_an_overflow_that_a_walk_shows():
     """INDEX.md: the decomposed LayerNorm_1 passes 65504 on every file."""
-    subject = real("magika_standard_v3_3")
-    (expected,) = run_on_ort(subject.path, subject.feed).values()
-    (found,) = subject.emulator.run(Plan(), subject.feed).values()
+    model_case = real("magika_standard_v3_3")
+    (expected,) = run_on_ort(model_case.path, model_case.feed).values()
+    (found,) = model_case.emulator.run(Plan(), model_case.feed).values()
     assert np.abs(found - expected).max() > 0.5
     beyond = [
         step.layer.name
-        for step in subject.emulator.walk(Plan(), subject.feed)
+        for step in model_case.emulator.walk(Plan(), model_case.feed)
         if any(a.dtype.kind == "f" and np.abs(a).max(initial=0) > 65504 for a in step.reference.values())
     ]
     assert [layer for layer in beyond if "LayerNorm_1" in layer]
@@ -109,7 +109,7 @@ def test_magika_breaks_in_half_by_an_overflow_that_a_walk_shows():
 
 @real_model
 def test_the_users_file_is_never_changed(tmp_path, name):
-    subject = real(name)
-    before = subject.path.stat()
-    subject.write(Plan(), tmp_path)
-    assert subject.path.stat() == before
+    model_case = real(name)
+    before = model_case.path.stat()
+    model_case.write(Plan(), tmp_path)
+    assert model_case.path.stat() == before

@@ -1,4 +1,4 @@
-"""The sample models have a known FP16 answer; the whole way from PyTorch finds it."""
+"""The sample models, exported from PyTorch: `locate` finds the plan that is known to be right."""
 
 from __future__ import annotations
 

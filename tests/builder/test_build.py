@@ -1,35 +1,28 @@
-"""Real engines from small ONNX models, built by TensorRT-RTX on the CPU; models and settings that it refuses."""
+"""Building an engine: real ones by TensorRT-RTX on the CPU, what can happen meanwhile, and where the file goes."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
+import resource
+import signal
 import subprocess
 import sys
 
-import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, numpy_helper
-from support.builder_models import (
-    HALF,
-    ROOT,
-    built,
-    convs,
-    dynamic,
-    model,
-    needs_rtx,
-    node,
-    refused,
-    relu,
-    value,
-    weights,
-)
+from onnx import TensorProto
+from support.builder_models import ROOT, built, children, convs, dynamic, needs_rtx, refused, relu, weights
+from support.onnx_parts import model, node, value
+from support.rewritable_models import range_model
 
 from trt_helper import errors
 from trt_helper.builder.build import build
 from trt_helper.builder.settings import BuildSettings
+from trt_helper.onnx_model.typed import render, write
 
-# ------------------------------------------------------------------------------------- what comes out
+# ------------------------------------------------------------------------------------------------------- what comes out
 
 
 @needs_rtx
@@ -93,101 +86,15 @@ def test_external_weights_are_found_beside_the_model_and_missed_by_name(tmp_path
     assert out.stat().st_size == result.bytes  # a failed build leaves the engine that was there
 
 
-@needs_rtx
-def test_progress_names_phases_and_never_falls(tmp_path):
-    told = []
-    built(tmp_path, convs(), on_progress=lambda phase, fraction: told.append((phase, fraction)))
-    fractions = [fraction for _, fraction in told]
-    assert told[0] == ("Reading the model", 0.0)
-    assert fractions == sorted(fractions)
-    assert fractions[-1] == 1.0
-    assert "Optimizing graph" in {phase for phase, _ in told}
+def test_an_engine_is_built_with_bf16(tmp_path):
+    graph = range_model(tmp_path)
+    path = tmp_path / "typed.onnx"
+    write(render(graph, graph.plan([], ["up", "abs", "down"])), path)
+    built = build(path, tmp_path / "range.trt", profiles=[], settings=BuildSettings())
+    assert built.bytes > 0
 
 
-@needs_rtx
-def test_every_setting_stands_in_the_builder_config():
-    """Asked of the config: on a machine without a GPU the optimization level changes no byte."""
-    code = (
-        "import tensorrt_rtx as trt; from trt_helper.builder import build_child as child\n"
-        "from trt_helper.builder.settings import BuildSettings\n"
-        "log = child._Log(); builder = trt.Builder(log); kind = trt.MemoryPoolType.WORKSPACE\n"
-        "level = {'builder_optimization_level': '1'}\n"
-        "chosen = BuildSettings(extra=level, workspace=1 << 20, compute_capabilities=('8.6', '86'))\n"
-        "config = child._config(builder, chosen, log)\n"
-        "print(config.builder_optimization_level, config.get_memory_pool_limit(kind), end=' ')\n"
-        "print(config.num_compute_capabilities, config.get_compute_capability(0).name)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == f"1 {1 << 20} 1 SM86"
-
-
-@needs_rtx
-def test_settings_reach_tensorrt(tmp_path):
-    plain = built(tmp_path, relu())
-    chosen = built(
-        tmp_path,
-        relu(),
-        compute_capabilities=("8.6", "sm89"),
-        workspace=1 << 30,
-        extra={"STRICT_NANS": "on", "TF32": "on", "avg_timing_iterations": "4", "tiling_optimization_level": "fast"},
-    )
-    assert chosen.sha256 != plain.sha256
-    assert chosen.warnings == ()
-
-
-@needs_rtx
-def test_tf32_is_off_unless_asked_for(tmp_path):
-    """TensorRT has it on by default. The flag cannot be read back from an engine: compare whole engines."""
-    made = convs("c0", "r0", "mid", "r1", "c2")
-    off, on = (built(tmp_path, made, extra={"TF32": word}).sha256 for word in ("off", "on"))
-    assert built(tmp_path, made).sha256 == off
-    code = (
-        "import hashlib, sys, tensorrt_rtx as trt\n"
-        "builder = trt.Builder(trt.Logger(trt.Logger.ERROR)); config = builder.create_builder_config()\n"
-        "network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))\n"
-        "parser = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))\n"
-        "assert parser.parse_from_file(sys.argv[1])\n"
-        "config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED\n"
-        "config.clear_flag(trt.BuilderFlag.TF32)\n"
-        "print(hashlib.sha256(builder.build_serialized_network(network, config)).hexdigest())"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "model.onnx")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.split()[-1] == off != on
-
-
-@needs_rtx
-def test_a_timing_cache_is_said_to_have_no_effect(tmp_path):
-    result = built(tmp_path, relu(), timing_cache=tmp_path / "cache.bin")
-    assert result.warnings == ("TensorRT-RTX keeps no timing cache: the one given has no effect",)
-
-
-@needs_rtx
-def test_warnings_keep_what_is_useful_once(tmp_path):
-    made = model(
-        [
-            node("Relu", ["x"], ["a"], "act"),
-            node("ReduceMean", ["a"], ["m"], "mean", axes=[-1]),
-            node("Sub", ["a", "m"], ["d"], "sub"),
-            node("Pow", ["d", "two"], ["p"], "pow"),
-            node("ReduceMean", ["p"], ["v"], "var", axes=[-1]),
-            node("Add", ["v", "eps"], ["ve"], "add"),
-            node("Sqrt", ["ve"], ["s"], "sqrt"),
-            node("Div", ["d", "s"], ["y"], "div"),
-        ],
-        [value("x", [4, 32, 64], HALF)],
-        [value("y", [4, 32, 64], HALF)],
-        [
-            numpy_helper.from_array(np.array(2, np.float16), "two"),
-            numpy_helper.from_array(np.array(1e-3, np.float16), "eps"),
-        ],
-    )
-    warnings = built(tmp_path, made).warnings
-    assert warnings[0] == "Detected layernorm nodes in FP16."
-    assert len(warnings) == len(set(warnings))
-
-
-# ---------------------------------------------------------------------------------- models it refuses
+# ---------------------------------------------------------------------------------------------- models that are refused
 
 
 @needs_rtx
@@ -210,52 +117,7 @@ def test_a_model_that_is_not_there_is_named(tmp_path):
         build(tmp_path / "none.onnx", tmp_path / "m.trt", profiles=[], settings=BuildSettings())
 
 
-@needs_rtx
-def test_an_unsupported_operator_is_named_where_tensorrt_says_only_false(tmp_path):
-    made = model([node("Unique", ["x"], ["y"], "uq")], [value("x", [4, 32])], [value("y", ["n"])])
-    error = refused(tmp_path, made, errors.BuildError)
-    assert "does not support Unique: layer 'uq' (Unique) of model.onnx" in error.message
-    assert error.fix == "replace Unique by other ONNX operators when exporting"
-    assert error.exit_status == 4
-
-
-@needs_rtx
-def test_a_missing_plugin_is_named(tmp_path):
-    made = model(
-        [node("Foo", ["x"], ["y"], "foo", domain="my")],
-        [value("x", [4, 32])],
-        [value("y", [4, 32])],
-        domains=("my",),
-    )
-    error = refused(tmp_path, made, errors.BuildError)
-    assert "has no operator or plugin 'Foo': layer 'foo' (Foo)" in error.message
-
-
-@needs_rtx
-def test_mixed_types_without_a_cast_give_tensorrts_sentence_and_no_noise(tmp_path):
-    made = model(
-        [node("Add", ["x", "h"], ["y"], "addmix")],
-        [value("x", [4, 32])],
-        [value("y", [4, 32])],
-        [weights("h", (4, 32), HALF)],
-    )
-    error = refused(tmp_path, made, errors.BuildError)
-    assert error.message.endswith(
-        "refuses layer 'addmix' (Add) of model.onnx: addmix: ElementWiseOperation SUM must have same input "
-        "types. But they are of types Float and Half"
-    )
-    assert "put a Cast before it" in error.fix
-
-
-@needs_rtx
-def test_an_input_type_that_tensorrt_lacks_is_refused_in_a_sentence(tmp_path):
-    text = TensorProto.STRING
-    made = model([node("Identity", ["x"], ["y"], "id")], [value("x", [4], text)], [value("y", [4], text)])
-    error = refused(tmp_path, made, errors.BuildError)
-    assert error.message.endswith("refuses model.onnx: Failed to convert ONNX date type to TensorRT data type")
-
-
-# ------------------------------------------------------------------------------------ shape profiles
+# ------------------------------------------------------------------------------------------------------- shape profiles
 
 
 def same(*shape):
@@ -292,58 +154,145 @@ def test_a_profile_that_does_not_fit_is_refused_before_the_build(tmp_path, profi
     assert error.exit_status == 3
 
 
-# ------------------------------------------------------------------------------------------ settings
+# ------------------------------------------------------------------------------------------- what can happen to a build
 
 
-@pytest.mark.parametrize(
-    ("settings", "message", "fix"),
-    [
-        ({"compute_capabilities": ("9.0",)}, "no compute capability '9.0'", "known are 7.5, 8.0, 8.6, 8.9"),
-        ({"workspace": 0}, "the workspace is 0", "above 0"),
-        ({"time_limit": -1.0}, "the time limit is -1.0", "above 0"),
-        ({"time_limit": float("nan")}, "the time limit is nan", "above 0"),
-        ({"memory_limit": 0}, "the memory limit is 0", "above 0"),
-        ({"extra": {"flags": "1"}}, "builder argument 'flags' is not free", "name each BuilderFlag"),
-    ],
-)
-def test_a_setting_that_no_build_can_use_is_refused_at_once(settings, message, fix):
-    with pytest.raises(errors.ConfigError) as caught:
-        BuildSettings(**settings)
-    assert message in caught.value.message
-    assert fix in caught.value.fix
+@needs_rtx
+def test_a_time_limit_ends_the_build(tmp_path):
+    error = refused(tmp_path, convs(), errors.BuildError, time_limit=0.01)
+    assert "passed the time limit of 0.01 s" in error.message
+    assert error.exit_status == 4
+    assert not children()
+
+
+@needs_rtx
+def test_a_memory_limit_ends_the_build(tmp_path):
+    error = refused(tmp_path, convs(), errors.BuildError, memory_limit=1 << 20)
+    assert "MiB of memory, over the limit of 1 MiB" in error.message
+    assert not children()
 
 
 @needs_rtx
 @pytest.mark.parametrize(
-    ("extra", "message", "fix"),
+    ("number", "message", "fix"),
     [
-        ({"STRICT_NAN": "on"}, "has no builder argument 'STRICT_NAN'", "did you mean 'STRICT_NANS'?"),
-        ({"zzz": "1"}, "has no builder argument 'zzz'", "known are DLA_core, avg_timing_iterations"),
-        ({"STRICT_NANS": "perhaps"}, "STRICT_NANS cannot be 'perhaps'", "on or off"),
-        ({"avg_timing_iterations": "many"}, "avg_timing_iterations cannot be 'many'", "whole number"),
-        ({"tiling_optimization_level": "slow"}, "cannot be 'slow'", "known are NONE, FAST, MODERATE, FULL"),
-        ({"plugins_to_serialize": "a"}, "plugins_to_serialize cannot be set by a word", "leave it out"),
-        ({"EXCLUDE_LEAN_RUNTIME": "1"}, "can only be set if kVERSION_COMPATIBLE is set", "leave it out"),
-        ({"DLA_core": "3"}, "did not take DLA_core=3: it stays at -1", "leave it out"),
+        (signal.SIGKILL, "was killed from outside (SIGKILL)", "memory ran out"),
+        (signal.SIGSEGV, "crashed TensorRT-RTX (SIGSEGV)", "optimization level"),
     ],
 )
-def test_a_builder_argument_that_tensorrt_lacks_or_ignores_is_refused(tmp_path, extra, message, fix):
-    error = refused(tmp_path, relu(), errors.ConfigError, extra=extra)
+def test_a_builder_that_dies_is_a_build_error(tmp_path, number, message, fix):
+    def kill(_phase, _fraction):
+        for pid in children():
+            os.kill(pid, number)
+
+    slow = convs(channels=256, layers=tuple(f"c{index}" for index in range(16)))
+    error = refused(tmp_path, slow, errors.BuildError, on_progress=kill)
     assert message in error.message
+    assert re.search(r"model\.onnx \(phase '[A-Z][a-z ]+'\)", error.message)
     assert fix in error.fix
-
-
-@needs_rtx
-def test_a_small_workspace_is_blamed_by_its_size(tmp_path):
-    error = refused(tmp_path, convs(channels=256, layers=("c0",)), errors.BuildError, workspace=1 << 20)
-    assert error.message == "a workspace of 1 MiB is too small to build model.onnx"
     assert error.exit_status == 4
 
 
 @needs_rtx
-def test_a_failed_build_repeats_tensorrts_last_words_without_places(tmp_path):
-    extra = {"VERSION_COMPATIBLE": "on"}
-    error = refused(tmp_path, relu(), errors.BuildError, extra=extra)
-    assert "could not build model.onnx: Unable to load library: libnvinfer_lean.so" in error.message
-    assert "/_src/" not in error.message
-    assert error.fix == "leave VERSION_COMPATIBLE out: its library is not part of the wheel"
+def test_ctrl_c_ends_the_builder_and_leaves_no_file(tmp_path):
+    seen = []
+
+    def interrupt(_phase, _fraction):
+        seen.extend(os.getsid(pid) for pid in children())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        built(tmp_path, convs(), on_progress=interrupt)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert len(seen) == 1
+    assert seen != [os.getsid(0)]  # a session of its own: the terminal's Ctrl-C does not reach it
+    assert not children()
+
+
+@needs_rtx
+def test_an_error_of_the_callers_own_comes_back_as_it_is(tmp_path):
+    def fail(_phase, _fraction):
+        raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        built(tmp_path, convs(), on_progress=fail)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+# ------------------------------------------------------------------------------------------------ where the engine goes
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("nowhere/model.trt", "No such file or directory"),
+        ("model.onnx/model.trt", "Not a directory"),
+        ("/proc/model.trt", "cannot be written"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_refused_before_the_build(tmp_path, out, message):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(relu().SerializeToString())
+    reported = []
+    with pytest.raises(errors.OutputError, match=message) as caught:
+        build(
+            path,
+            tmp_path / out,
+            profiles=[],
+            settings=BuildSettings(),
+            on_progress=lambda phase, _fraction: reported.append(phase),
+        )
+    assert reported == []
+    assert caught.value.exit_status == 3
+
+
+@needs_rtx
+def test_an_engine_never_replaces_a_folder_or_its_model(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(relu().SerializeToString())
+    with pytest.raises(errors.OutputError, match="is a folder"):
+        build(path, tmp_path, profiles=[], settings=BuildSettings())
+    with pytest.raises(errors.OutputError, match="would overwrite the model"):
+        build(path, path, profiles=[], settings=BuildSettings())
+
+
+@needs_rtx
+def test_a_file_that_cannot_be_finished_is_an_output_error(tmp_path):
+    """A limit on file size stands for the full disk: the write fails half way."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    (tmp_path / "model.onnx").write_bytes(relu().SerializeToString())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(errors.OutputError, match=r"model\.trt cannot be written: File too large"):
+            built(tmp_path, relu())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+# ---------------------------------------------------------------------------------------- machines without TensorRT-RTX
+
+
+def test_a_machine_without_tensorrt_rtx_is_told_the_pip_command(tmp_path, monkeypatch):
+    monkeypatch.setattr("trt_helper.builder.build.find_spec", lambda _name: None)
+    with pytest.raises(errors.MachineError) as caught:
+        built(tmp_path, relu())
+    assert caught.value.message == "TensorRT-RTX is not installed"
+    assert caught.value.fix == "pip install 'trt-helper[rtx]'"
+
+
+def test_a_tensorrt_rtx_that_cannot_be_loaded_is_a_machine_error(tmp_path, monkeypatch):
+    broken = tmp_path / "packages" / "tensorrt_rtx"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError('libcudart.so.13: no such file')\n")
+    monkeypatch.syspath_prepend(str(broken.parent))
+    with pytest.raises(errors.MachineError, match=r"cannot be loaded: ImportError: libcudart\.so\.13"):
+        built(tmp_path, relu())
+    assert not (tmp_path / "model.trt").exists()
+
+
+def test_importing_the_builder_imports_nothing_heavy():
+    code = "import sys, trt_helper.builder; print(*{'tensorrt_rtx', 'onnx', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"

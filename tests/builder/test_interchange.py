@@ -1,4 +1,4 @@
-"""The formats of other tools: trtexec's command line, Engine Explorer's layers, notes for Netron."""
+"""Files for other tools: trtexec's command line, Engine Explorer's layers, notes for Netron."""
 
 from __future__ import annotations
 

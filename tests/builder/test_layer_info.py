@@ -1,27 +1,15 @@
-"""The formats in which TensorRT lists layers, and its own words."""
+"""The layer lists of TensorRT and TensorRT-RTX: the formats of each version, and names and types in them."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
-from support.builder_models import (
-    built,
-    model,
-    needs_rtx,
-    node,
-    value,
-    weights,
-)
-from support.layer_lists import INSPECTOR_10, INSPECTOR_11, RTX_14, RTX_17
+from support.builder_models import built, needs_rtx, weights
+from support.onnx_parts import model, node, value
+from support.tensorrt_texts import INSPECTOR_10, INSPECTOR_11, RTX_14, RTX_17
 
-from trt_helper import errors
-from trt_helper.builder.failures import ParserComplaint, not_built, not_parsed, useful_warnings
 from trt_helper.builder.layer_info import onnx_names, parse_layers, type_name
-from trt_helper.builder.progress import Progress
-from trt_helper.builder.settings import BuildSettings
-
-# --------------------------------------------------------------------------- formats of the layer list
 
 
 def summary(layer):
@@ -106,55 +94,3 @@ def test_type_words_of_every_version_are_known():
         "N/A due to dynamic shapes": "",
     }
     assert {word: type_name(word) for word in words} == words
-
-
-# ------------------------------------------------------------------------------ TensorRT's own words
-
-
-def test_a_refusal_without_a_node_or_a_reason_is_still_an_error():
-    assert isinstance(not_parsed("m.onnx", "TRT", []), errors.ModelError)
-    complaint = ParserComplaint("INVALID_GRAPH", "Assertion failed: no order.", "", "")
-    assert not_parsed("m.onnx", "TRT", [complaint]).message == "TRT refuses m.onnx: no order"
-
-
-def test_the_noise_of_a_machine_without_a_gpu_is_never_the_reason():
-    noise = (
-        "[checkMacros.cpp::catchCudaError::250] Error Code 1: Cuda Runtime (In catchCudaError at "
-        "/_src/common/dispatch/checkMacros.cpp:250 (cudaError 35: CUDA driver version is insufficient))"
-    )
-    real = "IBuilder::x: Error Code 4: API Usage Error (No luck. In validate at /_src/network.cpp:1)"
-    settings = BuildSettings()
-    assert not_built("m.onnx", "TRT", [real, noise], settings).message == "TRT could not build m.onnx: No luck"
-    assert "it gave no reason" in not_built("m.onnx", "TRT", [noise], settings).message
-    assert useful_warnings(["A.cpp:7: w", "A.cpp:9: w", "input has Int64 binding."], [noise, real]) == (
-        "w",
-        "No luck",
-    )
-
-
-def test_a_missing_driver_is_the_machines_fault():
-    line = "IBuilder::b: Error Code 1: Cuda Runtime (In generateForCurrent at /_src/c.cpp:221 (cudaError 35: x))"
-    error = not_built("m.onnx", "TRT", [line], BuildSettings(compute_capabilities=("current",)))
-    assert isinstance(error, errors.MachineError)
-    assert "name the GPU" in error.fix
-
-
-def test_progress_adds_sub_phases_up_and_never_falls():
-    progress = Progress()
-    progress.start("all", None, 2)
-    progress.start("part", "all", 4)
-    progress.step("part", 0)
-    assert progress.fraction == pytest.approx(1 / 8)
-    progress.finish("part")
-    assert progress.fraction == pytest.approx(1 / 2)
-    progress.step("all", 0)
-    progress.start("part", "all", 4)
-    progress.step("part", 0)
-    assert progress.fraction == pytest.approx(1 / 2 + 1 / 8)
-    progress.step("nobody", 3)
-    progress.finish("part")
-    progress.finish("all")
-    assert progress.fraction == 1.0
-    progress.start("all", None, 2)
-    progress.step("all", 0)
-    assert progress.fraction == 1.0

@@ -1,21 +1,11 @@
-"""What became of the pins in real engines."""
+"""The proof of an engine: which of its pins are honoured, fused, demoted or gone."""
 
 from __future__ import annotations
 
 import pytest
-from support.builder_models import (
-    FLOAT,
-    HALF,
-    built,
-    convs,
-    model,
-    needs_rtx,
-    node,
-    requested,
-    value,
-    weights,
-)
-from support.layer_lists import INSPECTOR_10, INSPECTOR_11, RTX_17
+from support.builder_models import HALF, built, convs, needs_rtx, requested, weights
+from support.onnx_parts import FLOAT, model, node, value
+from support.tensorrt_texts import INSPECTOR_10, INSPECTOR_11, RTX_17
 
 from trt_helper.builder.kernel_precision import RequestedPrecision
 from trt_helper.builder.layer_info import EngineLayer, EngineTensor, half_share, parse_layers

@@ -1,18 +1,18 @@
-"""Excluded tactics: what is read from TensorRT's autotuning log, and what is taken instead."""
+"""Excluded tactics: reading TensorRT's autotuning log, choosing replacements, and proving them in the engine."""
 
 from __future__ import annotations
 
 import pytest
-from support.tactic_tables import CHOSEN, EXCLUDED, FIRST, KERNEL, KEY, LOG, SECOND, THIRD
+from support.tensorrt_texts import CHOSEN, EXCLUDED, FIRST, KERNEL, KEY, LOG, SECOND, THIRD
 
 from trt_helper.builder.layer_info import parse_layers
 from trt_helper.builder.tactics import Candidate, prove_gone, read_tables, replacements, without_effect
 from trt_helper.errors import BuildError, ConfigError
 
-WAYS = {"one message": [LOG], "a message a line": LOG.splitlines()}
+LOGS = {"one message": [LOG], "a message a line": LOG.splitlines()}
 
 
-@pytest.mark.parametrize("log", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("log", LOGS.values(), ids=LOGS)
 def test_every_table_of_the_log_is_read(log):
     first, second = read_tables(["Tactic timings follow, as they are", *log, "Engine generation completed"])
     assert (first.name, first.key, first.selected) == ("matMul1", KEY, FIRST)
@@ -94,7 +94,7 @@ def test_the_engine_that_kept_the_excluded_kernel_is_refused():
         proof(CHOSEN)
 
 
-def test_a_third_kernel_is_not_what_was_asked_for_either():
+def test_a_third_kernel_is_not_what_was_requested_either():
     with pytest.raises(BuildError, match="took some_kernel for 'matMul1'"):
         proof("some_kernel")
 
@@ -108,8 +108,8 @@ def test_an_excluded_kernel_that_the_log_did_not_choose_is_looked_for_all_the_sa
 
 def test_a_kernel_that_an_excluded_tactic_shares_with_the_wanted_one_is_not_proven_and_no_error():
     log = LOG.replace(f"{CHOSEN}, 0x665", f"{KERNEL}, 0x665")  # both tactics of one kernel
-    (told,) = proof(KERNEL, log=log)
-    assert f"'matMul1' took {KERNEL}, and an excluded tactic has the same kernel" in told
+    (warning,) = proof(KERNEL, log=log)
+    assert f"'matMul1' took {KERNEL}, and an excluded tactic has the same kernel" in warning
     with pytest.raises(BuildError, match=f"took {CHOSEN} for 'matMul1' instead of {KERNEL}"):
         proof(CHOSEN, log=log)
 
@@ -121,13 +121,13 @@ def test_a_kernel_that_is_shared_is_proven_where_the_log_says_which_tactic_was_s
 
 @pytest.mark.parametrize("name", ["matMul11_myl0_0", "matMul2_myl0_3", "matMul1_extra"])
 def test_the_kernel_of_another_layer_proves_nothing(name):
-    (told,) = proof(KERNEL, name=name)
-    assert "names no layer 'matMul1', its kernel is not proven" in told
+    (warning,) = proof(KERNEL, name=name)
+    assert "names no layer 'matMul1', its kernel is not proven" in warning
 
 
 def test_an_entry_that_excludes_nothing_here_says_why():
     entry = {"layer": "matMul1", "tactic": "0x77", "tensorrt": "10.8.0.43", "gpu": "NVIDIA A100"}
-    (told,) = without_effect(read_tables([LOG]), [*EXCLUDED, entry], "11.1.0.106", "NVIDIA A100")
-    assert "0x77 was not among the tactics timed for 'matMul1'" in told
-    assert "10.8.0.43 there, 11.1.0.106 here" in told
-    assert "A100" not in told
+    (warning,) = without_effect(read_tables([LOG]), [*EXCLUDED, entry], "11.1.0.106", "NVIDIA A100")
+    assert "0x77 was not among the tactics timed for 'matMul1'" in warning
+    assert "10.8.0.43 there, 11.1.0.106 here" in warning
+    assert "A100" not in warning

@@ -18,8 +18,8 @@ PACKAGE = TESTS.parent / "trt_helper"
 MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if re.search(r"bindings import .*\btrt\b", path.read_text())]
 NAMES = json.loads((TESTS / "support" / "tensorrt_names.json").read_text())
 
-# What the variables of these modules hold, by name.
-HELD = {
+# Type of each variable of these modules, by name.
+VARIABLES = {
     "builder": "Builder",
     "config": "IBuilderConfig",
     "network": "INetworkDefinition",
@@ -51,7 +51,7 @@ PROBED = {
 
 
 def used(path: Path) -> set[str]:
-    """`Class` and `Class.member` for every trt.Class.member, and for the members of what HELD and RETURNED name."""
+    """`Class` and `Class.member` for every trt.Class.member, and for members of what VARIABLES and RETURNED name."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.Attribute) or node.attr.startswith("__"):
@@ -62,8 +62,8 @@ def used(path: Path) -> set[str]:
             found.add(node.attr)
         elif words[0] == "trt" and len(words) == 2:
             found.add(f"{words[1]}.{node.attr}")
-        elif words == ["self", "cache"] or (len(words) == 1 and words[0] in HELD and words != ["cache"]):
-            found.add(f"{HELD[last]}.{node.attr}")
+        elif words == ["self", "cache"] or (len(words) == 1 and words[0] in VARIABLES and words != ["cache"]):
+            found.add(f"{VARIABLES[last]}.{node.attr}")
         elif last in RETURNED:
             found.add(f"{RETURNED[last]}.{node.attr}")
     return found
@@ -80,13 +80,13 @@ def has(kinds: dict[str, list[str]], name: str) -> bool:
 
 
 def test_the_names_are_found_in_the_source():
-    ways = {
+    some = {
         "BuilderFlag.TF32",
         "IBuilderConfig.set_timing_cache",
         "ITimingCache.update",
         "IPluginRegistry.load_library",
     }
-    assert ways <= USED
+    assert some <= USED
     assert len(USED) > 40
     assert {"build_child", "tensorrt_only"} <= {path.stem for path in MODULES}
 
@@ -97,7 +97,7 @@ def test_what_is_used_without_a_question_is_in_every_version(version):
     assert missing == set()
 
 
-def test_what_is_asked_for_first_is_in_some_version_and_used():
+def test_what_is_probed_first_is_in_some_version_and_used():
     here_only = {name for name, guard in PROBED.items() if guard == "settings.tensorrt"}
     for name in PROBED.keys() - here_only:
         assert name in USED, f"{name} is not used any more"
@@ -113,8 +113,8 @@ def test_tactics_can_be_excluded_from_10_8_on():
         assert (version in able) == ("TimingCacheKey" in kinds and "update" in kinds["ITimingCache"])
 
 
-def test_what_is_between_kernels_can_be_heard_where_it_can_be_marked():
-    """Marked by `rtx_child` where the network can; switched on by `engine_child`, heard by Polygraphy's listener."""
+def test_intermediate_tensors_can_be_had_where_they_can_be_marked():
+    """Marked by `build_child` where the network can; switched on by `engine_child`, read by Polygraphy's listener."""
     assert MARK in USED
     assert ".unfused_tensors_debug_state = True" in (PACKAGE / "runners" / "engine_child.py").read_text()
     marked = [version for version, kinds in NAMES.items() if has(kinds, MARK)]

@@ -1,4 +1,4 @@
-"""What is asked of TensorRT 10 and 11 alone, with stand-ins for their objects: no machine without a GPU can make them.
+"""What is requested of TensorRT 10 and 11 alone, with stand-ins for their objects, which need a GPU.
 
 The calls are those of NVIDIA's documentation of the editable timing cache (`samples/sampleEditableTimingCache`,
 TensorRT 10.8). `test_tensorrt_names` holds the names against the bindings.
@@ -10,10 +10,10 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from support.tactic_tables import CHOSEN, EXCLUDED, FIRST, KERNEL, KEY, LOG, SECOND
+from support.tensorrt_texts import CHOSEN, EXCLUDED, FIRST, KERNEL, KEY, LOG, SECOND
 
 pytest.importorskip("tensorrt_rtx", reason="pip install 'trt-helper[rtx]': any binding makes the module importable")
-from trt_helper.builder import tensorrt_only as trt_only
+from trt_helper.builder import tensorrt_only
 from trt_helper.builder.settings import BuildSettings
 from trt_helper.errors import BuildError, ConfigError
 
@@ -57,11 +57,11 @@ def editable(monkeypatch, kernel_of):
         TimingCacheKey=SimpleNamespace(parse=lambda text: text),
         TimingCacheValue=lambda tactic, milliseconds: SimpleNamespace(tactic=tactic, milliseconds=milliseconds),
     )
-    monkeypatch.setattr(trt_only, "trt", stand_in)
+    monkeypatch.setattr(tensorrt_only, "trt", stand_in)
 
 
 def timing_cache(known):
-    made = object.__new__(trt_only.TimingCache)
+    made = object.__new__(tensorrt_only.TimingCache)
     made.cache, made.path = Cache(known), None
     return made
 
@@ -72,36 +72,36 @@ SETTINGS = BuildSettings(tensorrt=True, exclude_tactics=tuple(EXCLUDED))
 def test_the_other_tactic_is_written_to_the_cache_and_seen_in_the_second_engine(monkeypatch):
     editable(monkeypatch, {b"first": CHOSEN, b"second": KERNEL})
     cache = timing_cache({KEY})
-    assert trt_only.without_excluded(b"first", cache, SETTINGS, [LOG], lambda: b"second") == (b"second", [])
+    assert tensorrt_only.without_excluded(b"first", cache, SETTINGS, [LOG], lambda: b"second") == (b"second", [])
     assert cache.cache.updates == [(KEY, SECOND)]
 
 
 def test_a_second_engine_with_the_excluded_kernel_is_no_result(monkeypatch):
     editable(monkeypatch, {b"second": CHOSEN})
     with pytest.raises(BuildError, match=f"TensorRT took {CHOSEN} for 'matMul1' instead of"):
-        trt_only.without_excluded(b"first", timing_cache({KEY}), SETTINGS, [LOG], lambda: b"second")
+        tensorrt_only.without_excluded(b"first", timing_cache({KEY}), SETTINGS, [LOG], lambda: b"second")
 
 
 def test_a_key_that_the_cache_does_not_know_is_said(monkeypatch):
     editable(monkeypatch, {})
     with pytest.raises(BuildError, match="does not know the operation 'matMul1' in its timing cache"):
-        trt_only.without_excluded(b"first", timing_cache(set()), SETTINGS, [LOG], pytest.fail)
+        tensorrt_only.without_excluded(b"first", timing_cache(set()), SETTINGS, [LOG], pytest.fail)
 
 
 def test_nothing_is_built_again_where_the_first_engine_is_right_already(monkeypatch):
     editable(monkeypatch, {b"first": KERNEL})
     log = LOG.replace(f"cost(in ms)):{hex(FIRST)}", f"cost(in ms)):{hex(SECOND)}")
-    assert trt_only.without_excluded(b"first", timing_cache({KEY}), SETTINGS, [log], pytest.fail) == (b"first", [])
+    assert tensorrt_only.without_excluded(b"first", timing_cache({KEY}), SETTINGS, [log], pytest.fail) == (b"first", [])
 
 
 def test_an_engine_that_the_second_build_did_not_make_is_none(monkeypatch):
     editable(monkeypatch, {})
-    assert trt_only.without_excluded(b"first", timing_cache({KEY}), SETTINGS, [LOG], lambda: None) == (None, [])
+    assert tensorrt_only.without_excluded(b"first", timing_cache({KEY}), SETTINGS, [LOG], lambda: None) == (None, [])
 
 
 def test_tensorrt_before_10_8_cannot_exclude_tactics(monkeypatch):
-    monkeypatch.setattr(trt_only, "trt", SimpleNamespace(BuilderFlag=SimpleNamespace()))
-    monkeypatch.setattr(trt_only, "TimingCache", lambda _config, _settings: None)
+    monkeypatch.setattr(tensorrt_only, "trt", SimpleNamespace(BuilderFlag=SimpleNamespace()))
+    monkeypatch.setattr(tensorrt_only, "TimingCache", lambda _config, _settings: None)
     with pytest.raises(ConfigError, match="cannot exclude tactics") as caught:
-        trt_only.prepare(None, SETTINGS)
+        tensorrt_only.prepare(None, SETTINGS)
     assert caught.value.fix == "build with TensorRT 10.8 or later"

@@ -12,20 +12,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from support.cli_helpers import (
-    clean,
-    constant,
-    model,
-    node,
-    ok,
-    own_folder,
-    refused,
-    run_in_process,
-    save_input,
-    saved,
-    two_lines,
-    value,
-)
+from support.command_line import clean, ok, own_folder, refused, run_in_process, save_input, saved, two_lines
+from support.onnx_parts import constant, model, node, value
 
 from trt_helper.errors import InputError, ModelError
 from trt_helper.inputs.samples import load_samples

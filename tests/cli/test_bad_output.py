@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.cli_helpers import (
+from support.command_line import (
     clean,
     everything,
     full_disk,

@@ -1,4 +1,4 @@
-"""`trt-helper convert` as a user types it: real engines from small models, and every way that it can go wrong."""
+"""`trt-helper convert` as a user types it: real engines from small models, and how it can go wrong."""
 
 from __future__ import annotations
 
@@ -13,18 +13,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from support.cli_helpers import (
+from support.command_line import (
     MAIN,
     PINS,
     checked,
     clean,
-    constant,
     everything,
     full_disk,
     in_process,
     misused,
-    model,
-    node,
     ok,
     own_folder,
     refused,
@@ -33,8 +30,8 @@ from support.cli_helpers import (
     save_overflowing,
     saved,
     two_lines,
-    value,
 )
+from support.onnx_parts import constant, model, node, value
 
 needs_rtx = pytest.mark.skipif(
     find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed: pip install 'trt-helper[rtx]'"

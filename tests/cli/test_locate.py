@@ -13,16 +13,13 @@ import numpy as np
 import pytest
 import yaml
 from onnx import TensorProto
-from support.cli_helpers import (
+from support.command_line import (
     MAIN,
     PINS,
     clean,
-    constant,
     everything,
     in_process,
     misused,
-    model,
-    node,
     ok,
     own_folder,
     refused,
@@ -31,8 +28,8 @@ from support.cli_helpers import (
     save_overflowing,
     saved,
     two_lines,
-    value,
 )
+from support.onnx_parts import constant, model, node, value
 
 from trt_helper.config.plan_file import read_config
 from trt_helper.search.oracle import EmulatedOracle, Judgement

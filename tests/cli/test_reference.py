@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from support.cli_helpers import constant, model, node, ok, own_folder, refused, run, saved, value
+from support.command_line import ok, own_folder, refused, run, saved
+from support.onnx_parts import constant, model, node, value
 
 from trt_helper.system.files import sha256_of
 

@@ -10,7 +10,7 @@ import onnx
 import pytest
 import yaml
 from support.builder_models import needs_rtx
-from support.cli_helpers import (
+from support.command_line import (
     PINS,
     misused,
     nothing_written,

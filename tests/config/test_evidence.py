@@ -1,4 +1,4 @@
-"""What a config's evidence says: a user may have edited it, and what makes no sense says nothing."""
+"""Reading a config's evidence: a user may have edited it, and what makes no sense is left out."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from support.cli_helpers import clean as clean_model
-from support.cli_helpers import own_folder, refused, run, saved, two_lines
+from support.command_line import clean as clean_model
+from support.command_line import own_folder, refused, run, saved, two_lines
 
 from trt_helper.config.plan_file import (
     KEYS,
@@ -24,11 +24,17 @@ from trt_helper.config.plan_file import (
     write_config,
 )
 from trt_helper.errors import ConfigError, OutputError
-from trt_helper.values import Statistic, Tolerance
+from trt_helper.values import Rewrite, Statistic, Tolerance
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
 SAME_FOLDER = [HealthCheck.function_scoped_fixture]  # every example writes the file anew
+
+
 NAMES = ["", "a\nb", "- x", "a: b", "# c", "'", '"', "{x}", "*a", "&a", "!tag", "null", "1e3", "2020-01-01", "=", "<<"]
+
+
 ODD = [
     *NAMES,
     "\x85",
@@ -64,9 +70,6 @@ def wrong(text):
     assert error.fix
     assert len(error.message) < 400
     return error
-
-
-# ---------------------------------------------------------------------------------------- what it means
 
 
 def test_the_list_of_layers_is_enough():
@@ -118,9 +121,6 @@ def test_the_configs_that_come_with_trt_helper_are_sound(file):
 
 def test_there_are_configs_that_come_with_trt_helper():
     assert (CONFIGS / "example.yaml").is_file()
-
-
-# --------------------------------------------------------------------------------------- what is refused
 
 
 @pytest.mark.parametrize(
@@ -254,10 +254,12 @@ def test_escapes_in_a_config_do_not_reach_the_terminal():
     assert "unknown key '\\x1b[31m\\u202ekey'" in error
 
 
-# ------------------------------------------------------------------------------------------- round trip
-
 names = st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.sampled_from(ODD)
+
+
 numbers = st.floats(0, 1e30)
+
+
 tolerances = st.builds(
     Tolerance,
     numbers,
@@ -315,9 +317,6 @@ def test_a_config_that_cannot_be_written_leaves_nothing():
     assert list(Path(tempfile.gettempdir()).iterdir()) == []
 
 
-# ------------------------------------------------------------------------------------- the model it is for
-
-
 def test_a_plan_for_another_model_is_refused_and_one_without_a_hash_is_not():
     require_same_model(Config(sha256="a" * 64), "a" * 64, Path("m.onnx"))
     require_same_model(Config(), "b" * 64, Path("m.onnx"))
@@ -350,3 +349,25 @@ def test_the_model_of_a_config_in_another_folder_is_named_as_short_as_it_can_be(
     Path("linked").symlink_to("elsewhere/configs")
     through = Path("linked/../models/m.onnx")
     assert model_path(Config(path=Path("linked/c.yaml"), model=through), None) == through
+
+
+# ------------------------------------------------------------------------------------------------------------- rewrites
+
+
+def test_rewrites_survive_the_config(tmp_path):
+    path = tmp_path / "plan.yaml"
+    rewrites = (Rewrite("constants", "mask"), Rewrite("norms", "/norm/Div", "LayerNormalization"))
+    write_config(Config(rewrites=rewrites, bf16_layers=("/up",)), path)
+    again = read_config(path)
+    assert again.rewrites == rewrites
+    assert again.bf16_layers == ("/up",)
+
+
+@pytest.mark.parametrize(
+    "entry", ["norms: x", "{pins: x}", "{constants: 3}", "{bf16: a, constants: b}", "x", "{norms: x, as: 3}", "{}"]
+)
+def test_a_rewrite_that_is_none_is_refused(entry, tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(f"cures:\n- {entry}\n")
+    with pytest.raises(ConfigError, match="cures"):
+        read_config(path)

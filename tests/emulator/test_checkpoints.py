@@ -7,10 +7,9 @@ import weakref
 
 import numpy as np
 import pytest
+from support.model_cases import MODELS, save_case
 from support.models import Case, normal, parsed
-from support.subjects import MODELS, put
 
-from trt_helper.emulator import emulator as emulate
 from trt_helper.emulator.checkpoints import CheckpointStore
 from trt_helper.emulator.emulator import Emulator
 from trt_helper.emulator.kernels import Kernel
@@ -24,7 +23,7 @@ LAYERS = 64
 def chain(tmp_path):
     body = "\n".join(f"h{i + 1} = Add(h{i}, w)" for i in range(LAYERS))
     text = f"agraph (float[4] x) => (float[4] y) {{ h0 = Identity(x)\n {body}\n y = Mul(h{LAYERS}, w) }}"
-    return put(Case("chain", parsed(text, w=normal(4)), {"x": normal(4, seed=1)}), tmp_path)
+    return save_case(Case("chain", parsed(text, w=normal(4)), {"x": normal(4, seed=1)}), tmp_path)
 
 
 @pytest.fixture
@@ -37,16 +36,16 @@ def computed(monkeypatch):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_any_order_of_plans_gives_the_answers_of_fresh_emulators(subject, name):
-    subject = subject(name)
+def test_any_order_of_plans_gives_the_answers_of_fresh_emulators(model_case, name):
+    case = model_case(name)
     generator = random.Random(0)
-    names = subject.graph.candidates
+    names = case.graph.candidates
     for _ in range(8):
         pins = generator.sample(names, generator.randint(0, len(names)))
         bf16 = generator.sample(sorted(set(names) - set(pins)), generator.randint(0, len(names) - len(pins)))
         plan = Plan(frozenset(pins), frozenset(bf16))
-        found = subject.emulator.run(plan, subject.feed)
-        expected = Emulator(subject.graph).run(plan, subject.feed)
+        found = case.emulator.run(plan, case.feed)
+        expected = Emulator(case.graph).run(plan, case.feed)
         for output, array in expected.items():
             np.testing.assert_array_equal(found[output], array, err_msg=f"{output} under {plan}")
 
@@ -70,9 +69,11 @@ def test_another_sample_starts_at_the_beginning(chain, computed):
     assert not np.array_equal(found["y"], chain.emulator.run(Plan(), chain.feed)["y"])
 
 
-def test_a_plan_is_spread_over_the_layers_once_for_all_samples(chain, monkeypatch):
+def test_the_precisions_of_a_plan_are_assigned_once_for_all_samples(chain, monkeypatch):
     plans = []
-    monkeypatch.setattr(emulate, "assign", lambda graph, plan: plans.append(plan) or assign(graph, plan))
+    monkeypatch.setattr(
+        "trt_helper.emulator.emulator.assign", lambda graph, plan: plans.append(plan) or assign(graph, plan)
+    )
     for plan in (Plan(), chain.graph.all_pinned()):
         for index in range(3):
             chain.emulator.run(plan, {"x": chain.feed["x"] + index})

@@ -1,4 +1,4 @@
-"""Figures of a comparison: by hand, and against Polygraphy's own."""
+"""The figures of a comparison, against figures by hand and Polygraphy's."""
 
 from __future__ import annotations
 

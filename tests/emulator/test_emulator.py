@@ -1,4 +1,4 @@
-"""The emulator against two other evaluations of the file that it speaks for."""
+"""The emulator against two other evaluations of the typed file that it stands for."""
 
 from __future__ import annotations
 
@@ -6,26 +6,33 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.independent import as_half, run_in_half, run_on_ort, run_with_pairs
+from support.model_cases import MODELS, ModelCase, save_case
 from support.models import Case, f32, normal, parsed
-from support.subjects import MODELS, Subject, put
+from support.rewritable_models import range_model
 
 from trt_helper.emulator.emulator import Emulator
-from trt_helper.emulator.kernels import EmulationError, Kernels, Rounder
+from trt_helper.onnx_model.typed import render, write
 from trt_helper.values import Plan
 
 every_model = pytest.mark.parametrize("name", MODELS)
 
+
 # Folding and numpy's own sine change the last bits of FP32; everything else is equal bit for bit.
 LAST_BITS = {"conv_bn_relu", "gemm_bn_transposed_conv_bn", "made_of_shapes"}
+
+
 # The user's file runs its halves in FP32 on the CPU, rounded where they leave the model.
 HALF_STEP = {"mixed_softmax": 2.0**-10, "all_half": 2.0**-10}
+
+
 # onnx's own evaluator cannot: a Loop whose body gives a scan output.
 NOT_IN_HALF = {"loop_float_state"}
+
+
 # Sums inside a layer are half there: some 10 terms of 2**-11 each, over at most 9 layers.
 HALF_SUMS = 0.01
 
@@ -36,43 +43,23 @@ def assert_same(found, expected, why=""):
         np.testing.assert_array_equal(found[name], array, err_msg=f"{why}: {name}", strict=True)
 
 
-# ----------------------------------------------------------------------------------------------- kernels
-
-TWINS = {  # layers that differ in one thing only
-    "what is read": "y = Cast<to = 1>(x) z = Cast<to = 1>(i)",
-    "an attribute": "y = Concat<axis = 0>(x, x) z = Concat<axis = 1>(x, x)",
-    "a number of attributes": "y = LeakyRelu<alpha = 0.1>(x) z = LeakyRelu<alpha = 0.1000001>(x)",
-    "a tensor": "y = ConstantOfShape<value = float[1] {1}>(i) z = ConstantOfShape<value = float[1] {2}>(i)",
-    "what is written": "y, p = MaxPool<kernel_shape = [2]>(q) z = MaxPool<kernel_shape = [2]>(q)",
-}
-
-
-@pytest.mark.parametrize("what", TWINS)
-def test_layers_that_differ_in_one_thing_have_kernels_of_their_own(what):
-    text = f"g (float[2, 3] x, int64[2] i, float[1, 2, 3] q) => (float[a] y, float[b] z) {{ {TWINS[what]} }}"
-    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
-    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
-    kernels = Kernels(model)
-    assert len({kernels.of(node) for node in model.graph}) == 2
-
-
-# --------------------------------------------------------------------------- the file and the emulator
+# -------------------------------------------------------------------------------------------- the file and the emulator
 
 
 @every_model
-def test_the_emulator_says_what_the_typed_file_computes(subject, name):
+def test_the_emulator_says_what_the_typed_file_computes(model_case, name):
     """Bit for bit, for every plan: same kernels, same roundings."""
-    subject = subject(name)
-    for why, plan in subject.plans().items():
-        assert_same(subject.emulator.run(plan, subject.feed), run_with_pairs(subject.write(plan), subject.feed), why)
+    case = model_case(name)
+    for why, plan in case.plans().items():
+        assert_same(case.emulator.run(plan, case.feed), run_with_pairs(case.write(plan), case.feed), why)
 
 
 @pytest.mark.parametrize("name", sorted(MODELS.keys() - NOT_IN_HALF))
-def test_real_half_arithmetic_gives_nearly_the_same_and_infinity_in_the_same_places(subject, name):
-    subject = subject(name)
+def test_real_half_arithmetic_gives_nearly_the_same_and_infinity_in_the_same_places(model_case, name):
+    case = model_case(name)
     plan = Plan()
-    exact = run_in_half(subject.write(plan), subject.feed)
-    for output, found in subject.emulator.run(plan, subject.feed).items():
+    exact = run_in_half(case.write(plan), case.feed)
+    for output, found in case.emulator.run(plan, case.feed).items():
         if found.dtype.kind != "f":
             np.testing.assert_array_equal(found, exact[output])
             continue
@@ -83,13 +70,13 @@ def test_real_half_arithmetic_gives_nearly_the_same_and_infinity_in_the_same_pla
 
 
 @every_model
-def test_with_everything_pinned_the_users_own_file_is_matched(subject, name):
-    subject = subject(name)
+def test_with_everything_pinned_the_users_own_file_is_matched(model_case, name):
+    case = model_case(name)
     model = MODELS[name]().model
     for node in model.graph.node:
         node.name = ""  # ONNX Runtime refuses two nodes of one name
-    found = run_with_pairs(subject.write(subject.graph.all_pinned()), subject.feed)
-    for output, expected in run_on_ort(model, subject.feed).items():
+    found = run_with_pairs(case.write(case.graph.all_pinned()), case.feed)
+    for output, expected in run_on_ort(model, case.feed).items():
         if name in LAST_BITS:
             np.testing.assert_allclose(found[output], expected, rtol=1e-6, atol=1e-6)
         elif name in HALF_STEP:
@@ -99,20 +86,22 @@ def test_with_everything_pinned_the_users_own_file_is_matched(subject, name):
 
 
 @every_model
-def test_the_reference_is_the_all_pinned_plan(subject, name):
+def test_the_reference_is_the_all_pinned_plan(model_case, name):
     """But for outputs that are half for the user: the reference does not round them."""
-    subject = subject(name)
+    case = model_case(name)
     expected = {
-        name: as_half(array) if name in subject.graph.half_io else array
-        for name, array in subject.emulator.reference(subject.feed).items()
+        name: as_half(array) if name in case.graph.half_io else array
+        for name, array in case.emulator.reference(case.feed).items()
     }
-    assert_same(subject.emulator.run(subject.graph.all_pinned(), subject.feed), expected)
+    assert_same(case.emulator.run(case.graph.all_pinned(), case.feed), expected)
 
-
-# ----------------------------------------------------------------------------------------- random models
 
 UNARY = ("Tanh", "Exp", "Neg", "Sigmoid", "Identity", "Transpose", "Softmax", "Abs")
+
+
 BINARY = ("Add", "Mul", "Sub", "Max", "Concat")
+
+
 WEIGHTED = ("MatMul", "Gather", "Where")
 
 
@@ -150,160 +139,118 @@ def random_models(draw) -> onnx.ModelProto:
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(model=random_models(), data=st.data())
 def test_any_network_under_any_plan_is_judged_as_its_typed_file(tmp_path, model, data):
-    subject = put(Case("random", model, {"x": normal(4, 4, seed=1, scale=3)}), tmp_path)
+    case = save_case(Case("random", model, {"x": normal(4, 4, seed=1, scale=3)}), tmp_path)
     for _ in range(2):
-        plan = Plan.of(data.draw(st.sets(st.sampled_from(subject.graph.candidates or ("",)))) - {""})
-        assert_same(subject.emulator.run(plan, subject.feed), run_with_pairs(subject.write(plan), subject.feed))
-    control = subject.emulator.run(subject.graph.all_pinned(), subject.feed)
-    assert_same(control, run_on_ort(model, subject.feed))
+        plan = Plan.of(data.draw(st.sets(st.sampled_from(case.graph.candidates or ("",)))) - {""})
+        assert_same(case.emulator.run(plan, case.feed), run_with_pairs(case.write(plan), case.feed))
+    control = case.emulator.run(case.graph.all_pinned(), case.feed)
+    assert_same(control, run_on_ort(model, case.feed))
 
 
-# --------------------------------------------------------------------------------- what FP16 means here
+# ----------------------------------------------------------------------------------------------------------------- BF16
 
 
-def there_and_back(folder) -> Subject:
+@pytest.mark.parametrize("bf16", [["up"], ["abs"], ["up", "abs"], ["up", "abs", "down"], ["down", "relu"]])
+@pytest.mark.parametrize("fp32", [[], ["relu"], ["abs"]])
+def test_bf16_is_emulated_as_the_typed_file_computes_it(tmp_path, bf16, fp32):
+    graph = range_model(tmp_path)
+    plan = graph.plan(fp32, bf16)
+    path = tmp_path / "typed.onnx"
+    write(render(graph, plan), path)
+    feed = {"x": np.random.default_rng(1).normal(size=(4, 8)).astype(np.float32)}
+    np.testing.assert_array_equal(
+        next(iter(Emulator(graph).run(plan, feed).values())), *run_with_pairs(path, feed).values()
+    )
+
+
+def test_bf16_holds_the_range_and_eight_bits(tmp_path):
+    graph = range_model(tmp_path)
+    feed = {"x": np.random.default_rng(1).normal(size=(4, 8)).astype(np.float32)}
+    (exact,) = run_on_ort(graph.source.path, feed).values()
+    plan = graph.plan([], ["up", "abs", "down"])
+    found = next(iter(Emulator(graph).run(plan, feed).values()))
+    assert not np.isfinite(next(iter(Emulator(graph).run(Plan(), feed).values()))).all()
+    relative = np.abs(found - exact).max() / np.abs(exact).max()
+    assert 2.0**-12 < relative < 2.0**-6
+
+
+# --------------------------------------------------------------------------------------- what FP16 does to known models
+
+
+def there_and_back(folder) -> ModelCase:
     model = parsed(
         """g (float[1] x) => (float[1] y) {
           [up] a = Mul(x, k) [up2] b = Mul(a, k) [down] c = Div(b, k) [down2] y = Div(c, k)
         }""",
         k=f32(300),
     )
-    return put(Case("there_and_back", model, {"x": f32(2)}), folder)
+    return save_case(Case("there_and_back", model, {"x": f32(2)}), folder)
 
 
 def test_an_overflow_between_two_layers_is_seen_by_all_three(tmp_path):
     """2 * 300 * 300 passes 65504. ONNX Runtime on the typed file itself answers 2: it drops the roundings."""
-    subject = there_and_back(tmp_path)
-    path = subject.write(Plan())
-    assert subject.emulator.run(Plan(), subject.feed)["y"] == np.inf
-    assert run_with_pairs(path, subject.feed)["y"] == np.inf
-    assert run_in_half(path, subject.feed)["y"] == np.inf
+    model_case = there_and_back(tmp_path)
+    path = model_case.write(Plan())
+    assert model_case.emulator.run(Plan(), model_case.feed)["y"] == np.inf
+    assert run_with_pairs(path, model_case.feed)["y"] == np.inf
+    assert run_in_half(path, model_case.feed)["y"] == np.inf
 
 
-def test_the_two_layers_around_the_overflow_cure_it_and_neither_alone_does(tmp_path):
-    subject = there_and_back(tmp_path)
+def test_pinning_both_layers_around_the_overflow_repairs_it_and_neither_alone_does(tmp_path):
+    model_case = there_and_back(tmp_path)
     results = {
-        pins: float(subject.emulator.run(Plan.of(pins), subject.feed)["y"][0])
+        pins: float(model_case.emulator.run(Plan.of(pins), model_case.feed)["y"][0])
         for pins in (("up2", "down"), ("up2",), ("down",))
     }
     assert results == {("up2", "down"): 2.0, ("up2",): np.inf, ("down",): np.inf}
 
 
-def test_layernorm_is_cured_by_its_overflowing_chain(subject):
+def test_layernorm_is_repaired_by_pinning_its_overflowing_chain(model_case):
     """The variance of some 1.6e5 needs every layer up to the root that brings it back."""
-    subject = subject("layernorm_overflow")
-    reference = subject.emulator.reference(subject.feed)["y"]
+    case = model_case("layernorm_overflow")
+    reference = case.emulator.reference(case.feed)["y"]
     chain = ("square", "variance", "epsilon", "root")
-    assert np.abs(subject.emulator.run(subject.graph.plan(chain), subject.feed)["y"] - reference).max() < 2e-3
+    assert np.abs(case.emulator.run(case.graph.plan(chain), case.feed)["y"] - reference).max() < 2e-3
     for missing in chain[:-1]:
-        plan = subject.graph.plan({*chain} - {missing})
-        broken = subject.emulator.run(plan, subject.feed)["y"]
+        plan = case.graph.plan({*chain} - {missing})
+        broken = case.emulator.run(plan, case.feed)["y"]
         assert not np.abs(broken - reference).max() < 0.05, missing
 
 
-def test_a_whole_number_above_2048_loses_its_last_digit_and_another_is_picked(subject):
-    subject = subject("top_k")
-    half = subject.emulator.run(Plan(), subject.feed)
-    pinned = subject.emulator.run(subject.graph.plan(["layer"]), subject.feed)
+def test_a_whole_number_above_2048_loses_its_last_digit_and_another_is_picked(model_case):
+    case = model_case("top_k")
+    half = case.emulator.run(Plan(), case.feed)
+    pinned = case.emulator.run(case.graph.plan(["layer"]), case.feed)
     assert (pinned["next"].tolist(), half["next"].tolist()) == ([[6]], [[5]])
     assert (pinned["where"].tolist(), half["where"].tolist()) == ([[5, 4]], [[4, 5]])
     assert pinned["whole"].tolist() == [[1, 2049, 2048, 3, 2049, 2050]]
     assert half["whole"].tolist() == [[1, 2048, 2048, 3, 2050, 2050]]
 
 
-def test_a_half_output_is_rounded_even_when_its_layer_is_pinned(subject):
-    subject = subject("all_half")
-    found = subject.emulator.run(subject.graph.all_pinned(), subject.feed)["y"]
+def test_a_half_output_is_rounded_even_when_its_layer_is_pinned(model_case):
+    case = model_case("all_half")
+    found = case.emulator.run(case.graph.all_pinned(), case.feed)["y"]
     np.testing.assert_array_equal(found, found.astype(np.float16).astype(np.float32))
 
 
-def test_a_run_changes_neither_feed_nor_later_runs(subject):
-    subject = subject("gelu_cube")
-    before = {name: array.copy() for name, array in subject.feed.items()}
-    first = subject.emulator.run(Plan(), subject.feed)
-    subject.emulator.run(subject.graph.all_pinned(), subject.feed)
-    list(subject.emulator.walk(Plan(), subject.feed))
-    assert_same(subject.emulator.run(Plan(), subject.feed), first)
-    assert_same(subject.feed, before)
+# ----------------------------------------------------------------------------------------------------------------- runs
 
 
-def test_threads_share_one_emulator(subject):
-    subject = subject("residual")
-    fresh = Emulator(subject.graph)
-    plans = list(subject.plans().values()) * 4
+def test_a_run_changes_neither_feed_nor_later_runs(model_case):
+    case = model_case("gelu_cube")
+    before = {name: array.copy() for name, array in case.feed.items()}
+    first = case.emulator.run(Plan(), case.feed)
+    case.emulator.run(case.graph.all_pinned(), case.feed)
+    list(case.emulator.walk(Plan(), case.feed))
+    assert_same(case.emulator.run(Plan(), case.feed), first)
+    assert_same(case.feed, before)
+
+
+def test_threads_share_one_emulator(model_case):
+    case = model_case("residual")
+    fresh = Emulator(case.graph)
+    plans = list(case.plans().values()) * 4
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda plan: fresh.run(plan, subject.feed), plans))
+        found = list(pool.map(lambda plan: fresh.run(plan, case.feed), plans))
     for plan, outputs in zip(plans, found, strict=True):
-        assert_same(outputs, subject.emulator.run(plan, subject.feed))
-
-
-# ---------------------------------------------------------------------------------------------- kernels
-
-
-def test_a_layer_that_cannot_compute_what_it_is_fed_says_so(subject):
-    subject = subject("shared_initializer")
-    with pytest.raises(EmulationError, match="cannot compute a layer") as error:
-        subject.emulator.run(Plan(), {"x": np.zeros((2, 5), np.float32)})
-    assert error.value.exit_status == 3
-
-
-def test_equal_layers_share_a_kernel_and_others_do_not(subject):
-    nodes = subject("unnamed_and_doubly_named").graph.nodes
-    shared = subject("shared_initializer").graph
-    kernels = Kernels(shared.model)
-    assert kernels.of(shared.nodes["one"]) is kernels.of(shared.nodes["two"])
-    assert kernels.of(shared.nodes["one"]) is not kernels.of(nodes["twin"])
-
-
-def halves() -> np.ndarray:
-    """All 65536 half-precision numbers as FP32."""
-    return np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float32)
-
-
-def around(values: np.ndarray) -> np.ndarray:
-    """The values and their neighbours in FP32."""
-    down, up = np.float32(-np.inf), np.float32(np.inf)
-    with np.errstate(invalid="ignore"):
-        return np.concatenate([values, np.nextafter(values, down), np.nextafter(values, up)])
-
-
-def test_rounding_is_ieee_half_for_every_half_every_tie_and_their_neighbours():
-    """Against numpy; signs of zero included, of NaN only that it is one."""
-    ordered = np.unique(halves()[np.isfinite(halves())])
-    ties = ((ordered[1:].astype(np.float64) + ordered[:-1]) / 2).astype(np.float32)
-    given = np.concatenate([around(halves()), around(ties)])
-    with np.errstate(over="ignore"):
-        expected = given.astype(np.float16).astype(np.float32)
-    found = Rounder()(given)
-    numbers = ~np.isnan(given)
-    np.testing.assert_array_equal(found[numbers].view(np.uint32), expected[numbers].view(np.uint32))
-    assert np.isnan(found[~numbers]).all()
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        (65504.0, 65504.0),
-        (65519.996, 65504.0),
-        (65520.0, np.inf),
-        (-65520.0, -np.inf),
-        (2049.0, 2048.0),  # tie to even
-        (2051.0, 2052.0),  # tie to even
-        (2.0**-24, 2.0**-24),  # smallest subnormal
-        (2.0**-25, 0.0),  # tie to even
-        (1.0001 * 2.0**-25, 2.0**-24),
-        (1e-12, 0.0),  # a typical epsilon
-        (-1e9, -np.inf),  # a typical mask
-        (np.inf, np.inf),
-    ],
-)
-def test_rounding_of(given, expected):
-    assert Rounder()(f32(given)).tolist() == [expected]
-
-
-@given(st.lists(st.floats(width=32, allow_nan=False), min_size=1))
-@settings(max_examples=200, deadline=None, derandomize=True)
-def test_rounding_twice_is_rounding_once(values):
-    rounding = Rounder()
-    once = rounding(f32(*values))
-    np.testing.assert_array_equal(rounding(once), once)
+        assert_same(outputs, case.emulator.run(plan, case.feed))

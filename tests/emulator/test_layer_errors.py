@@ -1,4 +1,4 @@
-"""Layer by layer: what arrives, what a layer adds by itself, what single roundings change."""
+"""Errors layer by layer: accumulated, isolated, and those of single roundings; and how much memory that takes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import pytest
 from support.independent import alone_in_half, as_half, every_tensor, run_on_ort, with_one_pair
+from support.model_cases import MODELS, save_case
 from support.models import Case, f32, i64, normal, parsed
-from support.subjects import MODELS, put
 
-from trt_helper.emulator.checkpoints import PLACES
+from trt_helper.emulator.checkpoints import CHECKPOINTS
 from trt_helper.emulator.compare import compare
 from trt_helper.emulator.kernels import Kernel, Rounder
 from trt_helper.emulator.layer_errors import measure_layers
@@ -21,36 +21,36 @@ every_model = pytest.mark.parametrize("name", MODELS)
 
 
 @every_model
-def test_a_walk_arrives_where_a_run_arrives(subject, name):
-    subject = subject(name)
-    for why, plan in subject.plans().items():
+def test_a_walk_arrives_where_a_run_arrives(model_case, name):
+    case = model_case(name)
+    for why, plan in case.plans().items():
         arrived = {
-            key: array for step in subject.emulator.walk(plan, subject.feed) for key, array in step.accumulated.items()
+            key: array for step in case.emulator.walk(plan, case.feed) for key, array in step.accumulated.items()
         }
-        for output, expected in subject.emulator.run(plan, subject.feed).items():
+        for output, expected in case.emulator.run(plan, case.feed).items():
             if output in arrived:
-                found = as_half(arrived[output]) if output in subject.graph.half_io else arrived[output]
+                found = as_half(arrived[output]) if output in case.graph.half_io else arrived[output]
                 np.testing.assert_array_equal(found, expected, err_msg=f"{why}: {output}")
 
 
 @every_model
-def test_a_walk_visits_each_layer_once_in_order_with_every_output(subject, name):
-    subject = subject(name)
-    steps = list(subject.emulator.walk(Plan(), subject.feed))
-    assert [step.layer for step in steps] == list(subject.graph.layers)
+def test_a_walk_visits_each_layer_once_in_order_with_every_output(model_case, name):
+    case = model_case(name)
+    steps = list(case.emulator.walk(Plan(), case.feed))
+    assert [step.layer for step in steps] == list(case.graph.layers)
     for step in steps:
         written = {name for name in step.layer.outputs if name}
         assert set(step.reference) == set(step.accumulated) == set(step.isolated) == written
 
 
 @every_model
-def test_the_reference_of_a_walk_is_the_fp32_file(subject, name):
-    subject = subject(name)
-    control = subject.graph.all_pinned()
-    expected = every_tensor(subject.write(control), subject.feed)
-    for step in subject.emulator.walk(Plan(), subject.feed):
+def test_the_reference_of_a_walk_is_the_fp32_file(model_case, name):
+    case = model_case(name)
+    control = case.graph.all_pinned()
+    expected = every_tensor(case.write(control), case.feed)
+    for step in case.emulator.walk(Plan(), case.feed):
         for tensor, array in step.reference.items():
-            if tensor in expected and tensor not in subject.graph.half_io:
+            if tensor in expected and tensor not in case.graph.half_io:
                 np.testing.assert_array_equal(array, expected[tensor], err_msg=tensor)
 
 
@@ -61,31 +61,31 @@ PLAIN = [  # every float input of every layer follows its precision
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_the_isolated_error_is_that_of_the_layer_alone_on_reference_inputs(subject, name):
+def test_the_isolated_error_is_that_of_the_layer_alone_on_reference_inputs(model_case, name):
     """Whatever happens upstream: here everything else is half as well."""
-    subject = subject(name)
-    path = subject.write(subject.graph.all_pinned())
-    model, tensors = onnx.load(path), every_tensor(path, subject.feed)
-    for step in subject.emulator.walk(Plan(), subject.feed):
+    case = model_case(name)
+    path = case.write(case.graph.all_pinned())
+    model, tensors = onnx.load(path), every_tensor(path, case.feed)
+    for step in case.emulator.walk(Plan(), case.feed):
         expected = alone_in_half(model, step.layer.name, tensors, half=tensors)
         for tensor, array in expected.items():
             np.testing.assert_array_equal(step.isolated[tensor], array, err_msg=f"{step.layer.name}: {tensor}")
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_a_pinned_layer_adds_nothing_by_itself(subject, name):
-    subject = subject(name)
-    pins = subject.graph.candidates[::2]
-    for step in subject.emulator.walk(Plan.of(pins), subject.feed):
+def test_a_pinned_layer_adds_nothing_by_itself(model_case, name):
+    case = model_case(name)
+    pins = case.graph.candidates[::2]
+    for step in case.emulator.walk(Plan.of(pins), case.feed):
         if step.layer.name in pins:
             for tensor, array in step.reference.items():
                 np.testing.assert_array_equal(step.isolated[tensor], array)
 
 
-def test_a_culprit_has_an_isolated_error_and_its_victim_has_not(subject):
+def test_a_culprit_has_an_isolated_error_and_its_victim_has_not(model_case):
     """The square overflows by itself; the division only receives an infinite root and gives 0."""
-    subject = subject("layernorm_overflow")
-    steps = {step.layer.name: step for step in subject.emulator.walk(Plan(), subject.feed)}
+    case = model_case("layernorm_overflow")
+    steps = {step.layer.name: step for step in case.emulator.walk(Plan(), case.feed)}
     square, divide = steps["square"], steps["divide"]
     assert np.isinf(square.isolated["s"]).any()
     assert np.isfinite(square.reference["s"]).all()
@@ -96,10 +96,10 @@ def test_a_culprit_has_an_isolated_error_and_its_victim_has_not(subject):
 @pytest.mark.parametrize("stat", list(Statistic))
 def test_the_medians_of_layers_are_exact_where_a_median_decides(tmp_path, stat):
     case = Case("wide", parsed("g (float[100003] x) => (float[100003] y) { y = Exp(x) }"), {"x": normal(100_003)})
-    subject = put(case, tmp_path)
+    one_case = save_case(case, tmp_path)
     tolerance = Tolerance(stat=stat)
-    report = measure_layers(subject.emulator, Plan(), [subject.feed], tolerance)[0]
-    step = next(subject.emulator.walk(Plan(), subject.feed))
+    report = measure_layers(one_case.emulator, Plan(), [one_case.feed], tolerance)[0]
+    step = next(one_case.emulator.walk(Plan(), one_case.feed))
     exact = compare("y", step.accumulated["y"], step.reference["y"], tolerance)
     assert (report.accumulated == exact) == (stat is Statistic.MEDIAN)
     assert report.isolated == report.accumulated
@@ -117,25 +117,25 @@ def chain(folder):
     model = parsed(
         f"g (float[3] t0) => (float[3] t{LENGTH}) {{ {' '.join(lines)} }}", k=f32(0.25), pads=i64(0, 1), parts=i64(3, 1)
     )
-    return put(Case("chain", model, {"t0": f32(0.1, 0.2, 0.3)}), folder)
+    return save_case(Case("chain", model, {"t0": f32(0.1, 0.2, 0.3)}), folder)
 
 
-@pytest.mark.parametrize("way", ["run", "walk", "reference", "inject"])
-def test_a_tensor_is_freed_after_its_last_reader(tmp_path, monkeypatch, way):
+@pytest.mark.parametrize("method", ["run", "walk", "reference", "inject"])
+def test_a_tensor_is_freed_after_its_last_reader(tmp_path, monkeypatch, method):
     """Every second layer is pinned, so tensors are rounded on their way too; a handful is alive at any time.
 
     A run also leaves what is alive at some places for the next one. To inject a rounding keeps what layers only move
-    until a computing layer, which may ask for another copy of it, has been: that of the chain's first quarter.
+    until a computing layer, which may request another copy of it, has been: that of the chain's first quarter.
     """
-    subject = chain(tmp_path)
-    plan = Plan.of(subject.graph.candidates[::2])
-    ways = {
-        "run": lambda: subject.emulator.run(plan, subject.feed),
-        "walk": lambda: [None for _ in subject.emulator.walk(plan, subject.feed)],
-        "reference": lambda: subject.emulator.reference(subject.feed),
-        "inject": lambda: subject.emulator.inject([("t0", "n0")], whole),
+    model_case = chain(tmp_path)
+    plan = Plan.of(model_case.graph.candidates[::2])
+    calls = {
+        "run": lambda: model_case.emulator.run(plan, model_case.feed),
+        "walk": lambda: [None for _ in model_case.emulator.walk(plan, model_case.feed)],
+        "reference": lambda: model_case.emulator.reference(model_case.feed),
+        "inject": lambda: model_case.emulator.inject([("t0", "n0")], whole),
     }
-    whole = subject.emulator.all_values(subject.feed)
+    whole = model_case.emulator.all_values(model_case.feed)
     made: list[weakref.ref] = []
     alive: list[int] = []
 
@@ -148,14 +148,14 @@ def test_a_tensor_is_freed_after_its_last_reader(tmp_path, monkeypatch, way):
 
         return result
 
-    assert len(list(subject.emulator.walk(plan, subject.feed))) > LENGTH  # and weights are rounded by now
+    assert len(list(model_case.emulator.walk(plan, model_case.feed))) > LENGTH  # and weights are rounded by now
     monkeypatch.setattr(Kernel, "run", watched(Kernel.run))
     monkeypatch.setattr(Rounder, "__call__", watched(Rounder.__call__))
-    ways[way]()
+    calls[method]()
     assert len(made) >= LENGTH
-    if way == "inject":
+    if method == "inject":
         alive = alive[2 * LENGTH // 3 :]
-    assert max(alive) <= 10 + (2 * PLACES if way == "run" else 0) < LENGTH
+    assert max(alive) <= 10 + (2 * CHECKPOINTS if method == "run" else 0) < LENGTH
 
 
 # ----------------------------------------------------------------------------------- single roundings
@@ -164,46 +164,46 @@ def test_a_tensor_is_freed_after_its_last_reader(tmp_path, monkeypatch, way):
 @pytest.mark.parametrize(
     "name", ["layernorm_overflow", "residual", "gelu_cube", "shared_initializer", "gru", "movement_between"]
 )
-def test_one_injected_rounding_is_one_pair_of_casts_in_the_fp32_model(subject, name):
-    subject = subject(name)
-    path = subject.write(subject.graph.all_pinned())
+def test_one_injected_rounding_is_one_pair_of_casts_in_the_fp32_model(model_case, name):
+    case = model_case(name)
+    path = case.write(case.graph.all_pinned())
     model = onnx.load(path)
-    reference = subject.emulator.all_values(subject.feed)
-    plain = run_on_ort(model, subject.feed)
-    made = {out for layer in subject.graph.layers for out in layer.outputs} | set(subject.feed)
-    for layer in subject.graph.layers:
+    reference = case.emulator.all_values(case.feed)
+    plain = run_on_ort(model, case.feed)
+    made = {out for layer in case.graph.layers for out in layer.outputs} | set(case.feed)
+    for layer in case.graph.layers:
         if layer.role is not Role.COMPUTE:
             continue
         for tensor in {*layer.inputs} & made:
-            expected = run_on_ort(with_one_pair(model, tensor, layer.name), subject.feed)
-            changed = subject.emulator.inject([(tensor, layer.name)], reference)
+            expected = run_on_ort(with_one_pair(model, tensor, layer.name), case.feed)
+            changed = case.emulator.inject([(tensor, layer.name)], reference)
             for output, array in expected.items():
                 np.testing.assert_array_equal(
                     changed.get(output, plain[output]), array, err_msg=f"{tensor} {layer.name}"
                 )
 
 
-def test_rounding_through_movement_reaches_only_the_reader_that_asked(subject):
+def test_rounding_through_movement_reaches_only_the_reader_that_it_is_meant_for(model_case):
     """`conv` rounded on its way to `product`, through three movement layers."""
-    subject = subject("movement_between")
-    reference = subject.emulator.all_values(subject.feed)
-    (changed,) = subject.emulator.inject([("c", "product")], reference).values()
-    tensors = every_tensor(subject.write(subject.graph.all_pinned()), subject.feed)
+    case = model_case("movement_between")
+    reference = case.emulator.all_values(case.feed)
+    (changed,) = case.emulator.inject([("c", "product")], reference).values()
+    tensors = every_tensor(case.write(case.graph.all_pinned()), case.feed)
     moved = as_half(tensors["c"]).transpose(0, 2, 3, 1).reshape(4, 2)
     joined = np.concatenate([moved, tensors["more"]], axis=1)
     np.testing.assert_allclose(changed, np.tanh(joined @ tensors["v"]), rtol=1e-6)
     assert not np.array_equal(changed, reference["y"])
 
 
-def test_an_injected_output_rounding_changes_that_output_alone(subject):
-    subject = subject("residual")
-    reference = subject.emulator.all_values(subject.feed)
-    changed = subject.emulator.inject([("y", "")], reference)
+def test_an_injected_output_rounding_changes_that_output_alone(model_case):
+    case = model_case("residual")
+    reference = case.emulator.all_values(case.feed)
+    changed = case.emulator.inject([("y", "")], reference)
     assert list(changed) == ["y"]
     np.testing.assert_array_equal(changed["y"], as_half(reference["y"]))
 
 
-def test_a_layer_whose_weights_are_halves_already_has_no_rounded_weights(subject):
-    assert subject("shared_initializer").emulator.has_rounded_weights("one")
-    assert not subject("all_half").emulator.has_rounded_weights("product")
-    assert not subject("residual").emulator.has_rounded_weights("join")
+def test_a_layer_whose_weights_are_halves_already_has_no_rounded_weights(model_case):
+    assert model_case("shared_initializer").emulator.has_rounded_weights("one")
+    assert not model_case("all_half").emulator.has_rounded_weights("product")
+    assert not model_case("residual").emulator.has_rounded_weights("join")

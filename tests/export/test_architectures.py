@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from support.cli_helpers import ok
+from support.command_line import ok
 
 from trt_helper.onnx_model.graph import read_graph
 from trt_helper.onnx_model.load import load

@@ -1,11 +1,9 @@
-"""`trt-helper export`: what is asked for, which exporter answers, and that the answers are the module's."""
+"""`trt-helper export`: its options, which exporter is used, and that the ONNX model computes what the module does."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from support.cli_helpers import ok, own_folder, run, two_lines
+from support.command_line import Result, clean, in_process, ok, own_folder, run, save_input, saved, two_lines
 
 from trt_helper.export.decomposed import decomposed
 from trt_helper.onnx_model.graph import NAME_SCOPES, read_graph
@@ -52,22 +50,40 @@ main()
 
 
 def without_torch(*words):
-    command = [sys.executable, "-c", WITHOUT, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    """Run `trt-helper WORDS` as where neither PyTorch nor safetensors is installed."""
+    process = in_process(WITHOUT, *words)
+    out, err = process.communicate(timeout=60)
+    return Result(process.returncode, out, err)
 
 
 def test_without_pytorch_export_says_how_to_install_it():
     result = without_torch("export", "c.pt", "--model", "net.py:Net")
-    assert (result.returncode, result.stdout) == (3, "")
-    error, fix = two_lines(result.stderr)
+    assert (result.status, result.out) == (3, "")
+    error, fix = two_lines(result.err)
     assert "export needs PyTorch" in error
     assert fix == "pip install 'trt-helper[export]'"
 
 
+def test_without_pytorch_export_says_so_too_where_the_checkpoint_is_there():
+    save_input("model.pt.npz", x=np.zeros(1, np.float32)).rename("model.pt")
+    result = without_torch("export", "model.pt", "--model", "net.py:Net", "--input", "x:1x3")
+    assert result.status == 3
+    assert "PyTorch" in two_lines(result.err)[0]
+    assert "pip install 'trt-helper[export]'" in two_lines(result.err)[1]
+    assert result.out == ""
+
+
 def test_without_pytorch_its_help_is_there():
     result = without_torch("export", "--help")
-    assert result.returncode == 0
-    assert "--trust-checkpoint" in result.stdout
+    assert result.status == 0
+    assert "--trust-checkpoint" in result.out
+
+
+def test_without_pytorch_the_other_commands_work():
+    assert without_torch("export", "--help").status == 0
+    assert without_torch("inspect", saved(clean())).status == 0
+    save_input("x.npz", x=np.ones((1, 4), np.float32))
+    assert without_torch("locate", "model.onnx", "--inputs", "x.npz").status == 0
 
 
 # ------------------------------------------------------------------------------------ parity

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip insta
 pytest.importorskip("safetensors", reason="safetensors is not installed: pip install 'trt-helper[export]'")
 
 from safetensors.torch import save_file  # noqa: E402
-from support.cli_helpers import two_lines  # noqa: E402
+from support.command_line import two_lines  # noqa: E402
 from support.export_cases import INPUT, export, network, refused, saved, weights  # noqa: E402
 
 pytestmark = [pytest.mark.export, pytest.mark.usefixtures("export_folder")]
@@ -217,52 +217,3 @@ def test_a_missing_file_and_a_folder_are_named():
 
 
 # ------------------------------------------------------------------------- names and shapes that differ
-
-
-def test_missing_and_unexpected_keys_are_listed_with_what_to_try():
-    state = weights()
-    state["classifier.weight"] = state.pop("head.weight")
-    refused(
-        export(saved(state)),
-        "lacks 1 of the module's 9 tensors: head.weight and has 1 that the module lacks: classifier.weight",
-        "--allow-missing",
-    )
-
-
-def test_a_key_that_is_nearly_right_is_asked_about():
-    state = weights()
-    state["heads.weight"] = state.pop("head.weight")
-    refused(export(saved(state)), "head.weight", "is 'head.weight' called 'heads.weight' in the file?")
-
-
-def test_a_long_list_of_keys_is_short():
-    refused(export(saved({f"layers.{i}.w": torch.zeros(1) for i in range(400)})), "and 395 more", "nothing fits")
-
-
-def test_what_is_missing_is_said_aloud_where_it_is_allowed():
-    state = weights()
-    del state["head.bias"]
-    state["surplus"] = torch.zeros(2)
-    result = export(saved(state), "--allow-missing", "--exporter", "torchscript")
-    assert result.status == 0, result.err
-    assert any("1 of the module's tensors are not in c.pt and stay random: head.bias" in w for w in result.warnings)
-    assert any("were left out: surplus" in w for w in result.warnings)
-
-
-def test_other_shapes_are_listed_with_the_argument_to_give():
-    refused(
-        export(saved(weights(classes=7))),
-        "2 tensors of another shape: head.weight 7x4 in the file, 3x4 in the module",
-        "--model-arg",
-    )
-    refused(export("c.pt", "--allow-missing"), "of another shape")
-    assert export("c.pt", "--model-arg", "classes=7", "--exporter", "torchscript").status == 0
-
-
-def test_a_key_without_weights_is_a_usage_error_that_names_the_others():
-    saved({"net_a": weights(), "step": 4})
-    refused(export("c.pt", "--key", "ema"), "--key 'ema'", "it has weights in net_a", status=2)
-
-
-def test_a_file_of_numbers_holds_no_state_dict():
-    refused(export(saved({"epoch": 3, "loss": [1.0]})), "holds no state dict, but a dictionary of epoch, loss")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from support.cli_helpers import ok, run
+from support.command_line import ok, run
 
 from trt_helper.onnx_model.graph import read_graph
 from trt_helper.onnx_model.load import load

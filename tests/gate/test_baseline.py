@@ -1,4 +1,4 @@
-"""`gate` against what a plan reached once: when it fails, and what a baseline file may be."""
+"""The baseline of `gate`: when worse results fail, and which baseline files are refused."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.cli_helpers import run, two_lines
+from support.command_line import run, two_lines
 from support.gate_models import BASELINE, CONFIG, SQUARE, edit, entry, gate, rules, subjects
 
 pytestmark = pytest.mark.usefixtures("gate_project")

@@ -1,4 +1,4 @@
-"""`trt-helper gate`: what fails it, what it warns of, and what it leaves alone."""
+"""`trt-helper gate`: which plans fail, what is a warning, and which code is never run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from support.cli_helpers import misused, nothing_written, ok, run, save_input
+from support.command_line import misused, nothing_written, ok, run, save_input
 from support.gate_models import CONFIG, NORM, SQUARE, edit, entry, gate, rules, subjects, write_model
 
 pytestmark = pytest.mark.usefixtures("gate_project")
@@ -69,9 +69,9 @@ def test_a_tolerance_for_an_output_that_the_model_lacks_is_an_error():
     assert "'z', which is no output" in gate(status=3)["findings"][0]["message"]
 
 
-def test_cures_of_a_config_are_applied():
+def test_rewrites_of_a_config_are_applied():
     """Four layers in BF16, which has the range of FP32 and 8 bits: what they compute is off by about 2^-8."""
-    edit(CONFIG, lambda data: data.update(rewrites=[{"bf16": name} for name in data.pop("FP32_LAYERS_FOR_FP16")]))
+    edit(CONFIG, lambda data: data.update(cures=[{"bf16": name} for name in data.pop("FP32_LAYERS_FOR_FP16")]))
     edit(CONFIG, lambda data: data.update(atol=0.1))
     found = gate()
     assert (found["fp32_layers"], found["bf16_layers"]) == ([], sorted(NORM))
@@ -144,10 +144,10 @@ def test_a_looser_tolerance_makes_pins_unneeded():
     assert subjects(gate(), "pin") == list(NORM)
 
 
-def test_pins_that_locate_proved_are_tried_only_when_asked_for(monkeypatch):
+def test_pins_that_locate_proved_are_tried_only_when_requested(monkeypatch):
     tried = []
     monkeypatch.setattr(
-        "trt_helper.gate.plan_run.Replay.passes_without", lambda _run, name, _metric: tried.append(name)
+        "trt_helper.gate.plan_run.EmulatedPlanRun.passes_without", lambda _run, name, _metric: tried.append(name)
     )
     gate()
     assert tried == []
@@ -165,7 +165,7 @@ def test_a_data_loader_that_only_the_config_names_is_not_run():
     assert not Path("canary").exists()
 
 
-def test_a_metric_decides_when_it_is_named_and_is_asked_for_when_not():
+def test_a_metric_decides_when_it_is_named_and_is_requested_when_not():
     Path("metric.py").write_text(
         "from pathlib import Path\nPath('canary').touch()\n"
         "def same(reference, found):\n"

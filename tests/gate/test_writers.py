@@ -1,4 +1,4 @@
-"""The files that CI reads, and what hostile names do in them: nothing."""
+"""The files of `gate` for CI systems, and that hostile names in them stay text."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import yaml
 from markdown_it import MarkdownIt
-from support.cli_helpers import model, node, ok, own_folder, run, save_input, saved, value
+from support.command_line import ok, own_folder, run, save_input, saved
 from support.gate_models import SQUARE, write_model, write_project
+from support.onnx_parts import model, node, value
 from support.schemas import require_valid
 
 HOSTILE = {

@@ -1,10 +1,10 @@
-"""FP32 outputs that `gate` keeps from call to call: taken where they are right, made again where they are not."""
+"""The cache of references that `gate` keeps: used where it is right, made again where it is not, and bounded."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.cli_helpers import save_input
+from support.command_line import save_input
 from support.gate_models import gate, write_model
 
 pytestmark = pytest.mark.usefixtures("gate_project")

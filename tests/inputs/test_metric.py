@@ -1,4 +1,4 @@
-"""A user's own figure decides instead of a tolerance."""
+"""A user's metric: it decides instead of a tolerance, and its errors are shown as the user's."""
 
 from __future__ import annotations
 

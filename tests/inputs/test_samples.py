@@ -1,4 +1,4 @@
-"""Samples: where they come from, in which order, and what becomes of them."""
+"""Samples from files, folders, scripts and random numbers: their order, their types, and what is refused."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 
 import numpy as np
 import pytest
+from support.model_cases import MODELS, save_case
 from support.models import Case, f32, i64, parsed
-from support.subjects import MODELS, put
 
 from trt_helper.errors import InputError
 from trt_helper.inputs.samples import element_count, load_samples, random_sample
@@ -22,7 +22,7 @@ def dynamic(tmp_path):
         }"""
     )
     (tmp_path / "model").mkdir()
-    return put(Case("dynamic", model, {}), tmp_path / "model").graph
+    return save_case(Case("dynamic", model, {}), tmp_path / "model").graph
 
 
 def good(batch: int = 2) -> dict[str, np.ndarray]:
@@ -68,9 +68,9 @@ def test_other_float_types_become_fp32_in_memory_order(tmp_path, dynamic, dtype)
     assert sample.feed["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
-def test_half_inputs_take_only_halves(subject, tmp_path):
+def test_half_inputs_take_only_halves(model_case, tmp_path):
     """0.1 is no half: reference and emulator must see the same number."""
-    graph = subject("all_half").graph
+    graph = model_case("all_half").graph
     (sample,) = load_samples(graph, [save(tmp_path / "s.npz", x=np.full((2, 4), 0.1, np.float32))])
     assert sample.feed["x"].dtype == np.float32
     assert set(sample.feed["x"].ravel()) == {np.float32(np.float16(0.1))}
@@ -138,8 +138,8 @@ def test_json_that_polygraphy_did_not_write_is_refused(tmp_path, dynamic):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_random_samples_fit_the_model_and_depend_on_the_seed_alone(subject, name):
-    graph = subject(name).graph
+def test_random_samples_fit_the_model_and_depend_on_the_seed_alone(model_case, name):
+    graph = model_case(name).graph
     sizes = {value.name: (2,) for value in graph.inputs if name == "made_of_shapes" and value.name == "n"}
     first, again, other = (random_sample(graph, sizes, seed=seed).feed for seed in (0, 0, 1))
     for value in graph.inputs:
@@ -163,4 +163,4 @@ def test_dynamic_dimensions_are_one_unless_a_shape_is_given_for_any_input_that_s
 def test_strings_cannot_be_made_up(tmp_path):
     model = parsed("g (string[2] s, float[2] x) => (float[2] y) { [exp] y = Exp(x) }")
     with pytest.raises(InputError, match="'s' holds"):
-        load_samples(put(Case("strings", model, {}), tmp_path).graph, [])
+        load_samples(save_case(Case("strings", model, {}), tmp_path).graph, [])

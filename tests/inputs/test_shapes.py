@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.cli_helpers import clean, constant, model, node, saved, value
+from support.command_line import clean, saved
+from support.onnx_parts import constant, model, node, value
 
 from trt_helper.errors import InputError
 from trt_helper.inputs.samples import Sample, random_sample

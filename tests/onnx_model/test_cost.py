@@ -8,7 +8,7 @@ import pytest
 from support.zoo import Net
 
 from trt_helper.emulator.emulator import Emulator
-from trt_helper.onnx_model.cost import Gpu, operations, prices, seconds
+from trt_helper.onnx_model.cost import Gpu, operations, pin_costs, seconds
 from trt_helper.onnx_model.graph import Graph, read_graph
 from trt_helper.onnx_model.load import load
 from trt_helper.search.error_model import ErrorModel, RoundingEffect
@@ -52,7 +52,7 @@ def test_a_kernel_takes_as_long_as_its_traffic_when_that_is_longer(graph):
 
 def test_a_pin_is_paid_by_its_own_layer_and_by_the_casts_around_it(graph):
     shapes = shapes_of(graph)
-    found = prices(graph, shapes, GPU)
+    found = pin_costs(graph, shapes, GPU)
     for name in graph.candidates:
         more = seconds(graph, Plan.of([name]), shapes, GPU) - seconds(graph, Plan(), shapes, GPU)
         assert found[name] == pytest.approx(more, abs=1e-12), name

@@ -1,10 +1,10 @@
-"""Layers: their roles, neighbours, and what may be pinned."""
+"""The graph of layers: their roles, neighbours, and which may be pinned."""
 
 from __future__ import annotations
 
 import pytest
+from support.model_cases import MODELS, save_case
 from support.models import Case, f32, normal, parsed
-from support.subjects import MODELS, put
 
 from trt_helper.errors import ConfigError
 from trt_helper.values import Plan, Role
@@ -13,12 +13,12 @@ every_model = pytest.mark.parametrize("name", MODELS)
 COMPUTE, MOVEMENT, FIXED = Role.COMPUTE, Role.MOVEMENT, Role.FIXED
 
 
-def roles(subject) -> dict[str, Role]:
-    return {layer.name: layer.role for layer in subject.graph.layers}
+def roles(model_case) -> dict[str, Role]:
+    return {layer.name: layer.role for layer in model_case.graph.layers}
 
 
 def made(folder, text, **weights):
-    return put(Case("made", parsed(text, **weights), {}), folder)
+    return save_case(Case("made", parsed(text, **weights), {}), folder)
 
 
 # ----------------------------------------------------------------------------------------------- roles
@@ -40,19 +40,19 @@ def made(folder, text, **weights):
         ("made_of_shapes", {"fill": MOVEMENT, "test": COMPUTE, "narrow": COMPUTE}),
     ],
 )
-def test_roles_of_the_layers_of(subject, name, expected):
-    found = roles(subject(name))
+def test_roles_of_the_layers_of(model_case, name, expected):
+    found = roles(model_case(name))
     assert {layer: found[layer] for layer in expected} == expected
 
 
 def test_reading_bits_as_another_type_has_no_half_form(tmp_path):
     model = parsed("g (float[2] x) => (int32[2] y) { [head] h = Exp(x) [bits] y = BitCast <to=6> (h) }", opset=26)
-    assert roles(put(Case("bits", model, {}), tmp_path)) == {"head": COMPUTE, "bits": FIXED}
+    assert roles(save_case(Case("bits", model, {}), tmp_path)) == {"head": COMPUTE, "bits": FIXED}
 
 
 def test_an_operator_that_has_no_half_form_at_the_models_opset_is_fixed(tmp_path):
     """Range takes no half at any opset."""
-    subject = made(
+    model_case = made(
         tmp_path,
         """g (float start, float[3] x) => (float[M] r, float[3] y) {
           [range] r = Range(start, ten, one)
@@ -61,11 +61,11 @@ def test_an_operator_that_has_no_half_form_at_the_models_opset_is_fixed(tmp_path
         ten=f32(10)[0],
         one=f32(1)[0],
     )
-    assert roles(subject) == {"range": FIXED, "exp": COMPUTE}
+    assert roles(model_case) == {"range": FIXED, "exp": COMPUTE}
 
 
 def test_arithmetic_that_ends_in_a_shape_and_in_an_output_is_no_shape_arithmetic(tmp_path):
-    subject = made(
+    model_case = made(
         tmp_path,
         """g (float[1,1,H,W] x) => (float[1,1,P,Q] y, float[4] ratio) {
           [shape] s = Shape(x)
@@ -75,54 +75,54 @@ def test_arithmetic_that_ends_in_a_shape_and_in_an_output_is_no_shape_arithmetic
         }""",
         four=f32(4, 4, 4, 4),
     )
-    assert roles(subject)["ratio"] is COMPUTE
+    assert roles(model_case)["ratio"] is COMPUTE
 
 
 # ----------------------------------------------------------------------------------------- the plan
 
 
 @every_model
-def test_only_computing_layers_can_be_pinned_and_all_pinned_pins_them_all(subject, name):
-    graph = subject(name).graph
+def test_only_computing_layers_can_be_pinned_and_all_pinned_pins_them_all(model_case, name):
+    graph = model_case(name).graph
     assert graph.candidates == tuple(layer.name for layer in graph.layers if layer.role is COMPUTE)
     assert graph.all_pinned() == Plan.of(graph.candidates) == graph.plan(layer.name for layer in graph.layers)
 
 
-def test_a_pinned_movement_or_fixed_layer_changes_nothing(subject):
-    graph = subject("movement_between").graph
+def test_a_pinned_movement_or_fixed_layer_changes_nothing(model_case):
+    graph = model_case("movement_between").graph
     assert graph.plan(["turn", "flat"]) == Plan()
-    assert subject("if_outer").graph.plan(["choose"]) == Plan()
+    assert model_case("if_outer").graph.plan(["choose"]) == Plan()
 
 
-def test_an_unknown_name_is_refused_with_the_nearest(subject):
+def test_an_unknown_name_is_refused_with_the_nearest(model_case):
     with pytest.raises(ConfigError, match="no layer named 'varience'") as error:
-        subject("layernorm_overflow").graph.plan(["varience"])
+        model_case("layernorm_overflow").graph.plan(["varience"])
     assert "'variance'" in error.value.fix
     with pytest.raises(ConfigError) as error:
-        subject("layernorm_overflow").graph.plan(["%%%"])
+        model_case("layernorm_overflow").graph.plan(["%%%"])
     assert "inspect" in error.value.fix
 
 
 # ------------------------------------------------------------------------------------------ neighbours
 
 
-def test_parents_and_children(subject):
-    layers = {layer.name: layer for layer in subject("residual").graph.layers}
+def test_parents_and_children(model_case):
+    layers = {layer.name: layer for layer in model_case("residual").graph.layers}
     assert layers["first"].children == ("left", "right", "skip")
     assert layers["skip"].parents == ("join", "first")
     assert layers["first"].parents == ()
     assert layers["skip"].children == ()
 
 
-def test_a_subgraphs_reads_are_its_nodes_reads(subject):
-    layers = {layer.name: layer for layer in subject("if_outer").graph.layers}
+def test_a_subgraphs_reads_are_its_nodes_reads(model_case):
+    layers = {layer.name: layer for layer in model_case("if_outer").graph.layers}
     assert set(layers["choose"].inputs) == {"c", "r", "w"}
     assert layers["choose"].parents == ("before",)
     assert layers["before"].children == ("choose",)
 
 
 def test_a_subgraph_in_a_subgraph_reads_the_outermost_tensor(tmp_path):
-    subject = made(
+    model_case = made(
         tmp_path,
         """g (float[2] x, bool c, bool d) => (float[2] y) {
           [head] h = Exp(x)
@@ -132,14 +132,14 @@ def test_a_subgraph_in_a_subgraph_reads_the_outermost_tensor(tmp_path):
             else_branch = e () => (float[2] b) { b = Identity(h) }>
         }""",
     )
-    (outer,) = (layer for layer in subject.graph.layers if layer.name == "outer")
+    (outer,) = (layer for layer in model_case.graph.layers if layer.name == "outer")
     assert set(outer.inputs) == {"c", "d", "h", "x"}
     assert outer.parents == ("head",)
 
 
 @every_model
-def test_neighbours_mirror_each_other_and_come_in_topological_order(subject, name):
-    layers = subject(name).graph.layers
+def test_neighbours_mirror_each_other_and_come_in_topological_order(model_case, name):
+    layers = model_case(name).graph.layers
     place = {layer.name: index for index, layer in enumerate(layers)}
     edges = {(parent, layer.name) for layer in layers for parent in layer.parents}
     assert edges == {(layer.name, child) for layer in layers for child in layer.children}
@@ -149,5 +149,5 @@ def test_neighbours_mirror_each_other_and_come_in_topological_order(subject, nam
 def test_a_layer_knows_its_pytorch_module(tmp_path):
     model = parsed("g (float[2,3] x) => (float[2,4] y) { [linear] y = MatMul(x, w) }", w=normal(3, 4))
     model.graph.node[0].metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', 'head', 'head.linear']")
-    (layer,) = put(Case("module", model, {}), tmp_path).graph.layers
+    (layer,) = save_case(Case("module", model, {}), tmp_path).graph.layers
     assert layer.module == "head"

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
+from support.model_cases import MODELS
 from support.models import parsed
+from support.onnx_parts import node, value
 from support.refused_models import REFUSED
 from support.special_models import external_model, save_external
-from support.subjects import MODELS
 
+from trt_helper.emulator.emulator import Emulator
 from trt_helper.errors import ModelError
 from trt_helper.onnx_model.graph import read_graph
 from trt_helper.onnx_model.load import load
@@ -69,14 +73,14 @@ def test_a_missing_file_and_a_folder_are_told_apart(tmp_path):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_reading_a_model_leaves_its_file_alone(subject, name):
+def test_reading_a_model_leaves_its_file_alone(model_case, name):
     before = MODELS[name]().model.SerializeToString()
-    assert subject(name).graph.source.path.read_bytes() == before
-    assert subject(name).graph.source.sha256 == hashlib.sha256(before).hexdigest()
+    assert model_case(name).graph.source.path.read_bytes() == before
+    assert model_case(name).graph.source.sha256 == hashlib.sha256(before).hexdigest()
 
 
-def test_nodes_in_another_order_are_sorted(subject):
-    assert [layer.name for layer in subject("unsorted").graph.layers] == ["one", "two", "three"]
+def test_nodes_in_another_order_are_sorted(model_case):
+    assert [layer.name for layer in model_case("unsorted").graph.layers] == ["one", "two", "three"]
 
 
 # ---------------------------------------------------------------------------------------- external data
@@ -142,3 +146,129 @@ def test_a_dangling_read_inside_a_subgraph_is_refused(tmp_path):
     path.write_bytes(model.SerializeToString())
     with pytest.raises(ModelError, match="'inner' reads 'ghost'"):
         load(path)
+
+
+# ----------------------------------------------------------------------------- what a stranger's file may not do
+
+
+def outside(name="w", location="../secret.bin"):
+    """A tensor whose values are in a file outside the model's folder."""
+    tensor = onnx.TensorProto(name=name, data_type=onnx.TensorProto.FLOAT, dims=[2], raw_data=b"")
+    onnx.external_data_helper.set_external_data(tensor, location, offset=0, length=8)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    return tensor
+
+
+def around(*, nodes=(), functions=(), shape=(2,), initializers=(), sparse=()):
+    """A model that is sound but for what is put into it. Without `shape` the checker has a harmless complaint."""
+    x, y = value("x", [2]), value("y", shape)
+    graph = helper.make_graph([node("Tanh", ["x"], ["y"], "act"), *nodes], "g", [x], [y], list(initializers))
+    graph.sparse_initializer.extend(sparse)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=9, functions=list(functions))
+
+
+def function(name, *nodes):
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    return helper.make_function("own", name, ["a"], ["b"], nodes, opsets)
+
+
+def in_a_function():
+    body = [node("Constant", [], ["c"], value=outside()), node("Add", ["a", "c"], ["b"])]
+    return around(functions=[function("f", *body)], nodes=[node("f", ["x"], ["z"], "call", domain="own")])
+
+
+def in_a_sparse_tensor():
+    sparse = onnx.SparseTensorProto(dims=[4], values=outside("s"))
+    sparse.indices.CopyFrom(numpy_helper.from_array(np.arange(2), "i"))
+    return around(sparse=[sparse])
+
+
+def in_a_list_of_tensors():
+    attribute = onnx.AttributeProto(name="many", type=onnx.AttributeProto.TENSORS, tensors=[outside()])
+    strange = node("Strange", ["x"], ["z"], "strange", domain="own")
+    strange.attribute.append(attribute)
+    return around(nodes=[strange])
+
+
+def in_training():
+    model = around()
+    model.training_info.add().initialization.initializer.append(outside())
+    return model
+
+
+@pytest.mark.parametrize("make", [in_a_function, in_a_sparse_tensor, in_a_list_of_tensors, in_training])
+def test_weights_outside_the_folder_are_refused_wherever_they_hang(tmp_path, make):
+    (tmp_path / "secret.bin").write_bytes(b"\0" * 8)
+    (tmp_path / "model").mkdir()
+    path = tmp_path / "model" / "model.onnx"
+    path.write_bytes(make().SerializeToString())
+    with pytest.raises(ModelError, match="outside the model's folder"):
+        load(path)
+
+
+def test_weights_in_a_function_are_read_from_the_models_folder_and_no_other(tmp_path, monkeypatch):
+    body = [node("Constant", [], ["c"], value=outside(location="c.bin")), node("Add", ["a", "c"], ["b"])]
+    model = around(functions=[function("f", *body)], nodes=[node("f", ["x"], ["z"], "call", domain="own")])
+    model.graph.output.append(value("z", [2]))
+    path = tmp_path / "model" / "model.onnx"
+    path.parent.mkdir()
+    path.write_bytes(model.SerializeToString())
+    (path.parent / "c.bin").write_bytes(np.float32([1, 2]).tobytes())
+    (tmp_path / "c.bin").write_bytes(np.float32([7, 7]).tobytes())
+    monkeypatch.chdir(tmp_path)
+    graph = read_graph(load(path))
+    found = Emulator(graph).reference({"x": np.zeros(2, np.float32)})
+    assert found["z"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("shape", [(2,), None], ids=["sound", "an output without a shape"])
+@pytest.mark.parametrize(
+    ("functions", "says"),
+    [
+        ([function("f", node("f", ["a"], ["b"], domain="own"))], "'f' calls itself"),
+        (
+            [
+                function("f", node("g", ["a"], ["b"], domain="own")),
+                function("g", node("f", ["a"], ["b"], domain="own")),
+            ],
+            "calls itself",
+        ),
+    ],
+    ids=["itself", "each other"],
+)
+def test_functions_without_an_end_are_refused(tmp_path, functions, says, shape):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(around(functions=functions, shape=shape).SerializeToString())
+    with pytest.raises(ModelError, match=says):
+        load(path)
+
+
+def short():
+    return onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[4], raw_data=b"\0" * 8)
+
+
+@pytest.mark.parametrize("shape", [(2,), None], ids=["sound", "an output without a shape"])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"initializers": [short()]},
+        {"nodes": [node("Constant", [], ["c"], "c", value=short())]},
+        {"nodes": [node("Conv", ["x"], ["c"], "c", no_such_attribute=1)]},
+        {"functions": [function("f", node("Conv", ["a"], ["b"], no_such_attribute=1))]},
+    ],
+    ids=["initializer", "constant", "node", "function"],
+)
+def test_a_harmless_complaint_hides_no_other(tmp_path, parts, shape):
+    """onnx.checker stops at the first: an output without a shape once let all that follows through."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(around(**parts, shape=shape).SerializeToString())
+    with pytest.raises(ModelError):
+        load(path)
+
+
+def test_an_output_without_a_shape_alone_is_no_obstacle(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(around(shape=None).SerializeToString())
+    assert load(path)

@@ -1,4 +1,4 @@
-"""The page in a real browser, offline: it draws, answers the mouse, finds layers, and complains of nothing."""
+"""The report's page in a real browser, offline: figures, mouse, search, and no error on the console."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two run records in, what changed out: `trt-helper compare A.json B.json`, on records that the commands wrote."""
+"""`trt-helper compare A.json B.json`: what changed between two run records that the commands wrote."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from jsonschema import Draft7Validator
-from support.cli_helpers import (
+from support.command_line import (
     PINS,
     misused,
     ok,
@@ -138,14 +138,14 @@ def test_another_version_is_a_change(large):
     }
 
 
-def test_a_bf16_pin_and_a_cure_are_changes(large):
+def test_a_bf16_pin_and_a_rewrite_are_changes(large):
     """With BF16 allowed the same four layers keep their range at half the width."""
-    found = compared(large, locate("cured", "--inputs", "x.npz", "--atol", "0.01", "--cures", "pins,bf16"))
+    found = compared(large, locate("rewritten", "--inputs", "x.npz", "--atol", "0.01", "--cures", "pins,bf16"))
     wide = {pin["name"] for pin in found["pins"] if pin["b"]["precision"] == "bf16"}
     assert wide
     assert named(found, "changed") == wide
-    cured = [{"norms": "/norm/Div", "as": "LayerNormalization", "without": {}}]
-    changes = compared(large, edited(large, "norm.json", rewrites=cured))["changes"]
+    rewritten = [{"norms": "/norm/Div", "as": "LayerNormalization", "without": {}}]
+    changes = compared(large, edited(large, "norm.json", cures=rewritten))["changes"]
     assert changes == {"cure of norms /norm/Div, as LayerNormalization": {"a": None, "b": "yes"}}
 
 

@@ -1,4 +1,4 @@
-"""Names that want to be markup, code, commands or endless: on the report's page and in its tables they are text."""
+"""Hostile names (markup, code, commands, endless text) stay text on the report's page and in its tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.cli_helpers import constant, everything, model, node, ok, own_folder, saved, value
+from support.command_line import everything, ok, own_folder, saved
+from support.onnx_parts import constant, model, node, value
 
 SCRIPT = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 NAMES = {
@@ -182,7 +183,7 @@ def test_what_changed_between_two_runs_is_text_too(runs, tmp_path, monkeypatch, 
     assert ok("compare", tame, "b.json", "--json").out.isascii()
 
 
-def test_a_run_of_hostile_names_leaves_only_the_files_that_were_asked_for(runs):
+def test_a_run_of_hostile_names_leaves_only_the_files_that_were_requested(runs):
     for kind, (folder, _, _) in runs.items():
         found = {Path(path).name for path in everything(folder) if path.endswith((".json", ".yaml", ".html"))}
         assert found == {"plan.yaml", "plan.run.json", "page.html"}, kind

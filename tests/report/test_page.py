@@ -1,4 +1,4 @@
-"""The page as a file: its parts, what it may load, and what it says; parsed, not looked at."""
+"""The report's page as a file: its parts, what it may load, and its numbers; parsed, not rendered."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from html.parser import HTMLParser
 
 import pytest
 import vl_convert
-from support.cli_helpers import PINS, run, save_overflowing
+from support.command_line import PINS, run, save_overflowing
 from support.report_records import clean_record, long_record, overflowing_record
 
 from trt_helper.report import figures

@@ -1,4 +1,4 @@
-"""What an engine computes between its kernels. Engines are built for real; what they would compute is made up."""
+"""The intermediate tensors of an engine against the emulator. Engines are real; what they would compute is made up."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import yaml
-from support.builder_models import model, needs_rtx, node, value, weights
+from support.builder_models import needs_rtx, weights
+from support.onnx_parts import model, node, value
 
-from trt_helper.builder import build as rtx
 from trt_helper.builder.convert import convert
 from trt_helper.builder.layer_info import EngineLayer, EngineTensor
 from trt_helper.builder.settings import BuildSettings
-from trt_helper.cli import tables as text
+from trt_helper.cli import tables
 from trt_helper.cli.console import show
 from trt_helper.emulator.emulator import Emulator
 from trt_helper.errors import MachineError
@@ -22,17 +22,16 @@ from trt_helper.inputs.samples import Sample
 from trt_helper.onnx_model.graph import read_graph
 from trt_helper.onnx_model.load import load
 from trt_helper.report.record import located_json
-from trt_helper.runners import oracle as oracle_module
-from trt_helper.runners.intermediate_errors import attributed, complaint, intermediate_errors, to_hear
+from trt_helper.runners.intermediate_errors import attributed, complaint, intermediate_errors, intermediate_tensors
 from trt_helper.runners.oracle import RunnerOracle
 from trt_helper.runners.run import RUNNERS, Runner, runner_here
 from trt_helper.search.locate import locate
 from trt_helper.search.oracle import Criteria, EmulatedOracle
-from trt_helper.system import child_process as process
+from trt_helper.system import child_process
 from trt_helper.values import IntermediateError, Plan, TensorError, Tolerance
 
 LAYERS = ("c0", "r0", "c1", "r1", "up", "down")
-STAND_IN = Runner("stand-in", "tensorrt_rtx", "trt-helper[rtx]", module="support.listening_child")
+STAND_IN = Runner("stand-in", "tensorrt_rtx", "trt-helper[rtx]", module="support.stand_in_engine_child")
 
 
 @pytest.fixture
@@ -87,7 +86,7 @@ def test_what_may_be_another_tensor_is_left_out(graph, layers):
     assert attributed(layers, graph) == {}
 
 
-def test_what_is_to_be_heard_is_what_layers_compute_for_others(tmp_path):
+def test_the_intermediate_tensors_are_what_layers_compute_for_others(tmp_path):
     nodes = [
         node("Relu", ["x"], ["a"], "relu"),
         node("Transpose", ["a"], ["b"], "turn"),
@@ -97,8 +96,8 @@ def test_what_is_to_be_heard_is_what_layers_compute_for_others(tmp_path):
     path = tmp_path / "moved.onnx"
     path.write_bytes(model(nodes, [value("x", [2, 2])], [value("y", [2, 2])], []).SerializeToString())
     moved = read_graph(load(path))
-    assert to_hear(moved, Plan()) == ("a", "c")
-    assert to_hear(moved, Plan(bf16=frozenset({"tanh"}))) == ("a",)
+    assert intermediate_tensors(moved, Plan()) == ("a", "c")
+    assert intermediate_tensors(moved, Plan(bf16=frozenset({"tanh"}))) == ("a",)
 
 
 # ------------------------------------------------------------------------------------------ how far off
@@ -112,7 +111,7 @@ def steps(graph, plan):
     }
 
 
-def looked(graph, **wrong):
+def errors_of(graph, **wrong):
     """What is found where the engine computes as emulated, but for the tensors in `wrong`."""
     emulated = {name: array for name, (_, array) in steps(graph, Plan()).items()} | wrong
     outputs = ("c0_out", "r0_out", "c1_out", "r1_out", "up_out", "y")
@@ -121,7 +120,7 @@ def looked(graph, **wrong):
 
 
 def test_an_engine_that_computes_as_emulated_is_nowhere_farther_off(graph):
-    found = looked(graph)
+    found = errors_of(graph)
     assert [(one.layer, one.kernel) for one in found] == [(name, f"k{index}") for index, name in enumerate(LAYERS)]
     assert all(one.engine == one.emulated for one in found)
     assert not any(one.is_farther for one in found)
@@ -130,7 +129,7 @@ def test_an_engine_that_computes_as_emulated_is_nowhere_farther_off(graph):
 
 def test_only_the_layer_whose_kernel_is_wrong_is_farther_off(graph):
     reference, _ = steps(graph, Plan())["c1_out"]
-    found = looked(graph, c1_out=reference * np.float32(1.1))
+    found = errors_of(graph, c1_out=reference * np.float32(1.1))
     assert [one.layer for one in found if one.is_farther] == ["c1"]
     (wrong,) = [one for one in found if one.is_farther]
     assert wrong.engine.max == pytest.approx(0.1 * np.abs(reference).max(), rel=1e-4)
@@ -138,8 +137,8 @@ def test_only_the_layer_whose_kernel_is_wrong_is_farther_off(graph):
 
 def test_what_is_farther_off_is_said_with_what_to_exclude_where_tactics_can_be(graph):
     reference, _ = steps(graph, Plan())["c1_out"]
-    assert complaint(looked(graph), excludable=True) is None
-    found = looked(graph, c1_out=reference * np.float32(1.1))
+    assert complaint(errors_of(graph), excludable=True) is None
+    found = errors_of(graph, c1_out=reference * np.float32(1.1))
     said = complaint(found, excludable=True)
     assert said.startswith("1 of 6 tensors in the engine are farther off than FP16 explains, first that of 'c1' (")
     assert said.endswith("a fusion or a kernel")  # its tactic is not known
@@ -154,11 +153,11 @@ def test_not_a_number_where_fp16_has_one_is_farther_off(graph):
     _, emulated = steps(graph, Plan())["r0_out"]
     broken = emulated.copy()
     broken[0, 0, 0, 0] = np.nan
-    assert [one.layer for one in looked(graph, r0_out=broken) if one.is_farther] == ["r0"]
+    assert [one.layer for one in errors_of(graph, r0_out=broken) if one.is_farther] == ["r0"]
 
 
 def test_a_tensor_of_another_shape_is_not_what_it_was_taken_for(graph):
-    found = looked(graph, r0_out=np.zeros([1, 8, 8, 32], np.float32))
+    found = errors_of(graph, r0_out=np.zeros([1, 8, 8, 32], np.float32))
     assert "r0" not in {one.layer for one in found}
     assert len(found) == len(LAYERS) - 1
 
@@ -195,7 +194,7 @@ def oracle(graph):
     return RunnerOracle(graph, STAND_IN, Criteria(given, references(graph, given), Tolerance()), {}, BuildSettings())
 
 
-def listening(graph, tmp_path, monkeypatch, change):
+def let_engine_compute_changed(graph, tmp_path, monkeypatch, change):
     """Let the stand-in engine compute as emulated, under the names that a real build gives, and `change` that."""
     made = convert(
         graph,
@@ -207,19 +206,21 @@ def listening(graph, tmp_path, monkeypatch, change):
     )
     known = steps(graph, Plan())
     computed = {name: known[tensor][1] for name, (tensor, _) in attributed(made.engine.layers, graph).items()}
-    computing(tmp_path, monkeypatch, change(computed) | {"y": known["y"][1]})
+    let_engine_compute(tmp_path, monkeypatch, change(computed) | {"y": known["y"][1]})
 
 
-def computing(tmp_path, monkeypatch, computed):
+def let_engine_compute(tmp_path, monkeypatch, computed):
     """Let the stand-in engine compute this."""
     path = tmp_path / "computed.npz"
     np.savez(path, *computed.values(), names=np.array(list(computed)))
-    monkeypatch.setenv("LISTENING_CHILD", str(path))
+    monkeypatch.setenv("STAND_IN_ENGINE", str(path))
 
 
 @needs_rtx
-def test_what_was_heard_is_held_against_what_is_emulated(graph, tmp_path, monkeypatch):
-    listening(graph, tmp_path, monkeypatch, lambda computed: {name: array * 2 for name, array in computed.items()})
+def test_intermediate_tensors_are_compared_with_the_emulated_ones(graph, tmp_path, monkeypatch):
+    let_engine_compute_changed(
+        graph, tmp_path, monkeypatch, lambda computed: {name: array * 2 for name, array in computed.items()}
+    )
     said = []
     found = oracle(graph).intermediate_errors(Plan(), 0, Emulator(graph), said.append)
     wrong = [one for one in found if one.is_farther]
@@ -232,7 +233,7 @@ def test_what_was_heard_is_held_against_what_is_emulated(graph, tmp_path, monkey
 
 @needs_rtx
 def test_an_engine_that_is_as_emulated_says_nothing(graph, tmp_path, monkeypatch):
-    listening(graph, tmp_path, monkeypatch, lambda computed: computed)
+    let_engine_compute_changed(graph, tmp_path, monkeypatch, lambda computed: computed)
     said = []
     found = oracle(graph).intermediate_errors(Plan(), 0, Emulator(graph), said.append)
     assert found
@@ -241,16 +242,16 @@ def test_an_engine_that_is_as_emulated_says_nothing(graph, tmp_path, monkeypatch
 
 
 @needs_rtx
-def test_an_engine_of_which_nothing_is_heard_is_said(graph, tmp_path, monkeypatch):
-    listening(graph, tmp_path, monkeypatch, lambda _: {})
+def test_an_engine_that_gives_no_intermediate_tensor_is_said(graph, tmp_path, monkeypatch):
+    let_engine_compute_changed(graph, tmp_path, monkeypatch, lambda _: {})
     said = []
     assert oracle(graph).intermediate_errors(Plan(), 0, Emulator(graph), said.append) == ()
     assert said == ["nothing of what the engine computes between its kernels could be heard"]
 
 
 @needs_rtx
-def test_an_engine_that_cannot_be_listened_to_is_said_and_no_error(graph, tmp_path, monkeypatch):
-    monkeypatch.setenv("LISTENING_CHILD", str(tmp_path / "none.npz"))
+def test_an_engine_whose_intermediate_tensors_cannot_be_had_is_said_and_no_error(graph, tmp_path, monkeypatch):
+    monkeypatch.setenv("STAND_IN_ENGINE", str(tmp_path / "none.npz"))
     crashing = replace(oracle(graph), runner=replace(STAND_IN, module="no_such_child"))
     said = []
     assert crashing.intermediate_errors(Plan(), 0, Emulator(graph), said.append) == ()
@@ -258,7 +259,7 @@ def test_an_engine_that_cannot_be_listened_to_is_said_and_no_error(graph, tmp_pa
     assert said[0].startswith("the inside of the engine was not looked at: the runner 'stand-in' cannot be loaded")
 
 
-def test_a_runner_without_engines_has_no_inside(graph):
+def test_a_runner_without_engines_has_no_intermediate_errors(graph):
     said = []
     none = replace(oracle(graph), runner=RUNNERS["cuda"])
     assert none.intermediate_errors(Plan(), 0, Emulator(graph), said.append) == ()
@@ -271,28 +272,29 @@ def test_a_runner_without_engines_has_no_inside(graph):
 @pytest.fixture(params=["lacks them", "has none to emit"])
 def engines(monkeypatch, request):
     """Every engine that is built, with its guards, by TensorRT-RTX whose networks have no debug tensors."""
-    monkeypatch.setenv("MARKING_CHILD", request.param)
+    monkeypatch.setenv("OLDER_BUILDER", request.param)
 
     def older(module, *args, **how):
-        return process.run(module.replace("trt_helper.builder.build_child", "support.marking_child"), *args, **how)
+        return child_process.run(
+            module.replace("trt_helper.builder.build_child", "support.older_builder_child"), *args, **how
+        )
 
     built = []
-    monkeypatch.setattr(rtx, "run", older)
-    made_by = oracle_module.convert
+    monkeypatch.setattr("trt_helper.builder.build.run", older)
 
     def spied(*args, **how):
-        made = made_by(*args, **how)
+        made = convert(*args, **how)
         built.append((made.engine, how["guards"]))
         return made
 
-    monkeypatch.setattr(oracle_module, "convert", spied)
+    monkeypatch.setattr("trt_helper.runners.oracle.convert", spied)
     return built
 
 
 @needs_rtx
 def test_without_debug_tensors_each_is_an_output_of_one_of_a_few_engines(graph, tmp_path, monkeypatch, engines):
     emulated = {name: array for name, (_, array) in steps(graph, Plan()).items()}
-    computing(tmp_path, monkeypatch, emulated | {"c1_out": emulated["c1_out"] * 2})
+    let_engine_compute(tmp_path, monkeypatch, emulated | {"c1_out": emulated["c1_out"] * 2})
     said = []
     found = replace(oracle(graph), guards=("c1",)).intermediate_errors(Plan(), 0, Emulator(graph), said.append)
     between = ["c0_out", "r0_out", "c1_out", "r1_out", "up_out"]
@@ -310,7 +312,7 @@ def test_without_debug_tensors_each_is_an_output_of_one_of_a_few_engines(graph, 
 
 
 @needs_rtx
-def test_a_model_without_anything_between_its_layers_needs_no_engine_to_be_heard(tmp_path, engines):
+def test_a_model_without_intermediate_tensors_needs_no_engine_for_them(tmp_path, engines):
     path = tmp_path / "one.onnx"
     made = model([node("Relu", ["x"], ["y"], "r")], [value("x", [1, 4])], [value("y", [1, 4])], [])
     path.write_bytes(made.SerializeToString())
@@ -331,33 +333,33 @@ def error(name, most):
     return TensorError(name, most, most, most, 0.0, 0.0, 0.0, (0,), 0, 0, 1, 1.0)
 
 
-class Listened(EmulatedOracle):
-    """Judges as the emulator does, and has an inside."""
+class WithIntermediateErrors(EmulatedOracle):
+    """Judges as the emulator does, and knows intermediate errors."""
 
     def intermediate_errors(self, plan, _sample, _emulator, warn):
         assert plan == Plan()
-        warn("heard")
+        warn("compared")
         return (
             IntermediateError("c1", "c1_out", "[red]k", error("c1_out", 0.5), error("c1_out", 1e-3)),
             IntermediateError("r1", "r1_out", "k", error("r1_out", 1e-3), error("r1_out", 1e-3)),
         )
 
 
-def test_a_search_lists_the_inside_and_decides_without_it(graph, capsys):
+def test_a_search_lists_intermediate_errors_and_decides_without_them(graph, capsys):
     given = [sample()]
     plain = locate(graph, given, Tolerance())
 
-    def listened(graph, criteria):
-        return Listened(Emulator(graph), criteria)
+    def with_intermediate_errors(graph, criteria):
+        return WithIntermediateErrors(Emulator(graph), criteria)
 
-    located = locate(graph, given, Tolerance(), oracle=listened, runner="stand-in")
+    located = locate(graph, given, Tolerance(), oracle=with_intermediate_errors, runner="stand-in")
     assert located.plan == plain.plan
-    assert sorted(located.warnings) == sorted(["heard", *plain.warnings])
+    assert sorted(located.warnings) == sorted(["compared", *plain.warnings])
     found = located_json(located)["inside"]
     assert [(one["layer"], one["farther"]) for one in found] == [("c1", True), ("r1", False)]
     assert (found[0]["engine"]["max"], found[0]["emulated"]["max"]) == (0.5, 1e-3)
     assert "inside" not in located_json(plain)
-    show(text.intermediate_errors(located.intermediate_errors, 20))
+    show(tables.intermediate_errors(located.intermediate_errors, 20))
     rows = capsys.readouterr().out.splitlines()
     assert [row for row in rows if "c1" in row and "[red]k" in row and "farther" in row]
     assert not [row for row in rows if "r1" in row and "farther" in row]
@@ -365,7 +367,7 @@ def test_a_search_lists_the_inside_and_decides_without_it(graph, capsys):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
-def test_on_a_gpu_a_search_hears_the_inside_of_the_engine(graph, name):
+def test_on_a_gpu_a_search_compares_the_intermediate_tensors_of_the_engine(graph, name):
     try:
         runner = runner_here(name)
     except MachineError as missing:
@@ -376,5 +378,5 @@ def test_on_a_gpu_a_search_hears_the_inside_of_the_engine(graph, name):
         return RunnerOracle(graph, runner, criteria, {}, settings)
 
     located = locate(graph, [sample()], Tolerance(1e-2, 0), oracle=oracle, runner=name)
-    unheard = [said for said in located.warnings if "was not looked at" in said]
-    assert located.intermediate_errors or unheard
+    not_compared = [said for said in located.warnings if "was not looked at" in said]
+    assert located.intermediate_errors or not_compared

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from support.cli_helpers import (
+from support.command_line import (
     MAIN,
     PINS,
     in_process,
@@ -30,12 +30,9 @@ from support.cli_helpers import (
     saved,
     two_lines,
 )
-from support.multiplied import CPU
-from support.multiplied import overflowing as multiplied
-from support.multiplied import samples as multiplied_samples
-from support.overflowing_norm import overflowing_norm
+from support.model_cases import MODELS
+from support.overflowing_models import CPU, overflowing_norm, overflowing_products, samples_of_products
 from support.special_models import save_external
-from support.subjects import MODELS
 
 from trt_helper.builder.settings import BuildSettings
 from trt_helper.emulator.emulator import Emulator
@@ -115,7 +112,7 @@ def as_bytes(graph, plan):
     return ir.to_proto(model).SerializeToString(deterministic=True)
 
 
-def told(located):
+def record_of(located):
     """All that a run says, but how long it took."""
     return {name: value for name, value in located_json(located).items() if name != "seconds"}
 
@@ -128,13 +125,13 @@ def test_the_answer_is_the_one_of_a_single_process(address, task, count):
     with Cluster(address) as cluster:
         found = locate(graph, samples, TOLERANCE, oracle=cluster.oracle)
     assert found.pins == ("square", "mean", "root")
-    assert told(found) == told(alone)
+    assert record_of(found) == record_of(alone)
     assert found.trials == alone.trials
     assert found.per_sample == alone.per_sample
 
 
 @needs_ray
-def test_a_metric_and_cures_travel_too(address, task):
+def test_a_metric_and_rewrites_travel_too(address, task):
     graph, samples = task[0], task[1][:2]
 
     def share(reference, found):
@@ -146,13 +143,13 @@ def test_a_metric_and_cures_travel_too(address, task):
     with Cluster(address) as cluster:
         found = locate(graph, samples, TOLERANCE, **how, oracle=cluster.oracle)
     assert alone.plan.bf16
-    assert told(found) == told(alone)
+    assert record_of(found) == record_of(alone)
 
 
 @needs_ray
 @pytest.mark.parametrize("name", [*MODELS, "external"])
-def test_a_graph_is_the_same_after_the_way_to_a_worker(subject, tmp_path, name):
-    path = save_external(tmp_path, files=("w.bin", "v.bin")) if name == "external" else subject(name).path
+def test_a_graph_is_the_same_after_the_way_to_a_worker(model_case, tmp_path, name):
+    path = save_external(tmp_path, files=("w.bin", "v.bin")) if name == "external" else model_case(name).path
     graph = read_graph(load(path))
     again = _unpacked(_packed(graph))
     assert again.layers == graph.layers
@@ -193,7 +190,7 @@ def test_a_worker_that_is_killed_in_the_middle_costs_a_retry(address, task, tmp_
     workers = [path.name.partition("-")[2] for path in sorted(tmp_path.iterdir())]
     assert len(workers) > 2
     assert workers[0] not in workers[1:]
-    assert told(found) == told(alone)
+    assert record_of(found) == record_of(alone)
 
 
 @needs_ray
@@ -210,14 +207,14 @@ def test_a_plan_that_ends_every_worker_counts_as_not_judged(address, task):
 
 
 @needs_ray
-def test_trials_run_side_by_side_and_those_not_asked_for_leave_no_trace(address, task, tmp_path):
+def test_trials_run_side_by_side_and_those_not_requested_leave_no_trace(address, task, tmp_path):
     """Two slots: while a plan without one pin is judged, the next one is."""
     graph, samples = task[0], task[1][:1]
     alone = locate(graph, samples, TOLERANCE)
     nap = partial(time.sleep, 0.5)
     with Cluster(address, marked(tmp_path, nap, nap)) as cluster:
         found = locate(graph, samples, TOLERANCE, oracle=cluster.oracle)
-    assert told(found) == told(alone)
+    assert record_of(found) == record_of(alone)
     begun = sorted(path.stat().st_mtime for path in tmp_path.iterdir())
     gaps = [after - before for before, after in itertools.pairwise(begun)]
     assert min(gaps) < 0.4, "two naps of half a second overlap"
@@ -227,7 +224,7 @@ def test_trials_run_side_by_side_and_those_not_asked_for_leave_no_trace(address,
 @needs_ray
 def test_a_runner_gets_a_gpu_for_each_trial(address, tmp_path):
     """ONNX Runtime's CPU provider in the place of CUDA; the GPU is one that Ray only believes in."""
-    graph, samples = multiplied(tmp_path), multiplied_samples(2, 3)
+    graph, samples = overflowing_products(tmp_path), samples_of_products(2, 3)
     seen = tmp_path / "seen"
     seen.mkdir()
 
@@ -242,7 +239,7 @@ def test_a_runner_gets_a_gpu_for_each_trial(address, tmp_path):
     alone = locate(graph, samples, tolerance, oracle=make, runner="cuda")
     with Cluster(address, noting, gpus=1) as cluster:
         found = locate(graph, samples, tolerance, oracle=cluster.oracle, runner="cuda")
-    assert told(found) == told(alone)
+    assert record_of(found) == record_of(alone)
     assert [path.name for path in seen.iterdir()] == ["0"]
 
 
@@ -338,9 +335,9 @@ def test_the_readme_locates_several_models_side_by_side(address, tmp_path, monke
         saved(overflowing(), f"models/{name}.onnx")
     (code,) = re.findall(r"```python\n(import ray\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     ray.init(address=address, log_to_driver=False)
-    told = {}
-    exec(code, told)  # noqa: S102 - our own text
-    assert {path.name: set(pins) for path, pins in told["found"].items()} == {"a.onnx": {*PINS}, "b.onnx": {*PINS}}
+    names = {}
+    exec(code, names)  # noqa: S102 - our own text
+    assert {path.name: set(pins) for path, pins in names["found"].items()} == {"a.onnx": {*PINS}, "b.onnx": {*PINS}}
 
 
 def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):

@@ -1,11 +1,11 @@
-"""The judge of a search: one memory of verdicts, and held-out samples that have the last word."""
+"""The judge of a search: it remembers verdicts, and held-out samples have the last word."""
 
 from __future__ import annotations
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.subjects import MODELS
+from support.model_cases import MODELS
 
 from trt_helper.onnx_model.graph import Graph, read_graph
 from trt_helper.onnx_model.load import load
@@ -31,8 +31,8 @@ def test_each_sample_is_searched_or_held_out(count):
 
 
 @pytest.fixture
-def graph(subject) -> Graph:
-    return read_graph(load(subject(next(iter(MODELS))).path))
+def graph(model_case) -> Graph:
+    return read_graph(load(model_case(next(iter(MODELS))).path))
 
 
 class Counting:

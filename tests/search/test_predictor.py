@@ -1,4 +1,4 @@
-"""When a trial is a surprise: only then are conflicts looked for."""
+"""The error predictor: conflicts are looked for only after a failure far above the prediction."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.overflowing_norm import TOLERANCE, overflowing_norm
+from support.overflowing_models import TOLERANCE, overflowing_norm
 
 from trt_helper.emulator.emulator import Emulator
 from trt_helper.inputs.references import references
 from trt_helper.inputs.samples import Sample
 from trt_helper.onnx_model.graph import read_graph
 from trt_helper.onnx_model.load import load
-from trt_helper.search import predictor as module
 from trt_helper.search.journal import Journal
 from trt_helper.search.judge import PlanJudge
 from trt_helper.search.oracle import Criteria, EmulatedOracle
@@ -41,7 +40,7 @@ def conflicts_sought(monkeypatch) -> list[Plan]:
         sought.append(trial.plan)
         return None, 7
 
-    monkeypatch.setattr(module, "conflict", conflict)
+    monkeypatch.setattr("trt_helper.search.predictor.conflict", conflict)
     return sought
 
 

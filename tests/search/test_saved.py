@@ -1,10 +1,10 @@
-"""What an interrupted search leaves: the best plan so far, for a caller in Python as for the command line."""
+"""The files of an interrupted search: the best plan so far is kept, and the search goes on from its journal."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.overflowing_norm import PINS, TOLERANCE, overflowing_norm
+from support.overflowing_models import PINS, TOLERANCE, overflowing_norm
 
 from trt_helper.config.plan_file import read_config
 from trt_helper.errors import ControlError

@@ -1,4 +1,4 @@
-"""The search, driven by oracles that are functions: no model, no tensor."""
+"""The search strategy, driven by oracles that are functions: no model, no tensor."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def needs(culprits: Iterable[str]) -> Oracle:
     return lambda plan: verdict(plan, wanted <= plan.fp32)
 
 
-def prediction(order: Sequence[str], helpful: int) -> Prediction:
-    """A prediction that its first `helpful` pins are enough."""
-    return predicting(order, [10.0 if k < helpful else 0.1 for k in range(len(order) + 1)])
+def prediction_of(order: Sequence[str], helpful: int) -> Prediction:
+    """A prediction_of that its first `helpful` pins are enough."""
+    return prediction_with(order, [10.0 if k < helpful else 0.1 for k in range(len(order) + 1)])
 
 
-def predicting(order: Sequence[str], errors: Sequence[float]) -> Prediction:
-    """A prediction of `errors[k]` for any k pins, in which the last of `order` are missed least."""
+def prediction_with(order: Sequence[str], errors: Sequence[float]) -> Prediction:
+    """A prediction_of of `errors[k]` for any k pins, in which the last of `order` are missed least."""
     place = {name: index for index, name in enumerate(order)}
 
     def without(plan: Plan) -> dict[str, float]:
@@ -48,9 +48,9 @@ def predicting(order: Sequence[str], errors: Sequence[float]) -> Prediction:
     return Prediction(order, errors, lambda plan: errors[len(plan)], without)
 
 
-def run(layers: Sequence[str], oracle: Oracle, evidence: Prediction) -> tuple[Stop, list[Trial]]:
+def run(layers: Sequence[str], oracle: Oracle, prediction: Prediction) -> tuple[Stop, list[Trial]]:
     trials: list[Trial] = []
-    for event in driven(smallest(layers, lambda _trial: evidence), oracle):
+    for event in driven(smallest(layers, lambda _trial: prediction), oracle):
         if isinstance(event, Trial):
             trials.append(event)
         elif isinstance(event, Stop):
@@ -58,9 +58,9 @@ def run(layers: Sequence[str], oracle: Oracle, evidence: Prediction) -> tuple[St
     raise AssertionError("the strategy did not stop")
 
 
-def test_a_clean_model_costs_two_trials_and_no_evidence():
+def test_a_clean_model_costs_two_trials_and_no_prediction():
     def never(_trial: Trial) -> Prediction:
-        raise AssertionError("evidence was asked for although FP16 passes")
+        raise AssertionError("a prediction was requested although FP16 passes")
 
     events = list(driven(smallest(names(30), never), needs(())))
     assert sum(isinstance(event, Trial) for event in events) == 2
@@ -69,28 +69,28 @@ def test_a_clean_model_costs_two_trials_and_no_evidence():
 
 def test_a_model_that_fails_with_everything_pinned_is_not_searched():
     layers = names(10)
-    stop, trials = run(layers, lambda plan: verdict(plan, passes=False), prediction(layers, 1))
+    stop, trials = run(layers, lambda plan: verdict(plan, passes=False), prediction_of(layers, 1))
     assert stop.best is None
     assert [trial.plan for trial in trials] == [Plan.of(layers)]
 
 
 @pytest.mark.parametrize("culprits", [1, 3, 10])
 @pytest.mark.parametrize("size", [50, 500, 5000])
-def test_with_good_evidence_the_answer_costs_little_more_than_its_proof(size, culprits):
+def test_with_a_good_prediction_the_answer_costs_little_more_than_its_proof(size, culprits):
     layers = names(size)
     guilty = Random(size * culprits).sample(layers, culprits)
     order = guilty + [name for name in layers if name not in guilty]
-    stop, trials = run(layers, needs(guilty), prediction(order, culprits))
+    stop, trials = run(layers, needs(guilty), prediction_of(order, culprits))
     assert stop.best == Plan.of(guilty)
     assert len(trials) <= culprits + 5  # the floor is k + 2, and the control
 
 
 @pytest.mark.parametrize("size", [50, 500, 5000])
-def test_without_any_evidence_the_answer_is_right_all_the_same(size):
+def test_with_a_prediction_that_helps_nothing_the_answer_is_right_all_the_same(size):
     layers = names(size)
     guilty = Random(size).sample(layers, 3)
     shuffled = Random(1).sample(layers, size)
-    stop, trials = run(layers, needs(guilty), prediction(shuffled, size))
+    stop, trials = run(layers, needs(guilty), prediction_of(shuffled, size))
     assert stop.best == Plan.of(guilty)
     assert len(trials) <= 40 + size // 4
 
@@ -104,17 +104,17 @@ def test_pins_that_only_help_together_are_found_together():
         return verdict(plan, missing == 0, float(missing * 5))
 
     order = ["n3", "n4", "n20", "n21", *(name for name in layers if name not in {"n3", "n4", "n20", "n21"})]
-    stop, _ = run(layers, oracle, prediction(order, 4))
+    stop, _ = run(layers, oracle, prediction_of(order, 4))
     assert stop.best == Plan.of(["n3", "n4", "n20", "n21"])
 
 
-def test_either_of_two_cures_is_enough_and_only_one_is_kept():
+def test_either_of_two_pins_is_enough_and_only_one_is_kept():
     layers = names(12)
 
     def oracle(plan: Plan) -> Trial:
         return verdict(plan, bool({"n2", "n9"} & plan.fp32))
 
-    stop, _ = run(layers, oracle, prediction(layers, 12))
+    stop, _ = run(layers, oracle, prediction_of(layers, 12))
     assert stop.best in (Plan.of(["n2"]), Plan.of(["n9"]))
 
 
@@ -126,7 +126,7 @@ def test_an_unresolved_trial_never_counts_as_a_pass():
             return Trial(plan, Verdict.UNRESOLVED, why="the builder crashed")
         return verdict(plan, "n0" in plan.fp32)
 
-    stop, trials = run(layers, oracle, prediction(layers, 1))
+    stop, trials = run(layers, oracle, prediction_of(layers, 1))
     assert stop.best is not None
     assert len(stop.best) == 2
     assert "n0" in stop.best.fp32
@@ -141,9 +141,9 @@ def test_a_near_miss_is_followed_by_a_small_step():
         tried.append(len(plan))
         return verdict(plan, len(plan) >= 11, 1.4 if len(plan) == 10 else None)
 
-    evidence = predicting(layers, [8.0] * 10 + [1.5] * 10 + [0.1] * 11)
+    prediction = prediction_with(layers, [8.0] * 10 + [1.5] * 10 + [0.1] * 11)
     failed = verdict(Plan(), False, 8.0)
-    strategy = _as_strategy(climb(lambda _trial: evidence, failed))
+    strategy = _as_strategy(climb(lambda _trial: prediction, failed))
     found = next(event for event in driven(strategy, oracle) if isinstance(event, Stop))
     assert tried[0] == 10
     assert tried[1] <= 12
@@ -151,23 +151,23 @@ def test_a_near_miss_is_followed_by_a_small_step():
     assert len(found.best) == 11
 
 
-def test_shrinking_asks_the_least_missed_first_and_takes_out_more_as_long_as_it_goes_well():
+def test_shrinking_tries_the_least_missed_first_and_takes_out_more_as_long_as_it_goes_well():
     tried: list[frozenset[str]] = []
 
     def oracle(plan: Plan) -> Trial:
         tried.append(plan.fp32)
         return verdict(plan, "n0" in plan.fp32)
 
-    evidence = prediction(names(16), 1)
-    strategy = _as_strategy(shrink(Plan.of(names(16)), evidence, lambda _trial: evidence))
+    prediction = prediction_of(names(16), 1)
+    strategy = _as_strategy(shrink(Plan.of(names(16)), prediction, lambda _trial: prediction))
     stop = list(driven(strategy, oracle))[-1]
     assert isinstance(stop, Stop)
     assert stop.best == Plan.of(["n0"])
     assert [len(plan) for plan in tried[:4]] == [15, 13, 9, 1]
 
 
-def test_a_pin_that_was_all_but_missed_is_tried_again_before_one_that_is_foreseen_to_be():
-    """A measured near miss says more than a foreseen wide one."""
+def test_a_pin_that_was_all_but_missed_is_tried_again_before_one_that_is_predicted_to_be():
+    """A measured near miss says more than a predicted wide one."""
     measured = {"n3": 1.02, "n2": 1.3}  # without it, as long as n1 is kept too
     tried: list[frozenset[str]] = []
 
@@ -178,15 +178,15 @@ def test_a_pin_that_was_all_but_missed_is_tried_again_before_one_that_is_foresee
         return verdict(plan, error <= 1, error)
 
     predicted = {"n3": 0.2, "n2": 0.3, "n1": 0.4, "n0": 40.0}
-    evidence = Prediction(
+    prediction = Prediction(
         names(4), [1.0] * 5, lambda _plan: 0.5, lambda plan: {n: predicted[n] for n in predicted if n in plan.fp32}
     )
-    list(driven(_as_strategy(shrink(Plan.of(names(4)), evidence, lambda _trial: evidence)), oracle))
+    list(driven(_as_strategy(shrink(Plan.of(names(4)), prediction, lambda _trial: prediction)), oracle))
     assert tried == [{"n3"}, {"n2"}, {"n1"}, {"n1", "n3"}, {"n1", "n2"}, {"n1", "n0"}]
 
 
 def test_a_pin_that_was_clearly_missed_waits_for_one_of_which_less_is_known():
-    """1.3 was measured, 1.9 is only foreseen: the second may well go well, the first hardly."""
+    """1.3 was measured, 1.9 is only predicted: the second may well go well, the first hardly."""
     tried: list[frozenset[str]] = []
 
     def oracle(plan: Plan) -> Trial:
@@ -196,17 +196,17 @@ def test_a_pin_that_was_clearly_missed_waits_for_one_of_which_less_is_known():
         return verdict(plan, error <= 1, error)
 
     predicted = {"n2": 0.5, "n1": 0.6, "n0": 1.2, "n3": 100.0}
-    evidence = Prediction(
+    prediction = Prediction(
         names(4), [1.0] * 5, lambda _plan: 0.0, lambda plan: {n: predicted[n] for n in predicted if n in plan.fp32}
     )
-    list(driven(_as_strategy(shrink(Plan.of(names(4)), evidence, lambda _trial: evidence)), oracle))
+    list(driven(_as_strategy(shrink(Plan.of(names(4)), prediction, lambda _trial: prediction)), oracle))
     assert tried[:2] == [{"n2"}, {"n1"}]
     assert tried.index({"n1", "n0"}) < min(index for index, gone in enumerate(tried) if gone >= {"n1", "n2"})
 
 
-def test_a_failure_that_changes_the_evidence_starts_the_climb_afresh():
+def test_a_failure_that_changes_the_prediction_starts_the_climb_afresh():
     layers = names(30)
-    blind, knowing = prediction(layers, 3), prediction([*reversed(layers)], 2)
+    blind, knowing = prediction_of(layers, 3), prediction_of([*reversed(layers)], 2)
     tried: list[frozenset[str]] = []
 
     def oracle(plan: Plan) -> Trial:
@@ -230,8 +230,8 @@ def test_a_prediction_that_is_equal_but_a_new_object_is_no_news():
         events = driven(strategy, lambda plan: verdict(plan, len(plan) >= 20))
         return [event.plan for event in events if isinstance(event, Trial)]
 
-    same = prediction(layers, 3)
-    assert tried(lambda _trial: prediction(layers, 3)) == tried(lambda _trial: same)
+    same = prediction_of(layers, 3)
+    assert tried(lambda _trial: prediction_of(layers, 3)) == tried(lambda _trial: same)
 
 
 @given(size=st.integers(1, 12), seed=st.integers(0, 2**32 - 1))
@@ -240,7 +240,9 @@ def test_the_climb_ends_whatever_predictions_it_is_given(size, seed):
     random = Random(seed)
 
     def predict(_trial: Trial) -> Prediction:
-        return predicting(random.sample(names(size), size), [random.choice((0.0, 1.0, 9.0)) for _ in range(size + 1)])
+        return prediction_with(
+            random.sample(names(size), size), [random.choice((0.0, 1.0, 9.0)) for _ in range(size + 1)]
+        )
 
     everything = Plan.of(names(size))
     events = list(
@@ -276,12 +278,12 @@ def arbitrary_oracle(seed: int, everything: Plan) -> Oracle:
 
 @given(size=st.integers(1, 24), seed=st.integers(0, 2**32 - 1), predicted=st.lists(st.floats(0, 1e4), min_size=25))
 def test_the_result_passes_and_taking_out_any_single_pin_does_not(size, seed, predicted):
-    """Holds for arbitrary oracles and arbitrary evidence: that is what `minimal` promises."""
+    """Holds for arbitrary oracles and arbitrary predictions: that is what `minimal` promises."""
     layers = names(size)
     everything = Plan.of(layers)
     order = Random(seed).sample(layers, size)
-    evidence = predicting(order, predicted[: size + 1])
-    stop, trials = run(layers, arbitrary_oracle(seed, everything), evidence)
+    prediction = prediction_with(order, predicted[: size + 1])
+    stop, trials = run(layers, arbitrary_oracle(seed, everything), prediction)
     by_plan = {trial.plan: trial.verdict for trial in trials}
     assert stop.best is not None
     assert by_plan[stop.best] is Verdict.PASS
@@ -291,42 +293,42 @@ def test_the_result_passes_and_taking_out_any_single_pin_does_not(size, seed, pr
 
 @given(size=st.integers(2, 16), culprits=st.integers(1, 16), seed=st.integers(0, 2**32 - 1))
 def test_a_trial_says_how_many_may_follow_it(size, culprits, seed):
-    """From the last plan that passes on all fail: then no more follow than were told, and the last one knows it."""
+    """From the last plan that passes on all fail: then no more follow than announced, and the last one knows it."""
     order = Random(seed).sample(names(size), size)
     helpful = min(culprits, size - 1)
-    events = list(driven(smallest(names(size), lambda _trial: prediction(order, helpful)), needs(order[:helpful])))
+    events = list(driven(smallest(names(size), lambda _trial: prediction_of(order, helpful)), needs(order[:helpful])))
     passed = [index for index, e in enumerate(events) if isinstance(e, Trial) and e.verdict is Verdict.PASS]
-    told = [event.left for event in events[passed[-1] :] if isinstance(event, Try) and event.left is not None]
-    assert told == sorted(told, reverse=True)
-    assert all(following <= left for following, left in zip(range(len(told))[::-1], told, strict=True))
-    assert told[-1:] in ([], [0])
+    announced = [event.left for event in events[passed[-1] :] if isinstance(event, Try) and event.left is not None]
+    assert announced == sorted(announced, reverse=True)
+    assert all(following <= left for following, left in zip(range(len(announced))[::-1], announced, strict=True))
+    assert announced[-1:] in ([], [0])
 
 
 @given(size=st.integers(1, 16), seed=st.integers(0, 2**32 - 1))
 def test_no_plan_is_evaluated_twice(size, seed):
     layers = names(size)
-    evidence = prediction(Random(seed).sample(layers, size), size // 2)
-    _, trials = run(layers, arbitrary_oracle(seed, Plan.of(layers)), evidence)
+    prediction = prediction_of(Random(seed).sample(layers, size), size // 2)
+    _, trials = run(layers, arbitrary_oracle(seed, Plan.of(layers)), prediction)
     plans = [trial.plan for trial in trials]
     assert len(plans) == len(set(plans))
 
 
 @given(size=st.integers(2, 16), seed=st.integers(0, 2**32 - 1), cut=st.integers(0, 40))
-def test_replaying_the_first_trials_from_memory_gives_the_same_answer(size, seed, cut):
+def test_taking_the_first_trials_from_memory_gives_the_same_answer(size, seed, cut):
     """A journal of any length leads to the same end, and to no trial that is in it."""
     layers = names(size)
-    evidence = prediction(Random(seed).sample(layers, size), size // 2)
+    prediction = prediction_of(Random(seed).sample(layers, size), size // 2)
     oracle = arbitrary_oracle(seed, Plan.of(layers))
-    stop, trials = run(layers, oracle, evidence)
+    stop, trials = run(layers, oracle, prediction)
     journal = {trial.plan: trial for trial in trials[:cut]}
-    asked: list[Plan] = []
+    requested: list[Plan] = []
 
     def resumed(plan: Plan) -> Trial:
         if plan in journal:
             return journal[plan]
-        asked.append(plan)
+        requested.append(plan)
         return oracle(plan)
 
-    again, _ = run(layers, resumed, evidence)
+    again, _ = run(layers, resumed, prediction)
     assert again == stop
-    assert len(asked) == max(0, len(trials) - cut)
+    assert len(requested) == max(0, len(trials) - cut)

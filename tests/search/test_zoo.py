@@ -1,4 +1,4 @@
-"""Models with a planted hazard whose smallest cures are known: `locate` finds one of them, in few trials.
+"""Models with a planted hazard whose smallest sets of pins are known: `locate` finds one of them, in few trials.
 
 What is known is proven first, by files that are judged without the tool: the stated sets pass with room,
 and nothing smaller does.
@@ -42,27 +42,27 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judge]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_stated_cure_passes_with_room_on_all_samples(judged: Judge, name: str):
+def test_every_stated_set_passes_with_room_on_all_samples(judged: Judge, name: str):
     case = judged(name)
     allowed = case.case.atol / ROOM
-    for cure in case.case.culprits:
-        assert cure <= set(case.graph.candidates)
-        assert case.error(cure) <= allowed
-        assert case.error(cure, held_out=True) <= allowed
+    for pins in case.case.culprits:
+        assert pins <= set(case.graph.candidates)
+        assert case.error(pins) <= allowed
+        assert case.error(pins, held_out=True) <= allowed
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.k])
-def test_a_stated_cure_less_any_layer_fails_by_far(judged: Judge, name: str):
+def test_a_stated_set_less_any_layer_fails_by_far(judged: Judge, name: str):
     case = judged(name)
     far = case.case.atol * ROOM
     assert case.error(()) >= far
-    for cure in case.case.culprits:
-        for layer in cure:
-            assert case.error(cure - {layer}) >= far, layer
+    for pins in case.case.culprits:
+        for layer in pins:
+            assert case.error(pins - {layer}) >= far, layer
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.hazards])
-def test_no_smaller_set_cures_and_no_other_of_that_size(judged: Judge, name: str):
+def test_no_smaller_set_passes_and_no_other_of_that_size(judged: Judge, name: str):
     """Each hazard needs as many of its own layers as stated, also with every other layer in FP32.
 
     The hazards are disjoint, so no plan with fewer pins than their sum passes, and one with as many has
@@ -73,7 +73,7 @@ def test_no_smaller_set_cures_and_no_other_of_that_size(judged: Judge, name: str
     for hazard in case.case.hazards:
         for size in range(hazard.k + 1):
             for kept, error in case.subsets(hazard, size):
-                if kept in hazard.cures:
+                if kept in hazard.smallest_sets:
                     assert error <= allowed, sorted(kept)
                 else:
                     assert error >= far, sorted(kept)

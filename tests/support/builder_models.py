@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
+from support.onnx_parts import FLOAT, model, node, value
 from trt_helper.builder.build import build
 from trt_helper.builder.engine import EngineBuild
 from trt_helper.builder.requested_precision import requested_precisions
@@ -19,7 +20,7 @@ from trt_helper.builder.settings import BuildSettings
 from trt_helper.onnx_model.graph import Graph, read_graph
 from trt_helper.onnx_model.load import load
 
-FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
+HALF = TensorProto.FLOAT16
 ROOT = Path(__file__).resolve().parents[2]
 
 needs_rtx = pytest.mark.skipif(
@@ -27,24 +28,10 @@ needs_rtx = pytest.mark.skipif(
 )
 
 
-def node(op, inputs, outputs, name, **attributes):
-    return helper.make_node(op, inputs, outputs, name=name, **attributes)
-
-
-def value(name, shape, kind=FLOAT):
-    return helper.make_tensor_value_info(name, kind, shape)
-
-
 def weights(name, shape, kind=FLOAT):
     dtype = np.float32 if kind == FLOAT else np.float16
     values = np.random.default_rng(0).standard_normal(shape) * 0.05
     return numpy_helper.from_array(values.astype(dtype), name)
-
-
-def model(nodes, inputs, outputs, initializers=(), domains=()):
-    graph = helper.make_graph(nodes, "graph", inputs, outputs, list(initializers))
-    opsets = [helper.make_opsetid("", 17), *(helper.make_opsetid(domain, 1) for domain in domains)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=9)
 
 
 def relu():
@@ -57,7 +44,7 @@ def dynamic():
 
 def convs(*pins, channels=32, layers=("c0", "r0", "mid", "r1", "c2")):
     """A chain of Conv (c, mid) and Relu (r) in FP16, pins in FP32, a cast wherever they differ."""
-    nodes, held, current, kind = [], [], "x", FLOAT
+    nodes, initializers, current, kind = [], [], "x", FLOAT
     shape = [1, channels, 8, 8]
 
     def cast(wanted, name):
@@ -71,16 +58,16 @@ def convs(*pins, channels=32, layers=("c0", "r0", "mid", "r1", "c2")):
         if name.startswith("r"):
             nodes.append(node("Relu", [current], [f"{name}_out"], name))
         else:
-            held.append(weights(f"{name}_w", (channels, channels, 3, 3), kind))
+            initializers.append(weights(f"{name}_w", (channels, channels, 3, 3), kind))
             inputs = [current, f"{name}_w"]
             nodes.append(node("Conv", inputs, [f"{name}_out"], name, pads=[1] * 4))
         current = f"{name}_out"
     cast(FLOAT, "y")
-    return model(nodes, [value("x", shape)], [value("y", shape)], held)
+    return model(nodes, [value("x", shape)], [value("y", shape)], initializers)
 
 
 def requested(made):
-    """What a typed model asks of each of its nodes."""
+    """What a typed model requests of each of its nodes."""
     return requested_precisions(ir.from_proto(shape_inference.infer_shapes(made)))
 
 
@@ -120,3 +107,33 @@ def reshaped(folder: Path) -> Graph:
     path = folder / "m.onnx"
     path.write_bytes(made.SerializeToString())
     return read_graph(load(path))
+
+
+def products(layers=("dense_0", "relu_0", "dense_1", "relu_1", "dense_2"), op="MatMul"):
+    """A chain of products and Relus."""
+    nodes, initializers, current = [], [], "x"
+    for name in layers:
+        read = [current]
+        if name.startswith("dense"):
+            initializers.append(weights(f"{name}_w", (64, 64) if op != "Conv" else (64, 64, 3, 3)))
+            read.append(initializers[-1].name)
+        out = "y" if name == layers[-1] else f"{name}_out"
+        padded = {"pads": [1] * 4} if op == "Conv" and len(read) > 1 else {}
+        nodes.append(node("Relu" if len(read) == 1 else op, read, [out], name, **padded))
+        current = out
+    shape = [1, 64, 8, 8] if op == "Conv" else [16, 64]
+    return model(nodes, [value("x", shape)], [value("y", shape)], initializers)
+
+
+def counting_loop():
+    """y = x * 2**3, by a Loop that counts, whose body hands on a condition that nobody gave."""
+    body = helper.make_graph(
+        [node("Identity", ["keep"], ["keep_out"], "keep_on"), node("Mul", ["state", "by"], ["state_out"], "grow")],
+        "body",
+        [value("i", [], TensorProto.INT64), value("keep", [], TensorProto.BOOL), value("state", [4])],
+        [value("keep_out", [], TensorProto.BOOL), value("state_out", [4])],
+        [numpy_helper.from_array(np.float32(2), "by")],
+    )
+    turns = numpy_helper.from_array(np.int64(3), "turns")
+    nodes = [node("Relu", ["x"], ["h"], "act"), node("Loop", ["turns", "", "h"], ["y"], "repeat", body=body)]
+    return model(nodes, [value("x", [4])], [value("y", [4])], [turns])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from support.cli_helpers import run, two_lines
+from support.command_line import run, two_lines
 
 NETWORK = """
     import torch

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from support.cli_helpers import constant, model, node, ok, save_input, value
+from support.command_line import ok, save_input
+from support.onnx_parts import constant, model, node, value
 
 NORM = ("/norm/Pow", "/norm/ReduceMean", "/norm/Add", "/norm/Sqrt")  # what has to stay in FP32
 SQUARE = NORM[0]

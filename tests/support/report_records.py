@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from support.cli_helpers import clean, overflowing
+from support.command_line import clean, overflowing
 from trt_helper.inputs.samples import load_samples
 from trt_helper.onnx_model.graph import read_graph
 from trt_helper.onnx_model.load import load

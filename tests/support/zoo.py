@@ -1,7 +1,7 @@
 """What the zoo is built from: a graph writer, benign stretches, hazards, and cases made of them.
 
 A hazard is some layers between two tensors of (1, length, WIDTH) values around 1. It has its own names,
-`hazard/layer`, and says which of them are its smallest cures. A case puts one or more hazards between a
+`hazard/layer`, and says which of them are its smallest sets of pins. A case puts one or more hazards between a
 stretch of convolutions and one of products, all of which half precision does no harm.
 """
 
@@ -118,17 +118,17 @@ def norm(net: Net, h: str, name: str = "") -> str:
 
 @dataclass(frozen=True, eq=False)
 class Hazard:
-    """`build(net, h)` returns the hazard's result. `cures` are all smallest sets of its layers."""
+    """`build(net, h)` returns the hazard's result. `smallest_sets` are all smallest sets of layers to pin."""
 
     name: str
     build: Callable[..., str]
-    cures: tuple[frozenset[str], ...]
+    smallest_sets: tuple[frozenset[str], ...]
     inputs: Mapping[str, tuple[Sequence[int | str], Generate]]
     why: str
 
     @property
     def k(self) -> int:
-        return len(self.cures[0])
+        return len(self.smallest_sets[0])
 
     def add(self, net: Net, h: str) -> str:
         inputs = [net.input(name, shape) for name, (shape, _) in self.inputs.items()]
@@ -139,12 +139,14 @@ class Hazard:
 HAZARDS: dict[str, Hazard] = {}
 
 
-def hazard(*cures: str, why: str, **inputs: tuple[Sequence[int | str], Generate]) -> Callable[..., Callable[..., str]]:
-    """Register a hazard under the function's name. Each cure is a line of layer names without their scope."""
+def hazard(
+    *smallest_sets: str, why: str, **inputs: tuple[Sequence[int | str], Generate]
+) -> Callable[..., Callable[..., str]]:
+    """Register a hazard under the function's name. Each set is a line of layer names without their scope."""
 
     def register(build: Callable[..., str]) -> Callable[..., str]:
         name = build.__name__
-        sets = tuple(frozenset(f"{name}/{layer}" for layer in cure.split()) for cure in cures or ("",))
+        sets = tuple(frozenset(f"{name}/{layer}" for layer in names.split()) for names in smallest_sets or ("",))
         HAZARDS[name] = Hazard(name, build, sets, inputs, why)
         return build
 
@@ -156,7 +158,7 @@ class Case:
     """A model, its samples by seed, and what is known of its smallest plans.
 
     `hazards` are disjoint, and what each needs does not depend on the others: the smallest plans are all
-    combinations of one cure for each. Without hazards nothing has to be pinned.
+    combinations of one set for each. Without hazards nothing has to be pinned.
     """
 
     name: str
@@ -169,7 +171,7 @@ class Case:
     @property
     def culprits(self) -> list[frozenset[str]]:
         """The equally small alternatives, one or more."""
-        return [frozenset().union(*sets) for sets in product(*(hazard.cures for hazard in self.hazards))]
+        return [frozenset().union(*sets) for sets in product(*(hazard.smallest_sets for hazard in self.hazards))]
 
     @property
     def k(self) -> int:

@@ -1,6 +1,6 @@
 """Hazards of numbers: too large, too small, too close together, too far from zero for half precision.
 
-Names in the decorators are the smallest cures; several lines are equally small alternatives.
+Names in the decorators are the smallest sets of pins; several lines are equally small alternatives.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Hazards of structure: what is moved must move together, constants that are only moved, cures that compete.
+"""Hazards of structure: what is moved must move together, constants that are only moved, sets of pins that compete.
 
-Names in the decorators are the smallest cures; several strings are equally small alternatives.
+Names in the decorators are the smallest sets of pins; several strings are equally small alternatives.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def five_readers(net: Net, h: str) -> str:
     return net("Sum", *parts, name="sum")
 
 
-# ------------------------------------------------------------------------------ cures that compete
+# ------------------------------------------------------------------------------ sets of pins that compete
 
 
 @hazard("left difference", "right difference", why="inf - inf is NaN; with either side finite the gate is right")

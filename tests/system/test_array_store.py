@@ -1,4 +1,4 @@
-"""Arrays beyond the room are in a file without a name, and are what they were; a search finds the same with them."""
+"""The array store: arrays beyond its limit go into a file, stay what they were, and a search finds the same."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from support.cli_helpers import run
-from support.overflowing_norm import overflowing_norm
+from support.command_line import run
+from support.overflowing_models import overflowing_norm
 
 from trt_helper.emulator.emulator import Emulator
 from trt_helper.inputs.samples import Sample
 from trt_helper.onnx_model.graph import read_graph
 from trt_helper.onnx_model.load import load
 from trt_helper.search.locate import locate
-from trt_helper.system import array_store as memory
+from trt_helper.system import array_store
 from trt_helper.system.array_store import ArrayStore, available, resident
 from trt_helper.values import Plan, Tolerance
 
@@ -44,13 +44,13 @@ def test_what_is_held_is_what_was_given_in_memory_and_in_the_file(given_arrays, 
 
 
 def test_beyond_the_room_memory_does_not_grow(tmp_path):
-    told = []
-    store = ArrayStore(8 * MIB, tmp_path, told.append)
+    warned = []
+    store = ArrayStore(8 * MIB, tmp_path, warned.append)
     before = resident()
     held = [store.keep(np.full((256, 1024), index, np.float32)) for index in range(200)]  # 200 MiB
     assert resident() - before < 40 * MIB
     assert [int(array[7, 7]) for array in held] == list(range(200))
-    assert told == [f"more than fits into memory is kept in a file in {tmp_path}"]
+    assert warned == [f"more than fits into memory is kept in a file in {tmp_path}"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -67,13 +67,13 @@ def opened(folder: Path) -> list[int]:
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc here")
 @pytest.mark.parametrize("sizes", [(1,), (3, 1), (60, 5), (70,), (700, 2, 9)])
 def test_the_file_is_little_larger_than_what_it_holds_and_open_a_few_times(sizes, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "BLOCK", 64 << 10)
+    monkeypatch.setattr(array_store, "BLOCK", 64 << 10)
     store = ArrayStore(0, tmp_path)
     held = [store.keep(np.full(size << 10, index, np.uint8)) for index in range(200) for size in sizes]
     of_all = sum(array.nbytes for array in held)
     assert all(array[0] == array[-1] for array in held)
     assert len(opened(tmp_path)) < 80  # 200 for those of 70 KiB if each had its own
-    assert of_all <= max(opened(tmp_path)) < 1.2 * of_all + 2 * memory.BLOCK
+    assert of_all <= max(opened(tmp_path)) < 1.2 * of_all + 2 * array_store.BLOCK
 
 
 def test_what_has_no_bytes_of_its_own_stays_where_it_is(tmp_path):
@@ -89,16 +89,16 @@ def test_what_is_in_the_file_cannot_be_written_over(tmp_path):
         kept[0] = 2.0
 
 
-def test_a_part_leaves_the_room_as_it_was_and_tells_nothing_twice(tmp_path):
-    told = []
-    store = ArrayStore(MIB, tmp_path, told.append)
+def test_a_part_leaves_the_room_as_it_was_and_warns_of_nothing_twice(tmp_path):
+    warned = []
+    store = ArrayStore(MIB, tmp_path, warned.append)
     array = np.zeros(MIB, np.uint8)
     for _ in range(3):
         assert store.part().keep(array) is array
     assert store.keep(array) is array
     assert store.part().keep(array) is not array
     assert store.keep(array) is not array
-    assert len(told) == 1
+    assert len(warned) == 1
 
 
 def test_what_is_reserved_is_no_room_for_others():
@@ -132,12 +132,12 @@ def task(tmp_path_factory):
 
 def test_a_search_without_any_room_finds_the_same(task, tmp_path):
     path, samples = task
-    told = []
+    warned = []
     found = [
         locate(read_graph(load(path)), samples, Tolerance(0.05, 0.0), store=store)
-        for store in (ArrayStore(1 << 40), ArrayStore(0, tmp_path, told.append))
+        for store in (ArrayStore(1 << 40), ArrayStore(0, tmp_path, warned.append))
     ]
-    assert len(told) == 1
+    assert len(warned) == 1
     assert found[0].pins == found[1].pins == ("square", "mean", "root")
     assert [(trial.plan, trial.error_ratio) for trial in found[0].trials] == [
         (trial.plan, trial.error_ratio) for trial in found[1].trials
@@ -147,13 +147,13 @@ def test_a_search_without_any_room_finds_the_same(task, tmp_path):
 
 def test_rounded_weights_go_into_the_file_too(task, tmp_path):
     path, samples = task
-    told = []
+    warned = []
     plain, small = (
         Emulator(read_graph(load(path))),
-        Emulator(read_graph(load(path)), ArrayStore(0, tmp_path, told.append)),
+        Emulator(read_graph(load(path)), ArrayStore(0, tmp_path, warned.append)),
     )
     (expected,), (found,) = (emulator.run(Plan(), samples[0].feed).values() for emulator in (plain, small))
-    assert len(told) == 1
+    assert len(warned) == 1
     assert np.array_equal(expected, found, equal_nan=True)
 
 
@@ -162,9 +162,9 @@ def command(path: Path, inputs: Path, *more: str, limits: dict[int, int]) -> sub
         for kind, size in limits.items():
             resource.setrlimit(kind, (size, size))
 
-    asked = ["locate", str(path), "--inputs", str(inputs), "--atol", "0.05", "--rtol", "0", *more]
+    words = ["locate", str(path), "--inputs", str(inputs), "--atol", "0.05", "--rtol", "0", *more]
     return subprocess.run(
-        [sys.executable, "-m", "trt_helper", *asked],
+        [sys.executable, "-m", "trt_helper", *words],
         capture_output=True,
         text=True,
         cwd=inputs.parent,

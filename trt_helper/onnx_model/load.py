@@ -8,13 +8,15 @@ when the data is opened.)
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from math import prod
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from onnx_ir.passes.common import TopologicalSortPass
 
 from trt_helper.errors import ModelError, first_line
@@ -42,15 +44,16 @@ def load(path: Path) -> Model:
             outside the model's folder.
     """
     proto = _parse(path)
+    _require_no_recursion(proto, path)
+    external = _external_files(proto, path)
     model = _deserialize(proto, path)
-    external = _external_files(model, path)
     _require_outputs(model, path)
     _require_producers(model, path)
     try:
         TopologicalSortPass()(model)
     except Exception as error:
         raise ModelError(f"{path}: the graph has a cycle", fix=EXPORT_AGAIN) from error
-    _check(path)
+    _check(path, proto)
     return Model(path, _sha256([path, *external]), model)
 
 
@@ -82,37 +85,83 @@ def _deserialize(proto: onnx.ModelProto, path: Path) -> ir.Model:
         model = ir.from_proto(proto)
     except Exception as error:  # onnx_ir has no error class for inconsistent models
         raise ModelError(f"{path} is not a sound ONNX graph: {first_line(error)}", fix=EXPORT_AGAIN) from error
-    ir.external_data.set_base_dir(model.graph, path.resolve().parent)
+    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        ir.external_data.set_base_dir(graph, path.resolve().parent)
     return model
 
 
-def _external_files(model: ir.Model, path: Path) -> list[Path]:
+def _external_files(proto: onnx.ModelProto, path: Path) -> list[Path]:
     """The checked external data files, in the order of their names."""
     folder = path.resolve().parent
     found: dict[str, Path] = {}
-    for tensor in _tensors(model):
-        if isinstance(tensor, ir.ExternalTensor):
-            target = (folder / tensor.location).resolve()
-            if not target.is_relative_to(folder):
-                raise ModelError(
-                    f"{path}: the weights of {tensor.name!r} point outside the model's folder: {tensor.location!r}",
-                    fix="keep external data beside the model; do not trust this file",
-                )
-            if not target.is_file():
-                raise ModelError(
-                    f"{path}: its external data {tensor.location!r} is missing", fix=f"put it into {folder}"
-                )
-            if (tensor.offset or 0) + (tensor.length or tensor.nbytes) > target.stat().st_size:
-                raise ModelError(f"{path}: its external data {tensor.location!r} is truncated", fix=EXPORT_AGAIN)
-            found[str(tensor.location)] = target
+    for tensor in _tensors(proto):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        location, end = _place(tensor, path)
+        target = (folder / location).resolve()
+        if not target.is_relative_to(folder):
+            raise ModelError(
+                f"{path}: the weights of {tensor.name!r} point outside the model's folder: {location!r}",
+                fix="keep external data beside the model; do not trust this file",
+            )
+        if not target.is_file():
+            raise ModelError(f"{path}: its external data {location!r} is missing", fix=f"put it into {folder}")
+        if end > target.stat().st_size:
+            raise ModelError(f"{path}: its external data {location!r} is truncated", fix=EXPORT_AGAIN)
+        found[location] = target
     return [found[name] for name in sorted(found)]
 
 
-def _tensors(model: ir.Model) -> Iterator[object]:
-    for graph in model.graphs():
-        yield from (value.const_value for value in graph.initializers.values())
-        for node in graph:
-            yield from (a.value for a in node.attributes.values() if a.type is ir.AttributeType.TENSOR)
+def _place(tensor: onnx.TensorProto, path: Path) -> tuple[str, int]:
+    """The location of external data, and the byte where it ends."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    try:
+        bits = ir.DataType(tensor.data_type).bitwidth
+        size = -(-prod(tensor.dims) * bits // 8)
+        return entries["location"], int(entries.get("offset", 0)) + int(entries.get("length", 0) or size)
+    except (KeyError, ValueError, TypeError) as error:
+        raise ModelError(
+            f"{path}: it is not said where the weights of {tensor.name!r} are", fix=EXPORT_AGAIN
+        ) from error
+
+
+def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
+    """Every tensor wherever it hangs: in graphs, attributes, sparse tensors, functions, training information."""
+    waiting = [message]
+    while waiting:
+        for field, content in waiting.pop().ListFields():
+            if field.type != field.TYPE_MESSAGE:
+                continue
+            for item in content if isinstance(content, Sequence) else (content,):
+                if isinstance(item, onnx.TensorProto):
+                    yield item
+                else:
+                    waiting.append(item)
+
+
+def _require_no_recursion(proto: onnx.ModelProto, path: Path) -> None:
+    """Refuse functions that call themselves, directly or through others: they have no end when they are inlined."""
+    calls = {_id(function): {_id(node) for node in _nodes(function.node)} for function in proto.functions}
+    try:
+        TopologicalSorter(calls).prepare()
+    except CycleError as error:
+        raise ModelError(f"{path}: the function {error.args[1][0][1]!r} calls itself", fix=EXPORT_AGAIN) from error
+
+
+def _id(one: onnx.FunctionProto | onnx.NodeProto) -> tuple[str, str, str]:
+    name = one.name if isinstance(one, onnx.FunctionProto) else one.op_type
+    return one.domain, name, one.overload
+
+
+def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """The nodes, and those of all graphs in their attributes."""
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for attribute in node.attribute:
+            for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                waiting.extend(graph.node)
 
 
 def _require_outputs(model: ir.Model, path: Path) -> None:
@@ -135,13 +184,35 @@ def _require_producers(model: ir.Model, path: Path) -> None:
             raise ModelError(f"{path}: nothing produces the output {value.name!r}", fix=EXPORT_AGAIN)
 
 
-def _check(path: Path) -> None:
+def _check(path: Path, proto: onnx.ModelProto) -> None:
     try:
         onnx.checker.check_model(str(path))
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
-        text = first_line(error)
-        if any(harmless in text for harmless in HARMLESS):
-            return
+        _require_harmless(error, path)
+        _check_parts(path, proto)  # the checker stops at its first complaint
+
+
+def _check_parts(path: Path, proto: onnx.ModelProto) -> None:
+    """Check each node, function and tensor by itself."""
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version = proto.ir_version
+    context.opset_imports = {opset.domain: opset.version for opset in proto.opset_import}
+    inside = (tensor for tensor in _tensors(proto) if tensor.data_location != onnx.TensorProto.EXTERNAL)
+    for check, parts in (
+        (onnx.checker.check_tensor, inside),
+        (onnx.checker.check_node, proto.graph.node),
+        (onnx.checker.check_function, proto.functions),
+    ):
+        for part in parts:
+            try:
+                check(part, context)
+            except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+                _require_harmless(error, path)
+
+
+def _require_harmless(error: Exception, path: Path) -> None:
+    text = first_line(error)
+    if not any(harmless in text for harmless in HARMLESS):
         raise ModelError(f"{path}: {text}", fix=EXPORT_AGAIN) from error
 
 

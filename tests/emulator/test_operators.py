@@ -1,0 +1,63 @@
+"""One of ONNX's own test models for every operator: the emulator computes what the typed file computes."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+
+import numpy as np
+import pytest
+from onnx.backend.test.case.node import collect_testcases
+from support.independent import run_on_ort, run_with_pairs
+from support.model_cases import save_case
+from support.models import Case
+
+from trt_helper.values import Plan
+
+LIMITS = {
+    "MeanVarianceNormalization": "onnx's own strict inference fails on its function body, whatever the types",
+    "LinearAttention": "ONNX Runtime expands it into a Scan, which needs shapes that one layer alone does not have",
+    "CausalConvWithState": "ONNX Runtime runs it only as part of a whole model",
+    "SplitToSequence": "TensorRT has no sequences",
+    **dict.fromkeys(("DynamicQuantizeLinear", "QLinearMatMul"), "quantised already"),
+    **dict.fromkeys(("ArrayFeatureExtractor", "Binarizer", "TreeEnsemble"), "of another domain"),
+}
+
+
+@cache
+def cases() -> dict[str, Case]:
+    """For every operator the first test model that reads FP32 and nothing that numpy lacks."""
+    found: dict[str, Case] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        collected = collect_testcases(None)
+    for test in collected:
+        (arrays, _), *_ = test.data_sets
+        nodes = test.model.graph.node
+        plain = all(isinstance(array, np.ndarray) and array.dtype.isbuiltin for array in arrays)
+        if plain and len(nodes) == 1 and any(array.dtype == np.float32 for array in arrays):
+            feed = dict(zip((value.name for value in test.model.graph.input), arrays, strict=True))
+            found.setdefault(nodes[0].op_type, Case(nodes[0].op_type, test.model, feed))
+    return found
+
+
+@pytest.mark.parametrize("operator", cases())
+def test_the_emulator_says_what_the_typed_file_computes(tmp_path, operator):
+    if operator in LIMITS:
+        pytest.skip(LIMITS[operator])
+    case = save_case(cases()[operator], tmp_path)
+    try:
+        original = run_on_ort(case.path, case.feed)
+    except Exception as error:
+        pytest.skip(f"ONNX Runtime's CPU provider cannot: {str(error)[:80]}")
+    for plan in (Plan(), case.graph.all_pinned()):
+        found = case.emulator.run(plan, case.feed)
+        expected = run_with_pairs(case.write(plan), case.feed)
+        assert list(found) == list(expected) == list(original)
+        for output, array in expected.items():
+            np.testing.assert_array_equal(found[output], array)
+    for output, array in original.items():
+        if array.dtype.kind == "f":
+            np.testing.assert_allclose(found[output], array, rtol=1e-5, atol=1e-5)
+        else:
+            np.testing.assert_array_equal(found[output], array)

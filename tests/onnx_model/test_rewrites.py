@@ -1,0 +1,93 @@
+"""Rewrites of a model: which are found, and that they compute the same in FP32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from support.rewritable_models import (
+    SPELLINGS,
+    WIDTH,
+    Build,
+    over_another_axis,
+    torch_layer_norm,
+    variance_of_something_else,
+    without_a_root,
+)
+from support.zoo import Net
+
+from trt_helper.emulator.emulator import Emulator
+from trt_helper.errors import ConfigError
+from trt_helper.onnx_model.graph import Graph, read_graph
+from trt_helper.onnx_model.load import load
+from trt_helper.onnx_model.rewrites import find
+from trt_helper.values import REWRITE_KINDS, Rewrite
+
+
+def graph_of(build: Build, folder: Path) -> Graph:
+    net = Net(7)
+    y = build(net, net("Mul", net.input("x", [2, 5, WIDTH]), 1.5))
+    path = folder / "norm.onnx"
+    onnx.save(net.model("norm", [net("Add", y, net.normal(WIDTH))], [2, 5, WIDTH]), path)
+    return read_graph(load(path))
+
+
+def reference(graph: Graph, feed: dict[str, np.ndarray]) -> np.ndarray:
+    session = ort.InferenceSession(str(graph.source.path), providers=["CPUExecutionProvider"])
+    return session.run(None, feed)[0]
+
+
+@pytest.mark.parametrize(("build", "op"), SPELLINGS.items(), ids=lambda value: getattr(value, "__name__", value))
+def test_a_norm_in_pieces_becomes_one_operator_that_computes_the_same(build, op, tmp_path):
+    graph = graph_of(build, tmp_path)
+    offered = find(graph.model.graph, ["norms"])
+    assert offered == (Rewrite("norms", "norm", op),)
+    rewritten = read_graph(graph.source, offered)
+    assert [layer.op for layer in rewritten.layers] == ["Mul", op, "Add"]
+    assert len(graph.layers) > len(rewritten.layers)
+    feed = {"x": np.random.default_rng(3).normal(3, 2, (2, 5, WIDTH)).astype(np.float32)}
+    found = next(iter(Emulator(rewritten).reference(feed).values()))
+    np.testing.assert_allclose(found, reference(graph, feed), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("build", [over_another_axis, variance_of_something_else, without_a_root])
+def test_what_only_looks_like_a_norm_is_left_alone(build, tmp_path):
+    assert find(graph_of(build, tmp_path).model.graph, REWRITE_KINDS) == ()
+
+
+def test_the_layers_that_went_into_a_norm_answer_by_its_name(tmp_path):
+    graph = graph_of(torch_layer_norm, tmp_path)
+    rewritten = read_graph(graph.source, find(graph.model.graph, ["norms"]))
+    (root,) = [layer.name for layer in graph.layers if layer.op == "Sqrt"]
+    assert rewritten.plan([root]).fp32 == {"norm"}
+
+
+def test_a_rewrite_that_the_model_does_not_offer_is_named_with_the_nearest(tmp_path):
+    graph = graph_of(torch_layer_norm, tmp_path)
+    with pytest.raises(ConfigError, match="'nrm' by norms") as caught:
+        read_graph(graph.source, [Rewrite("norms", "nrm", "LayerNormalization")])
+    assert "'norm'" in caught.value.fix
+
+
+def test_only_constants_beyond_the_range_are_brought_into_it(tmp_path):
+    """-1e9 becomes what a half can hold together with a score; -inf, 3.5 and 60000 stay."""
+    weights = [
+        numpy_helper.from_array(np.array(v, np.float32), n) for n, v in (("mask", [-1e9, 0]), ("big", [6e4, 3.5]))
+    ]
+    nodes = [helper.make_node("Add", ["x", "mask"], ["a"], "a"), helper.make_node("Mul", ["a", "big"], ["y"], "y")]
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "g", [info("x", TensorProto.FLOAT, [2])], [info("y", TensorProto.FLOAT, [2])], weights
+    )
+    path = tmp_path / "mask.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    model = load(path)
+    offered = find(read_graph(model).model.graph, ["constants"])
+    assert offered == (Rewrite("constants", "mask"),)
+    initializers = read_graph(model, offered).model.graph.initializers
+    np.testing.assert_array_equal(initializers["mask"].const_value.numpy(), [-32768.0, 0.0])
+    np.testing.assert_array_equal(initializers["big"].const_value.numpy(), np.array([6e4, 3.5], np.float32))

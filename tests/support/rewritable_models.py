@@ -1,0 +1,88 @@
+"""Models that a rewrite or BF16 brings into range: norms in pieces, what only looks like one, large values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+
+from support.zoo import Net
+from trt_helper.onnx_model.graph import Graph, read_graph
+from trt_helper.onnx_model.load import load
+
+WIDTH = 24
+EPSILON = 1e-5
+Build = Callable[[Net, str], str]
+
+
+def centred(net: Net, x: str) -> str:
+    return net("Sub", x, net("ReduceMean", x, axes=[-1]))
+
+
+def torch_layer_norm(net: Net, x: str) -> str:
+    c = centred(net, x)
+    return net(
+        "Div", c, net("Sqrt", net("Add", net("ReduceMean", net("Pow", c, 2.0), axes=[-1]), EPSILON)), name="norm"
+    )
+
+
+def by_reciprocal(net: Net, x: str) -> str:
+    c = centred(net, x)
+    deviation = net("Sqrt", net("Add", EPSILON, net("ReduceMean", net("Mul", c, c), axes=[-1])))
+    return net("Mul", net("Reciprocal", deviation), c, name="norm")
+
+
+def by_power(net: Net, x: str) -> str:
+    c = centred(net, x)
+    return net(
+        "Mul", c, net("Pow", net("Add", net("ReduceMean", net("Mul", c, c), axes=[-1]), EPSILON), -0.5), name="norm"
+    )
+
+
+def by_moments(net: Net, x: str) -> str:
+    """Sums, E[x^2] - E[x]^2, weights multiplied into the reciprocal: as TensorFlow's converter writes it."""
+    m = net("Mul", net("ReduceSum", x, [-1]), 1 / WIDTH)
+    q = net("Div", net("ReduceSum", net("Mul", x, x), [-1]), float(WIDTH))
+    v = net("Max", net("Sub", q, net("Mul", m, m)), 0.0)
+    inverse = net("Div", 1.0, net("Sqrt", net("Add", v, EPSILON)))
+    scaled = net("Mul", inverse, net.normal(WIDTH))
+    return net("Mul", net("Sub", x, m), scaled, name="norm")
+
+
+def rms(net: Net, x: str) -> str:
+    return net("Div", x, net("Sqrt", net("Add", net("ReduceMean", net("Mul", x, x), axes=[-1]), EPSILON)), name="norm")
+
+
+SPELLINGS: dict[Build, str] = {
+    torch_layer_norm: "LayerNormalization",
+    by_reciprocal: "LayerNormalization",
+    by_power: "LayerNormalization",
+    by_moments: "LayerNormalization",
+    rms: "RMSNormalization",
+}
+
+
+def over_another_axis(net: Net, x: str) -> str:
+    c = net("Sub", x, net("ReduceMean", x, axes=[1]))
+    return net("Div", c, net("Sqrt", net("Add", net("ReduceMean", net("Mul", c, c), axes=[1]), EPSILON)))
+
+
+def variance_of_something_else(net: Net, x: str) -> str:
+    c, other = centred(net, x), net("Tanh", x)
+    return net("Div", c, net("Sqrt", net("Add", net("ReduceMean", net("Mul", other, other), axes=[-1]), EPSILON)))
+
+
+def without_a_root(net: Net, x: str) -> str:
+    c = centred(net, x)
+    return net("Div", c, net("Add", net("ReduceMean", net("Mul", c, c), axes=[-1]), EPSILON))
+
+
+def range_model(folder: Path) -> Graph:
+    """Values of some 1e6 between two products, with a transpose in the middle."""
+    net = Net(5)
+    up = net("Mul", net.input("x", [4, 8]), 1e6, name="up")
+    down = net("Mul", net("Transpose", net("Abs", up, name="abs"), perm=[1, 0]), 1e-6, name="down")
+    path = folder / "range.onnx"
+    onnx.save(net.model("range", [net("Relu", down, name="relu")], [8, 4]), path)
+    return read_graph(load(path))
