@@ -124,7 +124,7 @@ def main() -> int:
                 continue
             lines.append(row(subject, done, time.perf_counter() - started))
             states.update(proof.state for proof in done.proofs)
-            open_pins += [f"- {subject.name}, `{one.layer}`: {one.state}, {one.evidence}" for one in done.unproven]
+            open_pins += [f"- {subject.name}, `{one.layer}`: {one.state}, {one.because}" for one in done.unproven]
             sys.stdout.write(f"{lines[-1]}\n")
     installed = version("tensorrt_rtx")
     summary = ", ".join(f"{count} {state}" for state, count in states.most_common())

@@ -28,10 +28,10 @@ REFERENCE = """
 import sys
 from pathlib import Path
 import trt_helper.cli.main
-from trt_helper.emulate import Emulator
-from trt_helper.graph import read_graph
-from trt_helper.model import load
-from trt_helper.samples import load_samples
+from trt_helper.emulator.emulator import Emulator
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.load import load
+from trt_helper.inputs.samples import load_samples
 from trt_helper.values import Plan
 graph = read_graph(load(Path(sys.argv[1])))
 emulator = Emulator(graph)

@@ -33,18 +33,18 @@ import sys
 import numpy as np
 import onnxruntime as ort
 from pathlib import Path
-from trt_helper.emulate import Emulator
-from trt_helper.evidence import survey
-from trt_helper.graph import read_graph
-from trt_helper.kernels import session_options
-from trt_helper.model import load
+from trt_helper.emulator.emulator import Emulator
+from trt_helper.emulator.layer_errors import measure_layers
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.ort_session import session_options
+from trt_helper.onnx_model.load import load
 from trt_helper.values import Plan, Tolerance
 model, feed = Path(sys.argv[1]), dict(np.load(sys.argv[2]))
 feeds = [{name: array + i for name, array in feed.items()} for i in range(int(sys.argv[3]))]
 """
 PLAIN = HEAD + "session = ort.InferenceSession(str(model), session_options())\nfor f in feeds: session.run(None, f)"
 TRIAL = HEAD + "emulator = Emulator(read_graph(load(model)))\nfor f in feeds: emulator.run(Plan(), f)"
-EVERY = HEAD + "survey(Emulator(read_graph(load(model))), Plan(), feeds, Tolerance())"
+EVERY = HEAD + "measure_layers(Emulator(read_graph(load(model))), Plan(), feeds, Tolerance())"
 BARE = """
 import sys
 import tensorrt_rtx as trt
@@ -58,9 +58,9 @@ open(sys.argv[2], "wb").write(plan)
 TYPED = """
 import sys
 from pathlib import Path
-from trt_helper.graph import read_graph
-from trt_helper.model import load
-from trt_helper.typed import render, write
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.load import load
+from trt_helper.onnx_model.typed import render, write
 from trt_helper.values import Plan
 write(render(read_graph(load(Path(sys.argv[1]))), Plan()), Path(sys.argv[2]))
 """
@@ -68,10 +68,10 @@ write(render(read_graph(load(Path(sys.argv[1]))), Plan()), Path(sys.argv[2]))
 CONVERT = """
 import sys, time
 from pathlib import Path
-from trt_helper.builder import BuildSettings
-from trt_helper.convert import convert
-from trt_helper.graph import read_graph
-from trt_helper.model import load
+from trt_helper.builder.settings import BuildSettings
+from trt_helper.builder.convert import convert
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.load import load
 from trt_helper.values import Plan
 graph, engine = read_graph(load(Path(sys.argv[1]))), Path(sys.argv[2])
 started = time.perf_counter()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -108,3 +110,14 @@ def test_the_readme_begins_with_the_two_commands():
     ).stdout
     for target in ("setup", "demo", "lint", "type", "test", "check", "bench"):
         assert f"make {target} " in targets
+
+
+TEXTS = sorted([*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "sample_models").glob("*.py"), *ROOT.glob("*.md")])
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_what_benchmarks_and_documents_import_is_there(path):
+    """Also in the programs that benchmarks write as text: no type checker reads those."""
+    for module, names in re.findall(r"^ *from (trt_helper[\w.]*) import (\w+(?:, \w+)*)", path.read_text(), re.M):
+        found = importlib.import_module(module)
+        assert not [name for name in names.split(", ") if not hasattr(found, name)]

@@ -32,7 +32,7 @@ def test_a_lone_pinned_conv_is_demoted_and_with_its_relu_it_is_honoured(tmp_path
     alone = convs("mid", channels=64)
     lone = proofs_of(tmp_path, alone, ["mid"])[0]
     assert (lone.state, lone.types) == ("demoted", ("FP16",))
-    assert lone.evidence.endswith("holds weights of FP16")
+    assert lone.because.endswith("holds weights of FP16")
     pair = convs("mid", "r1", channels=64)
     proofs = proofs_of(tmp_path, pair, ["mid", "r1"])
     assert [(proof.layer, proof.state) for proof in proofs] == [("mid", "honoured"), ("r1", "honoured")]
@@ -56,7 +56,7 @@ def test_a_relu_between_two_half_convs_is_honoured_in_the_epilogue_of_the_first(
     assert proof.state == "honoured"
     assert proof.engine_layers[0].startswith("__myl_CorrCastReluCast_")
     assert (proof.inputs, proof.weights, proof.outputs) == (("FP16",), ("FP16",), ("FP16",))
-    assert proof.evidence.endswith("its step relu works on FP32")
+    assert proof.because.endswith("its step relu works on FP32")
 
 
 @needs_rtx
@@ -64,7 +64,7 @@ def test_without_the_engines_text_that_relu_is_fused_and_its_company_is_named(tm
     made = convs("r0")
     proof = prove(["r0"], built(tmp_path, made).layers, requested(made))[0]
     assert proof.state == "fused"
-    assert "together with c0; its operations are CorrCastReluCast" in proof.evidence
+    assert "together with c0; its operations are CorrCastReluCast" in proof.because
 
 
 def attention(*pins):
@@ -123,10 +123,10 @@ def test_a_reduction_alone_with_its_casts_is_honoured_inside_its_kernel(tmp_path
     engine = built(tmp_path, made)
     proof = prove(["mean"], engine.layers, requested(made), program=engine.program)[0]
     assert proof.state == "honoured"
-    assert "all its operations are FP32" in proof.evidence
+    assert "all its operations are FP32" in proof.because
     proof = prove(["mean"], engine.layers, requested(made))[0]  # an engine without text: the name spells the casts
     assert proof.state == "honoured"
-    assert "casts inside" in proof.evidence
+    assert "casts inside" in proof.because
     assert prove(["mean"], engine.layers, {})[0].state == "fused"  # casts not known: company unknown
 
 

@@ -73,7 +73,7 @@ def test_every_third_layer_of_a_real_model_is_proved_or_has_a_reason(tmp_path, n
     assert len(states) == len(graph.candidates[::3]) + len(done.retention.added)
     assert set(states) <= {"honoured", "fused", "gone"}
     assert states.count("honoured") >= 0.7 * len(states)
-    assert all(proof.evidence for proof in done.unproven)
+    assert all(proof.because for proof in done.unproven)
     assert 0 < done.half_share < 1
 
 

@@ -246,7 +246,7 @@ def test_an_engine_that_gives_no_intermediate_tensor_is_said(graph, tmp_path, mo
     let_engine_compute_changed(graph, tmp_path, monkeypatch, lambda _: {})
     said = []
     assert oracle(graph).intermediate_errors(Plan(), 0, Emulator(graph), said.append) == ()
-    assert said == ["nothing of what the engine computes between its kernels could be heard"]
+    assert said == ["no tensor between the kernels of the engine could be read"]
 
 
 @needs_rtx
@@ -256,7 +256,7 @@ def test_an_engine_whose_intermediate_tensors_cannot_be_had_is_said_and_no_error
     said = []
     assert crashing.intermediate_errors(Plan(), 0, Emulator(graph), said.append) == ()
     assert len(said) == 1
-    assert said[0].startswith("the inside of the engine was not looked at: the runner 'stand-in' cannot be loaded")
+    assert said[0].startswith("the tensors inside the engine were not measured: the runner 'stand-in' cannot be loaded")
 
 
 def test_a_runner_without_engines_has_no_intermediate_errors(graph):
@@ -323,7 +323,7 @@ def test_a_model_without_intermediate_tensors_needs_no_engine_for_them(tmp_path,
     said = []
     assert judge.intermediate_errors(Plan(), 0, Emulator(alone), said.append) == ()
     assert engines == []
-    assert said == ["nothing of what the engine computes between its kernels could be heard"]
+    assert said == ["no tensor between the kernels of the engine could be read"]
 
 
 # ------------------------------------------------------------------------------------------ in a search
@@ -378,5 +378,5 @@ def test_on_a_gpu_a_search_compares_the_intermediate_tensors_of_the_engine(graph
         return RunnerOracle(graph, runner, criteria, {}, settings)
 
     located = locate(graph, [sample()], Tolerance(1e-2, 0), oracle=oracle, runner=name)
-    not_compared = [said for said in located.warnings if "was not looked at" in said]
+    not_compared = [said for said in located.warnings if "were not measured" in said]
     assert located.intermediate_errors or not_compared

@@ -204,7 +204,7 @@ def _require_pins(build: Build) -> None:
         more = f" and {len(demoted) - 1} more" if len(demoted) > 1 else ""
         raise BuildError(
             f"{build.engine.builder} does not keep {demoted[0].layer!r}{more} in FP32, neither guarded nor with a "
-            f"neighbour: {demoted[0].evidence}",
+            f"neighbour: {demoted[0].because}",
             fix="pin the layers around it too, or build with another version of TensorRT; no engine was left",
         )
 
@@ -283,7 +283,7 @@ def engine_evidence(converted: Converted) -> dict[str, Any]:
         and reason of the first build.
     """
     first, retention = converted.builds[0], converted.retention
-    not_kept = {proof.layer: f"{proof.state}: {proof.evidence}" for proof in first.proofs if not proof.proven}
+    not_kept = {proof.layer: f"{proof.state}: {proof.because}" for proof in first.proofs if not proof.proven}
     return {
         "builder": first.engine.builder,
         "guards": sorted(retention.guards),

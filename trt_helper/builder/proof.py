@@ -49,7 +49,7 @@ class PinProof:
     inputs: tuple[str, ...]
     weights: tuple[str, ...]
     outputs: tuple[str, ...]
-    evidence: str
+    because: str
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -71,7 +71,7 @@ def proof_json(proof: PinProof) -> dict[str, Any]:
         "inputs": list(proof.inputs),
         "weights": list(proof.weights),
         "outputs": list(proof.outputs),
-        "evidence": proof.evidence,
+        "evidence": proof.because,
     }
 
 
@@ -110,7 +110,7 @@ def _proof(pin: str, claim: Claim) -> PinProof:
     ]
     present = [(one, said) for one, said in known if not (said and said.precision == ABSENT)] or known
     judged = [(_judge_heavy if heavy else _judge_light)(one, claim, said) for one, said in present]
-    state, evidence = min(judged, key=lambda one: _WORST_FIRST.index(one[0]))
+    state, because = min(judged, key=lambda one: _WORST_FIRST.index(one[0]))
     return PinProof(
         pin,
         state,
@@ -118,7 +118,7 @@ def _proof(pin: str, claim: Claim) -> PinProof:
         _types(tensor for one in engine_layers for tensor in one.inputs),
         _types(tensor for one in engine_layers for tensor in one.weights),
         _types(tensor for one in engine_layers for tensor in one.outputs),
-        evidence,
+        because,
     )
 
 

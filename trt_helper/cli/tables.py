@@ -273,7 +273,7 @@ def conversion_warnings(converted: Converted) -> list[str]:
         proofs = [proof for proof in converted.unproven if proof.state == state]
         if proofs:
             more = f" and {len(proofs) - 1} more pins" if len(proofs) > 1 else ""
-            found.append(because.format(f"{plain(proofs[0].layer)!r}{more}", plain(proofs[0].evidence, LONGEST_PROOF)))
+            found.append(because.format(f"{plain(proofs[0].layer)!r}{more}", plain(proofs[0].because, LONGEST_PROOF)))
     if converted.engine:
         found += [plain(message) for message in converted.engine.warnings]
     return found
@@ -285,7 +285,7 @@ def conversion(converted: Converted) -> list[Table | str]:
     if converted.proofs:
         made = table("Pins in the engine", "layer", "state", "what shows it", names=3)
         for proof in converted.proofs:
-            made.add_row(cell(proof.layer), proof.state, cell(proof.evidence, longest=LONGEST_PROOF))
+            made.add_row(cell(proof.layer), proof.state, cell(proof.because, longest=LONGEST_PROOF))
         shown += [made, ""]
     for name, pin in converted.retention.added.items():
         shown.append(f"pinned besides: {plain(name)}, without which TensorRT undid {plain(pin)}")

@@ -107,10 +107,10 @@ class RunnerOracle:
         try:
             found = self._intermediate(plan, emulator, self.criteria.samples[sample], on_warning)
         except TrtHelperError as error:
-            on_warning(f"the inside of the engine was not looked at: {error.message}")
+            on_warning(f"the tensors inside the engine were not measured: {error.message}")
             return ()
         if not found:
-            on_warning("nothing of what the engine computes between its kernels could be heard")
+            on_warning("no tensor between the kernels of the engine could be read")
         elif text := complaint(found, excludable=self.settings.tensorrt):
             on_warning(text)
         return found
