@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from support.overflowing_models import TOLERANCE, overflowing_norm
@@ -12,6 +14,7 @@ from trt_helper.onnx_model.graph import read_graph
 from trt_helper.onnx_model.load import load
 from trt_helper.search.budget import Budget
 from trt_helper.search.locate import locate
+from trt_helper.search.located import NOT_MEASURED
 from trt_helper.values import Verdict
 
 
@@ -53,3 +56,21 @@ def test_a_budget_does_not_hide_that_precision_is_not_the_cause(task, monkeypatc
     monkeypatch.setattr("trt_helper.search.locate.reference_outputs", lambda *_: wrong)
     with pytest.raises(ControlError, match="with every layer in FP32 the model already misses the tolerance"):
         locate(graph, samples, TOLERANCE, budget=Budget(seconds=0))
+
+
+def test_the_time_limit_also_ends_what_is_measured_between_two_trials(task):
+    """Measuring roundings takes most of the time: `--time-limit 3` once took 77 s. One step is left to its end."""
+    steps = []
+
+    def slow(what: str, _done: int, _total: int) -> None:
+        steps.append(what)
+        time.sleep(0.5 if what == "what each rounding does" else 0)
+
+    located = locate(*task, TOLERANCE, budget=Budget(seconds=0.5), on_progress=slow)
+    assert steps.count("what each rounding does") == 1
+    assert located.plan == task[0].all_pinned()
+    assert located.after.verdict is Verdict.PASS
+    assert located.because == "the best plan after 0.5 s, as long as was allowed"
+    assert located.layers == ()
+    assert located.warnings == ("the errors of single layers were not measured: the time limit was reached before",)
+    assert {located.cause(pin) for pin in located.pins} == {NOT_MEASURED}

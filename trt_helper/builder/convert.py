@@ -194,7 +194,7 @@ def _prove(graph: Graph, plan: Plan, typed: TypedModel, built: EngineBuild) -> t
     if not built.layers or built.has_reduced:
         return proofs
     everywhere = "nothing that the engine reads, holds or writes is less than FP32"
-    return tuple(proof if proof.proven else replace(proof, state="honoured", evidence=everywhere) for proof in proofs)
+    return tuple(proof if proof.proven else replace(proof, state="honoured", because=everywhere) for proof in proofs)
 
 
 def _require_pins(build: Build) -> None:

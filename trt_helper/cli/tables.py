@@ -11,7 +11,6 @@ from rich.table import Table
 
 from trt_helper.bench.rows import Estimated, Measured, NotRun
 from trt_helper.builder.convert import Converted
-from trt_helper.emulator.causes import cause
 from trt_helper.format.text import batch_text, cell, figure, plain, rate, table
 from trt_helper.onnx_model.graph import Graph
 from trt_helper.search.located import Located
@@ -49,15 +48,12 @@ def before_after(located: Located) -> Table:
 def pins(located: Located) -> Table:
     """Each pinned layer: the cause, and the error without the pin."""
     made = table("Layers that stay in FP32", "layer", "op", "cause", "what shows it", "error without it", names=4)
-    reports = {report.layer.name: report for report in located.layers}
-    for name in located.pins:
-        if name in located.plan.bf16:
+    for pin in located.pinned_layers:
+        if pin.name in located.plan.bf16:
             continue
-        report = reports[name]
-        without = located.without(name)
-        shown = name if name.startswith(report.layer.module) else f"{name}  ({report.layer.module})"
-        why, value = cause(report)
-        made.add_row(cell(shown), cell(report.layer.op), why, value, trial_figure(without) if without else "-")
+        without = located.without(pin.name)
+        shown = pin.name if pin.name.startswith(pin.module) else f"{pin.name}  ({pin.module})"
+        made.add_row(cell(shown), cell(pin.op), *located.cause(pin.name), trial_figure(without) if without else "-")
     return made
 
 

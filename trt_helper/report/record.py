@@ -18,7 +18,7 @@ from trt_helper.format.json_values import SCHEMA, Json, error_json, number, outp
 from trt_helper.system import machine
 from trt_helper.system.files import write_atomically
 from trt_helper.system.versions import versions
-from trt_helper.values import IntermediateError, LayerReport, Plan, TensorError, Tolerance
+from trt_helper.values import IntermediateError, Layer, LayerReport, Plan, TensorError, Tolerance
 
 if TYPE_CHECKING:  # a report imports neither onnx nor the search
     import onnx_ir as ir
@@ -85,7 +85,7 @@ def located_json(located: Located) -> Json:
         "share": share_json(located.graph, located.plan, located.estimate),
         "per_sample": _per_sample_json(located),
         "search": list(_search_json(located)),
-        "pins": [_pin_json(located, name) for name in located.pins],
+        "pins": [_pin_json(located, pin) for pin in located.pinned_layers],
         "layers": [layer_json(r, pinned=r.layer.name in located.plan.fp32) for r in located.layers],
         **(
             {"inside": [_intermediate_json(one) for one in located.intermediate_errors]}
@@ -194,15 +194,14 @@ def metric_json(located: Located) -> Json | None:
     return {"function": located.metric.name, "threshold": located.metric.threshold}
 
 
-def _pin_json(located: Located, name: str) -> Json:
-    without = located.without(name)
-    report = next(report for report in located.layers if report.layer.name == name)
-    why, shown = cause(report)
+def _pin_json(located: Located, pin: Layer) -> Json:
+    without = located.without(pin.name)
+    why, shown = located.cause(pin.name)
     return {
-        "name": name,
-        "precision": "bf16" if name in located.plan.bf16 else "fp32",
-        "op": report.layer.op,
-        "module": report.layer.module,
+        "name": pin.name,
+        "precision": "bf16" if pin.name in located.plan.bf16 else "fp32",
+        "op": pin.op,
+        "module": pin.module,
         "cause": why,
         "cause_evidence": shown,
         "without": outputs_json(without.outputs) if without else {},

@@ -29,6 +29,10 @@ class Budget:
         """
         if self.trials is not None and trials >= self.trials:
             return f"the best plan after {trials} trials, as many as were allowed"
+        return self.spent_seconds(started)
+
+    def spent_seconds(self, started: float) -> str:
+        """`spent`, of the time alone: also between two trials."""
         if self.seconds is not None and time.monotonic() - started >= self.seconds:
             return f"the best plan after {self.seconds:g} s, as long as was allowed"
         return ""

@@ -59,6 +59,7 @@ class SearchTask:
         budget: where to stop.
         every_layer: measure the errors of every layer also when none is pinned.
         store: where large arrays are kept; None for a new one.
+        started: when the whole search began, on `time.monotonic`'s clock.
     """
 
     criteria: Criteria
@@ -69,6 +70,7 @@ class SearchTask:
     budget: Budget = UNLIMITED
     every_layer: bool = True
     store: ArrayStore | None = None
+    started: float = field(default_factory=time.monotonic)
 
 
 def search_graph(graph: Graph, task: SearchTask) -> Located:
@@ -84,14 +86,14 @@ def search_graph(graph: Graph, task: SearchTask) -> Located:
     emulated = EmulatedOracle(emulator, criteria)
     oracle: Oracle = task.oracle(graph, criteria) if task.oracle else emulated
     judge = PlanJudge(graph, oracle, criteria, task.journal, listener.warn)
-    predictor = ErrorPredictor(
-        emulator,
-        criteria,
-        judge,
-        listener.warn,
-        lambda done, total: listener.progress("what each rounding does", done, total),
-    )
-    stop = _run(smallest(graph.candidates, predictor.predict), graph, judge, task, started)
+
+    def measured(done: int, total: int) -> None:
+        listener.progress("what each rounding does", done, total)
+        if spent := task.budget.spent_seconds(task.started):
+            raise _BudgetSpentError(spent)
+
+    predictor = ErrorPredictor(emulator, criteria, judge, listener.warn, measured)
+    stop = _run(smallest(graph.candidates, predictor.predict), graph, judge, task)
     if stop.best is None:
         control = next(reversed(judge.trials.values()))
         raise control_error(control, [criteria.samples[index] for index in judge.searched], criteria.tolerance)
@@ -105,7 +107,10 @@ def search_graph(graph: Graph, task: SearchTask) -> Located:
     _warn(judge, after, task, only_on_runner=checked is not None and checked.trial.verdict is Verdict.PASS)
     shapes = predictor.shapes()
     per_sample = {"before": judge.per_sample(Plan()), "after": judge.per_sample(plan)}
-    layers = _layers(emulator, criteria, listener) if plan.fp32 or task.every_layer else ()
+    late = task.budget.spent_seconds(task.started)
+    layers = _layers(emulator, criteria, listener) if not late and (plan.fp32 or task.every_layer) else ()
+    if late:
+        listener.warn("the errors of single layers were not measured: the time limit was reached before")
     intermediate: tuple[IntermediateError, ...] = ()
     if failed_on_runner:
         intermediate = oracle.intermediate_errors(Plan(), before.sample, emulator, listener.warn)
@@ -137,16 +142,25 @@ def search_graph(graph: Graph, task: SearchTask) -> Located:
     )
 
 
-def _run(strategy: Strategy, graph: Graph, judge: PlanJudge, task: SearchTask, started: float) -> Stop:
+def _run(strategy: Strategy, graph: Graph, judge: PlanJudge, task: SearchTask) -> Stop:
     """Drive a strategy until it stops or the budget is spent; at least the plan that pins everything is tried."""
-    for event in drive(strategy, judge):
-        task.listener.event(graph, event)
-        if isinstance(event, Stop):
-            return event
-        best = judge.best
-        if isinstance(event, Trial) and best and (spent := task.budget.spent(len(judge.trials), started)):
-            return Stop(best.plan, minimal=False, because=spent)
+    try:
+        for event in drive(strategy, judge):
+            task.listener.event(graph, event)
+            if isinstance(event, Stop):
+                return event
+            best = judge.best
+            if isinstance(event, Trial) and best and (spent := task.budget.spent(len(judge.trials), task.started)):
+                return Stop(best.plan, minimal=False, because=spent)
+    except _BudgetSpentError as error:
+        if judge.best is None:
+            raise AssertionError("roundings are measured after the plan that pins everything has passed") from error
+        return Stop(judge.best.plan, minimal=False, because=str(error))
     raise AssertionError("a strategy ends with Stop")
+
+
+class _BudgetSpentError(Exception):
+    """The time limit was reached between two trials."""
 
 
 def _best_within(pins: int, enough: int, judge: PlanJudge, prediction: Prediction | None) -> tuple[Stop, Plan]:

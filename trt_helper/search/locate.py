@@ -85,7 +85,7 @@ def locate(
         expected = reference_outputs(graph, samples, store) if references is None else references
         criteria = Criteria(samples, expected, tolerance, metric)
         listener = Listener(listen, on_warning, on_progress)
-        task = SearchTask(criteria, journal, listener, oracle, runner, budget, every_layer, store)
+        task = SearchTask(criteria, journal, listener, oracle, runner, budget, every_layer, store, started)
         only_pins = set(rewrites) == ONLY_PINS
         located = search_graph(graph, task) if only_pins else search_with_rewrites(graph, task, rewrites)
         located = replace(

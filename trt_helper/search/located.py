@@ -14,6 +14,7 @@ from trt_helper.onnx_model.graph import Graph
 from trt_helper.system.versions import versions
 from trt_helper.values import (
     IntermediateError,
+    Layer,
     LayerName,
     LayerReport,
     PerSample,
@@ -23,6 +24,8 @@ from trt_helper.values import (
     Tolerance,
     Trial,
 )
+
+NOT_MEASURED = ("not measured", "the time limit was reached before")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,16 @@ class Located:
         """The plan's layers in FP32 and in BF16, in topological order."""
         return self.graph.in_order(self.plan.kept)
 
+    @property
+    def pinned_layers(self) -> tuple[Layer, ...]:
+        """The layers of `pins`."""
+        return tuple(layer for layer in self.graph.layers if layer.name in self.plan.kept)
+
+    def cause(self, pin: LayerName) -> tuple[str, str]:
+        """Why FP16 harms a pin, and what shows it; said to be not measured where there was no time for it."""
+        report = next((report for report in self.layers if report.layer.name == pin), None)
+        return cause(report) if report else NOT_MEASURED
+
     def without(self, name: LayerName) -> Trial | None:
         """The trial of the plan with this one pin taken out; None where there was none."""
         rest = self.plan.without(name)
@@ -105,7 +118,6 @@ class Located:
 
 def evidence(located: Located) -> dict[str, Any]:
     """The `evidence` of the YAML: why each pin, errors before and after, runner, versions, samples."""
-    reports = {report.layer.name: report for report in located.layers}
     metric = located.metric
     return {
         "runner": located.runner,
@@ -116,16 +128,16 @@ def evidence(located: Located) -> dict[str, Any]:
         "minimal": located.minimal,
         "before": {error.name: _statistics(error) for error in located.before.outputs},
         "after": {error.name: _statistics(error) for error in located.after.outputs},
-        "layers": {name: _pin_evidence(located, reports[name]) for name in located.pins},
+        "layers": {pin.name: _pin_evidence(located, pin) for pin in located.pinned_layers},
         "versions": versions(),
     }
 
 
-def _pin_evidence(located: Located, report: LayerReport) -> dict[str, Any]:
-    without = located.without(report.layer.name)
+def _pin_evidence(located: Located, pin: Layer) -> dict[str, Any]:
+    without = located.without(pin.name)
     return {
-        "op": report.layer.op,
-        "cause": ": ".join(cause(report)),
+        "op": pin.op,
+        "cause": ": ".join(located.cause(pin.name)),
         "max-error-without": _largest(without.outputs if without else ()),
     }
 
