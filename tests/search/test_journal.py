@@ -12,6 +12,7 @@ from random import Random
 
 import numpy as np
 import pytest
+from support.command_line import full_disk
 from support.judging import FunctionJudge
 from support.overflowing_models import overflowing_norm
 
@@ -142,6 +143,12 @@ def test_a_trial_that_always_ends_its_process_stops_the_search_with_its_reason_a
         FunctionJudge(judge, journal).judge(Try(plan, ""))
     with Journal(path, SEARCH) as journal:
         assert FunctionJudge(judge, journal).judge(Try(plan, "")).verdict is Verdict.FAIL
+
+
+def test_a_disk_that_fills_while_the_journal_is_written_is_an_error_that_names_it(tmp_path):
+    path = tmp_path / "journal"
+    with full_disk(400), pytest.raises(OutputError, match="journal cannot be written"):
+        search(Journal(path, SEARCH))
 
 
 def test_two_searches_cannot_write_one_journal(tmp_path):

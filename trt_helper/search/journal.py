@@ -8,6 +8,7 @@ killed, or took its process with it. That is no verdict: it is tried again, and 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import Counter
@@ -72,15 +73,18 @@ class Journal:
         except OSError as error:
             raise cannot_write(self.path, error) from error
         if not sound:
-            self._append(self._header)
+            try:
+                self._append(self._header)
+            except OutputError:  # a full disk: no empty file is left
+                self.remove()
+                self._close()
+                raise
         return self
 
     def __exit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._close()
 
     def _opened(self, path: Path) -> TextIO:
         """Open and lock the file. A search that ends deletes it: then the one that is there now is taken."""
@@ -94,6 +98,12 @@ class Journal:
                 file.close()
                 raise
             file.close()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # a full disk, of which the write has told
+                self._file.close()
+            self._file = None
 
     def remove(self) -> None:
         """Delete the file: the search has ended, and there is nothing to resume."""
