@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from random import Random
 from zlib import crc32
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.judging import driven
 
+from trt_helper.search import tuning
 from trt_helper.search.strategy import Prediction, Stop, Try, climb, shrink, smallest
 from trt_helper.values import Plan, Trial, Verdict
 
@@ -332,3 +334,17 @@ def test_taking_the_first_trials_from_memory_gives_the_same_answer(size, seed, c
     again, _ = run(layers, resumed, prediction)
     assert again == stop
     assert len(requested) == max(0, len(trials) - cut)
+
+
+@pytest.mark.parametrize("constant", ["HOPEFUL", "NEAR_MISS", "FAR_FEWER", "FIRST_CORRECTION", "UNINFORMATIVE"])
+@pytest.mark.parametrize("value", [0.01, 0.99, 1.0, 1.5, 100.0])
+@pytest.mark.parametrize("helpful", [1, 9])
+def test_no_tuning_constant_is_needed_for_the_search_to_end_or_to_be_right(monkeypatch, constant, value, helpful):
+    """With FAR_FEWER above 1 the way down once tried the same plan for ever."""
+    monkeypatch.setattr(tuning, constant, value)
+    layers, culprits = names(20), ["n3", "n7", "n11"]
+    prediction = prediction_of([*culprits, *(name for name in layers if name not in culprits)], helpful)
+    events = driven(smallest(layers, lambda _trial: prediction), needs(culprits))
+    stop = next((event for event in islice(events, 1000) if isinstance(event, Stop)), None)
+    assert stop is not None, "no end"
+    assert stop.best == Plan.of(culprits)

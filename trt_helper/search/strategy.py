@@ -12,7 +12,8 @@ Why it stops, whatever verdicts and predictions it is given (n is the number of 
 - `climb` never tries a plan twice. Each of its turns either tries a new plan or raises `low`, the largest number of
   pins known to be too few under the current prediction. `low` is at most n, and is reset to 0 only by a new prediction,
   which only the failed trial of a new plan can bring. There are finitely many plans, so it ends. A prediction with the
-  same order and errors is the same prediction, whatever object it is. The bisection that follows halves `high - low`.
+  same order and errors is the same prediction, whatever object it is. What follows makes `high` smaller with each trial
+  that passes (`_far_fewer`), or halves `high - low` (the bisection).
 - `shrink` either makes the plan smaller (at most n times), or adds a layer to `proven`, or, after a failure with
   several pins taken out, takes out one pin next. `proven` is emptied only when the plan got smaller. So at most
   n + 1 trials lie between two successes.
@@ -200,7 +201,7 @@ def climb(predict: Predict, failed: Trial) -> Generator[Try, Trial, tuple[Plan, 
 def _far_fewer(prediction: Prediction, high: int) -> Generator[Try, Trial, tuple[int, int]]:
     """Go down from `high` pins while far fewer are predicted to be nearly enough; the k that failed, that passed."""
     k = _first_below(prediction.errors, 2 * max(prediction.errors[high], 1.0), 1)
-    while k <= tuning.FAR_FEWER * high:
+    while k < high and k <= tuning.FAR_FEWER * high:
         if not (yield from _passes(prediction.first(k), f"{k} pins, perhaps enough")):
             return k, high
         high, k = k, _first_below(prediction.errors, 2 * max(prediction.errors[k], 1.0), 1)
