@@ -1,4 +1,4 @@
-"""The constants that tune the search, in one place, each with what it is worth.
+"""The constants that tune the search, in one place. `benchmarks/tuning.py` measures what each is worth.
 
 They decide how many trials and forward passes a search takes, and never whether a plan passes: that is measured.
 """
