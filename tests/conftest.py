@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.command_line import own_folder
+from support.command_line import own_folder as enter_own_folder
 from support.gate_models import write_project
 from support.model_cases import MODELS, ModelCase, save_case
 from support.report_records import clean_record, overflowing_record
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach what the tests start: a shell lets its background jobs, and all that they start, ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -37,9 +43,15 @@ def located_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in an empty folder."""
+    enter_own_folder(tmp_path, monkeypatch)
+
+
+@pytest.fixture
 def gate_project(located_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in a copy of that project, with a cache of its own and on no CI machine."""
-    own_folder(tmp_path, monkeypatch)
+    enter_own_folder(tmp_path, monkeypatch)
     shutil.copytree(located_project, ".", dirs_exist_ok=True)
     monkeypatch.setenv("TRT_HELPER_CACHE", str(tmp_path / "cache"))
     for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
@@ -58,6 +70,6 @@ def export_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in a folder with the network of `export_cases`, which needs PyTorch, and leave no bytecode in it."""
     from support.export_cases import source  # noqa: PLC0415 - optional
 
-    own_folder(tmp_path, monkeypatch)
+    enter_own_folder(tmp_path, monkeypatch)
     monkeypatch.setattr("sys.dont_write_bytecode", True)
     source()

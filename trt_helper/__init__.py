@@ -15,27 +15,6 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Budget",
-    "BuildSettings",
-    "Converted",
-    "Graph",
-    "Located",
-    "Plan",
-    "Sample",
-    "SavedSearch",
-    "SearchInterrupted",
-    "Statistic",
-    "Tolerance",
-    "TrtHelperError",
-    "Verdict",
-    "__version__",
-    "convert",
-    "load",
-    "load_samples",
-    "locate",
-]
-
 _MODULES = {  # name: the module that defines it, and its name there where that is another
     "BuildSettings": "builder.settings",
     "Budget": "search.budget",
@@ -56,6 +35,8 @@ _MODULES = {  # name: the module that defines it, and its name there where that 
     "locate": "search.locate",
 }
 
+__all__ = list(_MODULES)
+
 
 def __getattr__(name: str) -> object:
     if name not in _MODULES:
@@ -65,4 +46,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

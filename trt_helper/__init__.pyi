@@ -28,7 +28,6 @@ __all__ = [
     "Tolerance",
     "TrtHelperError",
     "Verdict",
-    "__version__",
     "convert",
     "load",
     "load_samples",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from support.command_line import PINS, own_folder, save_overflowing
+from support.command_line import PINS, save_overflowing
 
 from trt_helper.bench import backends, measure
 from trt_helper.bench.measure import Timing, batches
@@ -19,9 +19,7 @@ from trt_helper.runners.run import RUNNERS, runner_here
 CPU = replace(RUNNERS["cuda"], provider="CPUExecutionProvider")  # runs typed models where no GPU is
 
 
-@pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
-    own_folder(tmp_path, monkeypatch)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def graph_of(path):

@@ -10,15 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.command_line import own_folder
 
 from trt_helper.bench import clock
 from trt_helper.bench.rows import times
 
-
-@pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
-    own_folder(tmp_path, monkeypatch)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def test_streams_are_threads_that_run_at_the_same_time():

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.command_line import PINS, own_folder, save_overflowing
+from support.command_line import PINS, save_overflowing
 
 from trt_helper.bench import emulate_child
 from trt_helper.emulator.kernels import Kernel
 
-
-@pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
-    own_folder(tmp_path, monkeypatch)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def test_a_trial_is_computed_whole_each_time(monkeypatch):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.command_line import clean, own_folder, save_input, saved
+from support.command_line import clean, save_input, saved
 from support.onnx_parts import constant, model, node, value
 
 from trt_helper.bench import backends, measure
@@ -18,10 +18,7 @@ from trt_helper.onnx_model.graph import read_graph
 from trt_helper.onnx_model.load import load
 from trt_helper.values import Plan
 
-
-@pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
-    own_folder(tmp_path, monkeypatch)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def graph_of(path):

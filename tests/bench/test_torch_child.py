@@ -7,15 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.command_line import clean, ok, own_folder, refused, run, saved, two_lines
+from support.command_line import clean, ok, refused, run, saved, two_lines
 from support.onnx_parts import constant, model, node, value
 
 HERE = find_spec("torch") is not None
 
 
-@pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
-    own_folder(tmp_path, monkeypatch)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 NET = """

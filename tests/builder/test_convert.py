@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.builder_models import counting_loop, needs_rtx, products
-from support.command_line import ok, own_folder, run, saved, two_lines
+from support.command_line import ok, run, saved, two_lines
 
 from trt_helper.builder.convert import Build, Converted, _require_half, _require_pins, convert
 from trt_helper.builder.settings import BuildSettings
@@ -21,9 +21,7 @@ from trt_helper.onnx_model.load import load
 PLAN = "model: model.onnx\nFP32_LAYERS_FOR_FP16: [{}]\n"
 
 
-@pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
-    own_folder(tmp_path, monkeypatch)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def graph_of(proto) -> Graph:

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from support.builder_models import products, weights
-from support.command_line import own_folder, saved
+from support.command_line import saved
 from support.onnx_parts import model, node, value
 
 from trt_helper.builder.pin_retention import RetentionSearch, guard
@@ -26,9 +26,7 @@ def proof(layer, state):
     return PinProof(layer, state, (), (), (), (), "because")
 
 
-@pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
-    own_folder(tmp_path, monkeypatch)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def test_a_pin_is_guarded_then_given_a_light_neighbour_and_then_left_as_it_was():

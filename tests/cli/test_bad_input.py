@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from support.command_line import clean, ok, own_folder, refused, run_in_process, save_input, saved, two_lines
+from support.command_line import clean, ok, refused, run_in_process, save_input, saved, two_lines
 from support.onnx_parts import constant, model, node, value
 
 from trt_helper.errors import InputError, ModelError
@@ -24,9 +24,7 @@ SOUND = clean().SerializeToString()
 ONE = np.ones((2, 4), np.float32)
 
 
-@pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
-    own_folder(tmp_path, monkeypatch)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 # ----------------------------------------------------------------------------------------------- models

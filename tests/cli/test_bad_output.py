@@ -12,7 +12,6 @@ from support.command_line import (
     clean,
     everything,
     full_disk,
-    own_folder,
     refused,
     run,
     save_input,
@@ -21,10 +20,7 @@ from support.command_line import (
     two_lines,
 )
 
-
-@pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
-    own_folder(tmp_path, monkeypatch)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 PLAN = ("locate", "model.onnx", "-o")

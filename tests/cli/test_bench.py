@@ -15,7 +15,6 @@ from support.command_line import (
     in_process,
     misused,
     ok,
-    own_folder,
     refused,
     save_overflowing,
     saved,
@@ -31,9 +30,7 @@ SHARED = Path(__file__).resolve().parents[3] / "shared" / "models"
 FIELDS = set(Measured.__slots__)
 
 
-@pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
-    own_folder(tmp_path, monkeypatch)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def test_bench_says_what_was_measured_what_not_and_what_is_estimated():

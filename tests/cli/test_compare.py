@@ -6,12 +6,9 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from support.command_line import PINS, misused, ok, own_folder, refused, run, save_overflowing
+from support.command_line import PINS, misused, ok, refused, run, save_overflowing
 
-
-@pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
-    own_folder(tmp_path, monkeypatch)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def test_compare_says_what_fp16_does_to_every_layer():

@@ -12,15 +12,12 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from support.command_line import MAIN, ok, overflowing, own_folder, run, run_in_process, save_overflowing, saved
+from support.command_line import MAIN, ok, overflowing, run, run_in_process, save_overflowing, saved
 
 from trt_helper.cli import console
 from trt_helper.config.plan_file import read_config
 
-
-@pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
-    own_folder(tmp_path, monkeypatch)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 # ------------------------------------------------------------------------------------------------------------- progress

@@ -23,7 +23,6 @@ from support.command_line import (
     in_process,
     misused,
     ok,
-    own_folder,
     refused,
     run,
     save_input,
@@ -38,9 +37,7 @@ needs_rtx = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
-    own_folder(tmp_path, monkeypatch)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def save_plan(text=None):

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from support.command_line import ok, own_folder
+from support.command_line import ok
 
 import trt_helper
 from trt_helper.system import machine
 
-
-@pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
-    own_folder(tmp_path, monkeypatch)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def test_doctor_tells_what_this_machine_can_do():

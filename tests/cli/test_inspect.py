@@ -8,15 +8,12 @@ from pathlib import Path
 
 import pytest
 from onnx import TensorProto
-from support.command_line import clean, ok, own_folder, refused, saved
+from support.command_line import clean, ok, refused, saved
 from support.onnx_parts import model, node, value
 
 from trt_helper.builder import engine_file
 
-
-@pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
-    own_folder(tmp_path, monkeypatch)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def test_inspect_shows_inputs_outputs_and_layers_of_a_model():

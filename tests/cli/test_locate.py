@@ -21,7 +21,6 @@ from support.command_line import (
     in_process,
     misused,
     ok,
-    own_folder,
     refused,
     run,
     save_input,
@@ -35,10 +34,7 @@ from trt_helper.config.plan_file import read_config
 from trt_helper.search.oracle import EmulatedOracle, Judgement
 from trt_helper.values import Trial, Verdict
 
-
-@pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
-    own_folder(tmp_path, monkeypatch)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 STATISTICS = {"max", "mean", "median", "non_finite"}

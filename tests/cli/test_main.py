@@ -16,7 +16,6 @@ from support.command_line import (
     in_process,
     misused,
     ok,
-    own_folder,
     refused,
     run,
     run_in_process,
@@ -35,9 +34,7 @@ COMMANDS = sorted(typer.main.get_command(app).commands)
 HEAVY = ["onnxruntime", "onnx", "onnx_ir", "onnxscript", "torch", "tensorrt", "tensorrt_rtx", "polygraphy", "numpy"]
 
 
-@pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
-    own_folder(tmp_path, monkeypatch)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 # ----------------------------------------------------------------------------------------------------------------- help

@@ -8,14 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.command_line import PINS, everything, ok, own_folder, refused, save_overflowing
+from support.command_line import PINS, everything, ok, refused, save_overflowing
 
 from trt_helper.format.text import rate
 
-
-@pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
-    own_folder(tmp_path, monkeypatch)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def test_report_writes_one_file_and_says_the_same_in_short(run_records):

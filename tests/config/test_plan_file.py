@@ -12,7 +12,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support.command_line import clean as clean_model
-from support.command_line import own_folder, refused, run, saved, two_lines
+from support.command_line import refused, run, saved, two_lines
 
 from trt_helper.config.plan_file import (
     KEYS,
@@ -50,9 +50,7 @@ ODD = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
-    own_folder(tmp_path, monkeypatch)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def config(text):

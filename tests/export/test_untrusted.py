@@ -7,6 +7,7 @@ import sys
 import zipfile
 from argparse import Namespace
 from pathlib import Path
+from types import FunctionType
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from support.export_cases import INPUT, export, network, refused, saved, source,
 from trt_helper.errors import ModelError  # noqa: E402
 from trt_helper.export.checkpoint import NonTensor, read_checkpoint  # noqa: E402
 from trt_helper.export.untrusted import computes, require_plain_script  # noqa: E402
+from trt_helper.export.user_code import importable  # noqa: E402
 
 pytestmark = [pytest.mark.export, pytest.mark.usefixtures("export_folder")]
 
@@ -195,10 +197,26 @@ def test_operators_of_other_namespaces_are_refused(spelled):
         require_plain_script(with_code(change))
 
 
-def test_a_class_of_another_library_is_refused():
+@pytest.mark.parametrize("alias", ["ops", "ops.c10d", 'getattr(ops, "c10d")'])
+def test_an_operator_behind_another_name_and_a_method_that_is_called_like_it_is_refused(alias):
+    """The method makes `allreduce_` a name of the file's own, and the variable hides whose it is."""
+
+    def change(code):
+        line = next(line for line in code.splitlines() if "torch.save" in line)
+        method = "\n  def allreduce_(self: __torch__.Other, x: Tensor) -> Tensor:\n    return x\n"
+        return code.replace(line, f"    _7 = {alias}\n    _8 = _7.allreduce_(x)") + method
+
+    with pytest.raises(ModelError, match="was refused"):
+        require_plain_script(with_code(change))
+
+
+@pytest.mark.parametrize(
+    "spelled", [b"__torch__.torch.classes.c10d\nTCPStore", b"__torch__.torch\nclasses.c10d.TCPStore"]
+)
+def test_a_class_of_another_library_is_refused(spelled):
     path = script(Plain())
     with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("s/constants2.pkl", b"\x80\x02c__torch__.torch.classes.c10d\nTCPStore\n.")
+        archive.writestr("s/constants2.pkl", b"\x80\x02c__torch__." + spelled + b"\n.")
     with pytest.raises(ModelError, match=r"torch\.classes\.c10d"):
         require_plain_script(path)
 
@@ -285,3 +303,22 @@ def test_the_definition_may_import_what_lies_beside_it():
 def test_a_module_of_the_working_folder_can_be_named():
     saved(weights())
     assert export("c.pt", "--exporter", "torchscript", model="net:Net").status == 0
+
+
+def test_libraries_do_not_import_what_lies_beside_the_definition_unless_the_checkpoint_is_trusted():
+    """They try packages that are not installed: a stranger's file of that name is none of them."""
+    source("FOUND = True\n", "nets/not_installed.py")
+    Path("nets/net.py").write_text("")
+
+    def imported_by(file):
+        sys.modules.pop("not_installed", None)
+        FunctionType(compile("import not_installed", str(file), "exec"), {})()
+
+    with importable("nets/net.py:Net"):
+        imported_by(Path("nets/net.py").resolve())
+        with pytest.raises(ImportError):
+            imported_by(Path(torch.__file__).parent / "hub.py")
+    with importable("nets/net.py:Net", by_libraries=True):
+        imported_by(Path(torch.__file__).parent / "hub.py")
+    with pytest.raises(ImportError):
+        imported_by(Path("nets/net.py").resolve())

@@ -15,7 +15,6 @@ from support.command_line import (
     misused,
     ok,
     overflowing,
-    own_folder,
     refused,
     run,
     save_input,
@@ -23,10 +22,7 @@ from support.command_line import (
     saved,
 )
 
-
-@pytest.fixture(autouse=True)
-def _own_folder(tmp_path, monkeypatch):
-    own_folder(tmp_path, monkeypatch)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def locate(name, *words):

@@ -6,17 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from support.command_line import PINS, ok, own_folder, refused, run
+from support.command_line import PINS, ok, refused, run
 from support.report_records import overflowing_record
 
 from trt_helper.errors import InputError
 from trt_helper.report import story
 from trt_helper.report.read import errors_of, find_engine, read_engine, read_record, tolerance_of
 
-
-@pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
-    own_folder(tmp_path, monkeypatch)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def test_errors_and_tolerance_come_back_as_they_were(run_records):

@@ -13,7 +13,6 @@ from support.command_line import (
     everything,
     misused,
     ok,
-    own_folder,
     refused,
     run,
     save_input,
@@ -24,10 +23,7 @@ from support.report_records import ARGV
 
 from trt_helper.report.read import read_record, schema
 
-
-@pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
-    own_folder(tmp_path, monkeypatch)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def test_locate_leaves_a_record_beside_the_plan():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.command_line import own_folder, run, save_overflowing
+from support.command_line import run, save_overflowing
 
 from trt_helper.report import story
 from trt_helper.report.read import read_record
@@ -13,9 +13,7 @@ from trt_helper.report.read import read_record
 SQUARE = 330.0**2  # the largest value that `overflowing` makes of the samples
 
 
-@pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
-    own_folder(tmp_path, monkeypatch)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def test_the_story_tells_what_broke_why_what_was_done_and_how_sure_that_is(run_records):

@@ -46,22 +46,7 @@ BUILTINS = frozenset(
     {
         *("annotate", "uninitialized", "unchecked_cast", "getattr", "hasattr", "isinstance", "tuple", "list", "dict"),
         *("len", "range", "zip", "enumerate", "print", "int", "float", "bool", "complex", "str", "min", "max", "abs"),
-        *(
-            "ord",
-            "chr",
-            "hex",
-            "oct",
-            "bin",
-            "round",
-            "pow",
-            "divmod",
-            "sum",
-            "all",
-            "any",
-            "sorted",
-            "reversed",
-            "slice",
-        ),
+        *("ord", "chr", "hex", "oct", "bin", "round", "pow", "divmod", "sum", "all", "any", "sorted", "slice"),
         *("AssertionError", "Exception", "ValueError", "RuntimeError", "NotImplementedError", "IndexError", "KeyError"),
         *("TypeError", "Error", "device", "super", "__new__", "object", "iter", "rangelist", "inferTupleAttr"),
     }
@@ -82,11 +67,15 @@ def require_plain_script(path: Path) -> None:
         _require_distinct(path, archive)
         for info in archive.infolist():
             if info.filename.lower().endswith(".pkl"):
-                _require_plain_classes(path, re.findall(rb"torch\.classes\.(\w+)", _member(path, archive, info)))
+                # A pickle names a class by a module and a name, on two lines that may part it anywhere.
+                found = re.findall(rb"torch[.\n]classes[.\n](\w+)", _member(path, archive, info))
+                _require_plain_classes(path, found)
         trees = [_code(path, archive, info) for info in archive.infolist() if info.filename.lower().endswith(".py")]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     own = {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     own |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    if sum(isinstance(node, ast.Name) and node.id == "ops" for node in nodes) > sum(bool(_named(n)[1]) for n in nodes):
+        raise _refused(path, "it hides which operators it names behind another name for 'ops'")
     for node in nodes:
         name, namespace = _named(node)
         # Also where it is not called: a variable can hold a function. An own function of this name excuses nothing.

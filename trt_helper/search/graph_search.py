@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 
 from trt_helper.emulator.emulator import Emulator
@@ -80,19 +81,15 @@ def search_graph(graph: Graph, task: SearchTask) -> Located:
         ControlError: the plan that pins every layer does not pass, so precision is not the cause.
         DisagreementError: repeats of that plan disagree.
     """
-    started = time.monotonic()
     criteria, listener = task.criteria, task.listener
     emulator = Emulator(graph, task.store)
     emulated = EmulatedOracle(emulator, criteria)
     oracle: Oracle = task.oracle(graph, criteria) if task.oracle else emulated
     judge = PlanJudge(graph, oracle, criteria, task.journal, listener.warn)
 
-    def measured(done: int, total: int) -> None:
-        listener.progress("what each rounding does", done, total)
-        if spent := task.budget.spent_seconds(task.started):
-            raise _BudgetSpentError(spent)
-
-    predictor = ErrorPredictor(emulator, criteria, judge, listener.warn, measured)
+    predictor = ErrorPredictor(
+        emulator, criteria, judge, listener.warn, partial(_progress, task, "what each rounding does")
+    )
     stop = _run(smallest(graph.candidates, predictor.predict), graph, judge, task)
     if stop.best is None:
         control = next(reversed(judge.trials.values()))
@@ -107,10 +104,7 @@ def search_graph(graph: Graph, task: SearchTask) -> Located:
     _warn(judge, after, task, only_on_runner=checked is not None and checked.trial.verdict is Verdict.PASS)
     shapes = predictor.shapes()
     per_sample = {"before": judge.per_sample(Plan()), "after": judge.per_sample(plan)}
-    late = task.budget.spent_seconds(task.started)
-    layers = _layers(emulator, criteria, listener) if not late and (plan.fp32 or task.every_layer) else ()
-    if late:
-        listener.warn("the errors of single layers were not measured: the time limit was reached before")
+    layers = _layers(emulator, task) if plan.fp32 or task.every_layer else ()
     intermediate: tuple[IntermediateError, ...] = ()
     if failed_on_runner:
         intermediate = oracle.intermediate_errors(Plan(), before.sample, emulator, listener.warn)
@@ -132,7 +126,7 @@ def search_graph(graph: Graph, task: SearchTask) -> Located:
         + predictor.inferences
         + passes_of_layers
         + (checked.inferences if checked is not None else 0),
-        seconds=time.monotonic() - started,
+        seconds=time.monotonic() - task.started,
         warnings=tuple(listener.warnings),
         curve=tuple(_curve(judge, predictor.prediction)),
         per_sample=per_sample,
@@ -187,17 +181,28 @@ def _warn(judge: PlanJudge, after: Trial, task: SearchTask, *, only_on_runner: b
         )
 
 
-def _layers(emulator: Emulator, criteria: Criteria, listener: Listener) -> tuple[LayerReport, ...]:
-    """The errors of every layer when everything is FP16, over all samples."""
-    done, total = count(1), len(criteria.samples) * len(emulator.graph.layers)
-    feeds = [sample.feed for sample in criteria.samples]
-    return measure_layers(
-        emulator,
-        Plan(),
-        feeds,
-        criteria.tolerance,
-        lambda: listener.progress("every layer", next(done), total),
-    )
+def _layers(emulator: Emulator, task: SearchTask) -> tuple[LayerReport, ...]:
+    """The errors of every layer when everything is FP16, over all samples; none where the time limit is reached."""
+    samples, tolerance = task.criteria.samples, task.criteria.tolerance
+    done, total = count(1), len(samples) * len(emulator.graph.layers)
+    try:
+        return measure_layers(
+            emulator,
+            Plan(),
+            [sample.feed for sample in samples],
+            tolerance,
+            lambda: _progress(task, "every layer", next(done), total),
+        )
+    except _BudgetSpentError:
+        task.listener.warn("the errors of single layers were not measured: the time limit was reached before")
+        return ()
+
+
+def _progress(task: SearchTask, what: str, done: int, total: int) -> None:
+    """Show how much is done of what takes long between two trials, and end it where the time limit is reached."""
+    task.listener.progress(what, done, total)
+    if spent := task.budget.spent_seconds(task.started):
+        raise _BudgetSpentError(spent)
 
 
 def _curve(judge: PlanJudge, prediction: Prediction | None) -> Iterator[CurvePoint]:

@@ -71,6 +71,7 @@ class Journal:
             sound = self._read(self.path)
             os.truncate(self.path, sound)
         except OSError as error:
+            self._close()
             raise cannot_write(self.path, error) from error
         if not sound:
             try:
