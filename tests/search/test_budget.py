@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from support.overflowing_models import TOLERANCE, overflowing_norm
 
+from trt_helper.emulator.emulator import Emulator
 from trt_helper.errors import ControlError
 from trt_helper.inputs.samples import Sample
 from trt_helper.onnx_model.graph import read_graph
@@ -15,7 +16,8 @@ from trt_helper.onnx_model.load import load
 from trt_helper.search.budget import Budget
 from trt_helper.search.locate import locate
 from trt_helper.search.located import NOT_MEASURED
-from trt_helper.values import Verdict
+from trt_helper.search.rounding_effects import conflict
+from trt_helper.values import Plan, Trial, Verdict
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +76,19 @@ def test_the_time_limit_also_ends_what_is_measured_between_two_trials(task):
     assert located.layers == ()
     assert located.warnings == ("the errors of single layers were not measured: the time limit was reached before",)
     assert {located.cause(pin) for pin in located.pins} == {NOT_MEASURED}
+
+
+def test_the_time_limit_also_ends_a_search_for_roundings_that_do_harm_together(task):
+    """Each of its forward passes can be the last one."""
+    graph, (sample,) = task
+    emulator, steps = Emulator(graph), []
+
+    def limited(done: int, _total: int) -> None:
+        steps.append(done)
+        if len(steps) == 2:
+            raise TimeoutError
+
+    failed = Trial(Plan(), Verdict.FAIL, error_ratio=10.0)
+    with pytest.raises(TimeoutError):
+        conflict(emulator, [sample.feed], sample.feed, TOLERANCE, failed, 1.0, limited)
+    assert steps == [2, 3]

@@ -29,14 +29,14 @@ def predictor(tmp_path) -> ErrorPredictor:
     criteria = Criteria(samples, references(graph, samples), TOLERANCE)
     emulator = Emulator(graph)
     judge = PlanJudge(graph, EmulatedOracle(emulator, criteria), criteria, Journal())
-    return ErrorPredictor(emulator, criteria, judge, lambda _text: None, lambda _done, _total: None)
+    return ErrorPredictor(emulator, criteria, judge, lambda _text: None, lambda _what, _done, _total: None)
 
 
 @pytest.fixture
 def conflicts_sought(monkeypatch) -> list[Plan]:
     sought: list[Plan] = []
 
-    def conflict(_emulator, _feeds, _worst, _tolerance, trial, _expected):
+    def conflict(_emulator, _feeds, _worst, _tolerance, trial, _expected, _on_progress):
         sought.append(trial.plan)
         return None, 7
 

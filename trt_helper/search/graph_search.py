@@ -86,10 +86,7 @@ def search_graph(graph: Graph, task: SearchTask) -> Located:
     emulated = EmulatedOracle(emulator, criteria)
     oracle: Oracle = task.oracle(graph, criteria) if task.oracle else emulated
     judge = PlanJudge(graph, oracle, criteria, task.journal, listener.warn)
-
-    predictor = ErrorPredictor(
-        emulator, criteria, judge, listener.warn, partial(_progress, task, "what each rounding does")
-    )
+    predictor = ErrorPredictor(emulator, criteria, judge, listener.warn, partial(_progress, task))
     stop = _run(smallest(graph.candidates, predictor.predict), graph, judge, task)
     if stop.best is None:
         control = next(reversed(judge.trials.values()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from trt_helper.emulator.emulator import Emulator
 from trt_helper.onnx_model.cost import Shapes, pin_costs
@@ -29,7 +30,7 @@ class ErrorPredictor:
         criteria: Criteria,
         judge: PlanJudge,
         on_warning: Callable[[str], None],
-        on_progress: Callable[[int, int], None],
+        on_progress: Callable[[str, int, int], None],
     ) -> None:
         self.inferences = 0
         self._emulator = emulator
@@ -69,7 +70,8 @@ class ErrorPredictor:
         if trial.error_ratio <= tuning.SURPRISE * max(expected, 1.0) or len(self._conflicts) >= tuning.MOST_CONFLICTS:
             return prediction
         worst = self._feed(self._judge.searched[trial.sample])
-        found, passes = conflict(self._emulator, self._feeds, worst, self._criteria.tolerance, trial, expected)
+        tolerance, on_progress = self._criteria.tolerance, partial(self._on_progress, "what roundings do together")
+        found, passes = conflict(self._emulator, self._feeds, worst, tolerance, trial, expected, on_progress)
         self.inferences += passes
         if found is None:
             return prediction
@@ -85,7 +87,8 @@ class ErrorPredictor:
         self._feeds = [self._feed(searched[index]) for index in samples_to_measure(len(searched), trial.sample)]
         nothing = self._judge.on(searched, Plan())
         tolerance = self._criteria.tolerance if self._criteria.metric is None else _tolerance_of_metric(nothing)
-        self._effects, passes = rounding_effects(self._emulator, self._feeds, tolerance, self._on_progress)
+        on_progress = partial(self._on_progress, "what each rounding does")
+        self._effects, passes = rounding_effects(self._emulator, self._feeds, tolerance, on_progress)
         self.inferences += passes
         self._costs = pin_costs(self._emulator.graph, self.shapes())
         self._prediction = prediction = self._predict()

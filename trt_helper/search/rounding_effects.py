@@ -163,6 +163,7 @@ def rounding_effects(
             done += len(group)
             on_progress(done, len(every))
         for one, other in _opposites(emulator, found):
+            on_progress(done, len(every))
             left = float(np.abs(errors(*_places(one), *_places(other))).max(initial=0.0))
             if left <= tuning.CANCELLED * float(np.abs(found[one].for_all_consumers).max()):
                 found[other] = replace(found[other], for_all_consumers=-found[one].for_all_consumers)
@@ -193,6 +194,7 @@ def conflict(
     tolerance: Tolerance,
     failed: Trial,
     expected: float,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> tuple[Conflict | None, int]:
     """Find few roundings that only together explain why a plan is so much worse than predicted.
 
@@ -206,6 +208,7 @@ def conflict(
         tolerance: the tolerance that errors are divided by.
         failed: the trial.
         expected: its predicted error ratio.
+        on_progress: called before each forward pass with the number of passes, and the largest number.
 
     Returns:
         The conflict, and the number of forward passes. The conflict is None where all roundings together do no such
@@ -221,6 +224,7 @@ def conflict(
         passes += 1
         if passes > tuning.MOST_CONFLICT_PASSES:
             return False
+        on_progress(passes, tuning.MOST_CONFLICT_PASSES)
         return float(np.abs(worst.errors(place for _, places in group for place in places)).max(initial=0.0)) > harm
 
     members = _smallest_group(active, harmful) if active and harmful(active) else []
