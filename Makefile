@@ -42,7 +42,7 @@ type: $(READY)  ## mypy --strict
 	$(BIN)/mypy
 
 test: $(TORCH)  ## run every test that this machine can run
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --dist loadfile
 
 check: lint type test  ## what CI runs: lint, type, test
 

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
+from support.browser import Tab, running_browser
 from support.report_records import long_record, overflowing_record
 
 from trt_helper.report.page import page
 from trt_helper.report.read import read_record
 
-playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-DRAWN = "html[data-drawn]"
-
 
 @pytest.fixture(scope="module")
 def browser():
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+    with running_browser() as running:
         yield running
-        running.close()
 
 
 @pytest.fixture(scope="module")
@@ -34,33 +24,6 @@ def pages(tmp_path_factory):
     (folder / "small.html").write_text(page(read_record(path)))
     (folder / "large.html").write_text(page(long_record(path, 5000)))
     return folder
-
-
-class Tab:
-    """One page; remembers what it said on the console and what it asked the network for."""
-
-    def __init__(self, browser, path, *, width=1400, scheme="light") -> None:
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
-        self.page = context.new_page()
-        self.said: list[str] = []
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("request", lambda request: self._asked(request.url))
-        self.page.goto(path.as_uri())
-        self.page.wait_for_selector(DRAWN, timeout=30_000)
-
-    def _asked(self, url: str) -> None:
-        if not url.startswith(("file:", "data:")):
-            self.said.append(f"request for {url}")
-
-    def rows(self) -> list[str]:
-        """The names in the table of layers."""
-        return self.page.locator("#layers tbody tr td:nth-child(2)").all_inner_texts()
-
-    def picture(self, figure="#network") -> bytes:
-        self.page.mouse.move(0, 0)
-        self.page.wait_for_timeout(250)
-        return self.page.locator(f"{figure} canvas").screenshot()
 
 
 @pytest.fixture

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import unicodedata
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.browser import Tab, running_browser
 from support.command_line import everything, ok, own_folder, saved
 from support.onnx_parts import constant, model, node, value
 
@@ -195,14 +195,8 @@ def test_a_run_of_hostile_names_leaves_only_the_files_that_were_requested(runs):
 @pytest.fixture(scope="module")
 def open_tab():
     """Opens a page in a real browser, where there is one."""
-    shared = pytest.importorskip("test_report_browser")  # skips with its own reason without Playwright
-    found = next(filter(None, map(shutil.which, shared.BROWSERS)), None)
-    if found is None:
-        pytest.skip(f"no browser: none of {', '.join(shared.BROWSERS)} is installed")
-    with shared.playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield lambda path: shared.Tab(browser, path)
-        browser.close()
+    with running_browser() as browser:
+        yield lambda path: Tab(browser, path)
 
 
 @pytest.mark.parametrize("kind", ["html", "breakout", "vega", "long"])
