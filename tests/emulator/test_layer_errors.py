@@ -176,7 +176,7 @@ def test_one_injected_rounding_is_one_pair_of_casts_in_the_fp32_model(model_case
             continue
         for tensor in {*layer.inputs} & made:
             expected = run_on_ort(with_one_pair(model, tensor, layer.name), case.feed)
-            changed = case.emulator.inject([(tensor, layer.name)], reference)
+            changed = case.emulator.inject([(tensor, layer.name)], reference).changed
             for output, array in expected.items():
                 np.testing.assert_array_equal(
                     changed.get(output, plain[output]), array, err_msg=f"{tensor} {layer.name}"
@@ -187,7 +187,7 @@ def test_rounding_through_movement_reaches_only_the_reader_that_it_is_meant_for(
     """`conv` rounded on its way to `product`, through three movement layers."""
     case = model_case("movement_between")
     reference = case.emulator.all_values(case.feed)
-    (changed,) = case.emulator.inject([("c", "product")], reference).values()
+    (changed,) = case.emulator.inject([("c", "product")], reference).changed.values()
     tensors = every_tensor(case.write(case.graph.all_pinned()), case.feed)
     moved = as_half(tensors["c"]).transpose(0, 2, 3, 1).reshape(4, 2)
     joined = np.concatenate([moved, tensors["more"]], axis=1)
@@ -198,7 +198,7 @@ def test_rounding_through_movement_reaches_only_the_reader_that_it_is_meant_for(
 def test_an_injected_output_rounding_changes_that_output_alone(model_case):
     case = model_case("residual")
     reference = case.emulator.all_values(case.feed)
-    changed = case.emulator.inject([("y", "")], reference)
+    changed = case.emulator.inject([("y", "")], reference).changed
     assert list(changed) == ["y"]
     np.testing.assert_array_equal(changed["y"], as_half(reference["y"]))
 

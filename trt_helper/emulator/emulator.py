@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trt_helper.emulator.checkpoints import LIMIT, CheckpointStore, Keys
+from trt_helper.emulator.gradients import EvaluatedLayer
 from trt_helper.emulator.kernels import EmulationError, Kernel, Kernels, Rounder
 from trt_helper.onnx_model.graph import Graph, captured
 from trt_helper.onnx_model.precision import Precisions, assign
@@ -36,6 +37,19 @@ class Step:
     reference: Mapping[TensorName, Array]  # in FP32
     accumulated: Mapping[TensorName, Array]  # in the trial, from the trial's inputs
     isolated: Mapping[TensorName, Array]  # in the trial's precision, from the reference's inputs
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Injected:
+    """What single roundings change.
+
+    Attributes:
+        changed: the outputs of the graph that are not the reference's.
+        share: the share of the layers that was computed to find out, between 0 and 1.
+    """
+
+    changed: Tensors
+    share: float
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -204,7 +218,7 @@ class Emulator:
             values.update(store.keep_all(self._compute(prepared, values, {}, FP32)))
         return values
 
-    def inject(self, roundings: Iterable[tuple[TensorName, str]], reference: Tensors) -> Tensors:
+    def inject(self, roundings: Iterable[tuple[TensorName, str]], reference: Tensors) -> Injected:
         """The outputs that change when single roundings to FP16 are put into the FP32 model.
 
         Args:
@@ -214,25 +228,20 @@ class Emulator:
             reference: The result of `all_values` for the sample.
 
         Returns:
-            FP32 arrays of the outputs that differ from the reference.
+            FP32 arrays of the outputs that differ from the reference, and the share of the layers that it took.
         """
         by_consumer: dict[str, set[TensorName]] = {}
         for tensor, consumer in roundings:
             by_consumer.setdefault(consumer, set()).add(tensor)
         changed: Tensors = {}
+        computed = 0
         first = min((self._index[name] for name in by_consumer if name), default=len(self._layers))
         for prepared in self._layers[first:]:
             rounded: Collection[TensorName] = by_consumer.get(prepared.layer.name, frozenset())
             if not rounded and not any(read in changed for read, _, _ in prepared.reads):
                 continue
-            results = prepared.kernel.run(
-                [
-                    self._read(name, FP16 if "" in rounded and follows else None, True, {}, {}, FP32)
-                    if weight
-                    else self._injected(name, rounded, reference, changed)
-                    for name, follows, weight in prepared.reads
-                ]
-            )
+            computed += 1
+            results = prepared.kernel.run(self._read_injected(prepared, rounded, reference, changed))
             for (name, _), result in zip(prepared.writes, results, strict=True):
                 if not np.array_equal(result, reference[name], equal_nan=result.dtype.kind == "f"):
                     changed[name] = result
@@ -240,7 +249,45 @@ class Emulator:
                 changed.pop(name, None)
         rounded = by_consumer.get("", frozenset())
         outputs = {name: self._injected(name, rounded, reference, changed) for name in self.graph.outputs}
-        return {name: array for name, array in outputs.items() if array is not reference.get(name)}
+        different = {name: array for name, array in outputs.items() if array is not reference.get(name)}
+        return Injected(different, computed / max(len(self._layers), 1))
+
+    def inject_into_layer(self, tensor: TensorName, name: str, reference: Tensors) -> Tensors:
+        """The outputs of one layer, or of the graph, when it alone reads `tensor` rounded to FP16, as in `inject`."""
+        if not name:
+            return {output: self._injected(output, (tensor,), reference, {}) for output in self.graph.outputs}
+        prepared = self._layers[self._index[name]]
+        results = prepared.kernel.run(self._read_injected(prepared, (tensor,), reference, {}))
+        return {output: result for (output, _), result in zip(prepared.writes, results, strict=True)}
+
+    def layers_backwards(self, reference: Tensors) -> Iterator[EvaluatedLayer]:
+        """Every layer as it is computed in FP32, the last one first.
+
+        Args:
+            reference: The result of `all_values` for the sample.
+        """
+        opset = self.graph.model.opset_imports.get("", 1)
+
+        def array(value: ir.Value | None) -> Array | None:
+            name = value.name if value is not None else None
+            return self._weights[name] if name in self._weights else reference.get(name or "")
+
+        for prepared in reversed(self._layers):
+            node = self.graph.nodes[prepared.layer.name]
+            moving = [i for i, v in enumerate(node.inputs) if v is not None and v.name not in self._weights]
+            inputs, outputs = [array(value) for value in node.inputs], [array(value) for value in node.outputs]
+            yield EvaluatedLayer(node, prepared.kernel, inputs, outputs, moving, opset)
+
+    def _read_injected(
+        self, prepared: _PreparedLayer, rounded: Collection[TensorName], reference: Tensors, changed: Tensors
+    ) -> list[Array]:
+        """The inputs of a layer if the tensors in `rounded` are rounded for it alone; an empty name: its weights."""
+        return [
+            self._read(name, FP16 if "" in rounded and follows else None, True, {}, {}, FP32)
+            if weight
+            else self._injected(name, rounded, reference, changed)
+            for name, follows, weight in prepared.reads
+        ]
 
     def _injected(
         self, name: TensorName, rounded: Collection[TensorName], reference: Tensors, changed: Tensors

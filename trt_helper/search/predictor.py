@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+
+import numpy as np
 
 from trt_helper.emulator.emulator import Emulator
 from trt_helper.onnx_model.cost import Shapes, pin_costs
 from trt_helper.search import tuning
+from trt_helper.search.conflicts import Roundings, conflict
 from trt_helper.search.error_model import Conflict, ErrorModel, RoundingEffect
 from trt_helper.search.judge import PlanJudge
 from trt_helper.search.oracle import Criteria
-from trt_helper.search.rounding_effects import conflict, rounding_effects, samples_to_measure
+from trt_helper.search.probe import Probe
+from trt_helper.search.rounding_effects import rounding_effects
 from trt_helper.search.strategy import Prediction
-from trt_helper.values import Feed, LayerName, Plan, Statistic, Tolerance, Trial, Verdict
+from trt_helper.values import Array, LayerName, Plan, Statistic, Tolerance, Trial, Verdict
+
+
+@dataclass(eq=False, slots=True)
+class _Sample:
+    """A sample that was looked at: its rounding effects, one for each rounded value, and the errors of conflicts."""
+
+    probe: Probe
+    effects: Sequence[RoundingEffect]
+    conflicts: dict[Roundings, Array] = field(default_factory=dict)
+
+    def errors(self, found: Roundings) -> Array:
+        """The errors when these round together, shape (watched elements + 1,)."""
+        if found not in self.conflicts:
+            self.conflicts[found] = self.probe.errors(found.places)
+        return self.conflicts[found]
 
 
 class ErrorPredictor:
     """Predicts the errors of plans of one graph. It orders the search and decides nothing.
 
     Attributes:
-        prediction: the current prediction; None before the first one, and when other samples are searched since.
-        inferences: forward passes of the whole model so far.
+        prediction: the current prediction; None before the first one.
     """
 
     def __init__(
@@ -32,29 +52,31 @@ class ErrorPredictor:
         on_warning: Callable[[str], None],
         on_progress: Callable[[str, int, int], None],
     ) -> None:
-        self.inferences = 0
+        self.prediction: Prediction | None = None
         self._emulator = emulator
         self._criteria = criteria
         self._judge = judge
         self._on_warning = on_warning
         self._on_progress = on_progress
-        self._prediction: Prediction | None = None
-        self._measured_for: tuple[int, ...] = ()  # the searched samples when the effects were measured
-        self._feeds: list[Feed] = []  # the samples that effects are measured on
-        self._effects: list[RoundingEffect] = []
-        self._conflicts: list[Conflict] = []
+        self._tolerance = criteria.tolerance
+        self._looked_at: dict[int, _Sample] = {}  # by index of the sample, in the order in which they were measured
+        self._conflicts: list[Roundings] = []
         self._costs: dict[LayerName, float] = {}
         self._shapes: Shapes = {}
 
     @property
-    def prediction(self) -> Prediction | None:
-        return self._prediction if self._measured_for == self._judge.searched else None
+    def inferences(self) -> int:
+        """Forward passes of the whole model so far."""
+        return math.ceil(self._passes) + bool(self._shapes)
+
+    @property
+    def _passes(self) -> float:
+        return sum(sample.probe.passes for sample in self._looked_at.values())
 
     def shapes(self) -> Shapes:
         """The shape of every tensor for the first sample."""
         if not self._shapes:
             self._shapes = self._emulator.shapes(self._criteria.samples[0].feed)
-            self.inferences += 1
         return self._shapes
 
     def predict(self, trial: Trial) -> Prediction:
@@ -63,44 +85,75 @@ class ErrorPredictor:
         A trial is a surprise when its plan failed with an error far above the predicted one. A plan that could not be
         judged has no error, and is none.
         """
-        prediction = self.prediction or self._first_prediction(trial)
+        if self.prediction is None:
+            self.prediction = self._first_prediction(trial)
         if trial.verdict is not Verdict.FAIL or self._criteria.metric is not None:
-            return prediction
-        expected = prediction.error(trial.plan)
-        if trial.error_ratio <= tuning.SURPRISE * max(expected, 1.0) or len(self._conflicts) >= tuning.MOST_CONFLICTS:
-            return prediction
-        worst = self._feed(self._judge.searched[trial.sample])
-        tolerance, on_progress = self._criteria.tolerance, partial(self._on_progress, "what roundings do together")
-        found, passes = conflict(self._emulator, self._feeds, worst, tolerance, trial, expected, on_progress)
-        self.inferences += passes
-        if found is None:
-            return prediction
-        self._conflicts.append(found)
-        self._prediction = self._predict()
-        return self._prediction
+            return self.prediction
+        expected = self.prediction.error(trial.plan)
+        if trial.error_ratio > max(expected, 1.0) and self._explain(trial, expected):
+            self.prediction = self._predict()
+        return self.prediction
 
     def _first_prediction(self, trial: Trial) -> Prediction:
-        """Measure the rounding effects on the searched samples, the one that decided `trial` among them."""
-        searched = self._judge.searched
-        self._measured_for = searched
-        self._conflicts = []
-        self._feeds = [self._feed(searched[index]) for index in samples_to_measure(len(searched), trial.sample)]
-        nothing = self._judge.on(searched, Plan())
-        tolerance = self._criteria.tolerance if self._criteria.metric is None else _tolerance_of_metric(nothing)
-        on_progress = partial(self._on_progress, "what each rounding does")
-        self._effects, passes = rounding_effects(self._emulator, self._feeds, tolerance, on_progress)
-        self.inferences += passes
+        """Measure the rounding effects on the sample that decided `trial`."""
+        nothing = self._judge.on(self._judge.searched, Plan())
+        if self._criteria.metric is not None:
+            self._tolerance = _tolerance_of_metric(nothing)
+        for index in samples_to_measure(self._judge.searched, trial.sample):
+            self._look_at(index)
         self._costs = pin_costs(self._emulator.graph, self.shapes())
-        self._prediction = prediction = self._predict()
+        prediction = self._predict()
         self._warn_of_large_set(prediction, nothing)
         return prediction
 
+    def _look_at(self, index: int) -> None:
+        """Measure the rounding effects on one more sample."""
+        feed = self._criteria.samples[index].feed
+        several = len(self._judge.searched) > 1
+        found = self._emulator.run(Plan(), feed)
+        watched = tuning.WATCHED_ELEMENTS // (tuning.FIRST_SAMPLES if several else 1)
+        probe = Probe(self._emulator, feed, found, self._tolerance, watched)
+        most = tuning.MOST_PASSES / (1 if not several else 2 if not self._looked_at else tuning.FIRST_SAMPLES)
+        on_progress = partial(self._on_progress, "what each rounding does")
+        suspects = {
+            effect.value
+            for sample in self._looked_at.values()
+            for effect in sample.effects
+            if effect.for_all_consumers[-1] > 1
+        }
+        effects = rounding_effects(self._emulator, probe, most, suspects, on_progress)
+        self._looked_at[index] = _Sample(probe, effects)
+
+    def _explain(self, trial: Trial, expected: float) -> bool:
+        """Learn why a plan was worse than predicted; False where there is nothing to learn within the passes left."""
+        most = tuning.MOST_PASSES_OF_A_SEARCH * (1 if len(self._criteria.samples) == 1 else 2)
+        left = most - self._passes
+        index = self._judge.searched[trial.sample]
+        if index not in self._looked_at:
+            if left < tuning.WATCHED_ELEMENTS:
+                return False
+            self._look_at(index)
+            return True
+        surprise = trial.error_ratio > tuning.SURPRISE * max(expected, 1.0)
+        if not surprise or len(self._conflicts) >= tuning.MOST_CONFLICTS or left <= 0:
+            return False
+        on_progress = partial(self._on_progress, "what roundings do together")
+        probe = self._looked_at[index].probe
+        found = conflict(self._emulator, probe, trial, expected, min(left, tuning.MOST_PASSES), on_progress)
+        if found is None or found in self._conflicts:
+            return False
+        self._conflicts.append(found)
+        return True
+
     def _predict(self) -> Prediction:
         layers, stat = self._emulator.graph.candidates, self._criteria.tolerance.stat
-        return ErrorModel(layers, self._effects, stat, self._conflicts, self._costs).prediction()
-
-    def _feed(self, sample: int) -> Feed:
-        return self._criteria.samples[sample].feed
+        samples = self._looked_at.values()
+        conflicts = [
+            Conflict(found.parties, np.concatenate([sample.errors(found) for sample in samples]))
+            for found in self._conflicts
+        ]
+        effects = [_joined(same) for same in zip(*(sample.effects for sample in samples), strict=True)]
+        return ErrorModel(layers, effects, stat, conflicts, self._costs).prediction()
 
     def _warn_of_large_set(self, prediction: Prediction, nothing: Trial) -> None:
         """Say early that no small set exists, how far off FP16 is, and what it would need."""
@@ -122,3 +175,22 @@ def _tolerance_of_metric(nothing: Trial) -> Tolerance:
     finite = {e.name: e.max if not e.non_finite else 0.0 for e in nothing.outputs}
     allowed = {e.name: max(finite[e.name] / missed, e.reference_max * tuning.METRIC_SHARE) for e in nothing.outputs}
     return Tolerance(0.0, 0.0, Statistic.MAX, {name: (atol or 1.0, 0.0) for name, atol in allowed.items()})
+
+
+def _joined(same: Sequence[RoundingEffect]) -> RoundingEffect:
+    """The effects of one rounding on several samples as one."""
+    first = same[0]
+    if len(same) == 1:
+        return first
+    alone = ()
+    if any(effect.per_consumer for effect in same):
+        shared = [effect.per_consumer or (effect.for_all_consumers,) * len(first.consumers) for effect in same]
+        alone = tuple(np.concatenate(parts) for parts in zip(*shared, strict=True))
+    return replace(first, for_all_consumers=np.concatenate([e.for_all_consumers for e in same]), per_consumer=alone)
+
+
+def samples_to_measure(searched: Sequence[int], worst: int) -> list[int]:
+    """Of the `searched` samples the one at position `worst`, and then others, evenly spread."""
+    count = min(len(searched), tuning.FIRST_SAMPLES)
+    even = (round(step * (len(searched) - 1) / max(count - 1, 1)) for step in range(count))
+    return [searched[place] for place in [*dict.fromkeys([worst, *even])][:count]]

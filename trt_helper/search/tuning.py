@@ -44,14 +44,26 @@ MOST_BLAME_COMBINATIONS = 4096
 
 # ------------------------------------------------------------------- rounding effects: forward passes of the emulator
 
-WATCHED_ELEMENTS = 512
-"""Elements per output and sample whose error is followed."""
+WATCHED_ELEMENTS = 16
+"""Elements of all outputs together whose error is followed; a backward pass for each."""
 
-MOST_PASSES = 2000
-"""Forward passes per sample; rounding effects that are not separated by then share what their group does."""
+FIRST_SAMPLES = 4
+"""Samples that rounding effects are measured on before the first prediction; they share the watched elements."""
 
-MOST_SAMPLES = 8
-"""Samples that rounding effects are measured on; all samples judge."""
+GRADIENT_ELEMENTS = 1 << 26
+"""Elements of the gradient of one tensor: fewer elements are watched where the largest tensor would need more."""
+
+MOST_PASSES = 40
+"""Forward passes for the rounding effects on one sample, in units of the whole model."""
+
+MOST_PASSES_OF_A_SEARCH = 60
+"""Forward passes for all that is looked up on one sample; twice as many on several."""
+
+FIRST_ORDER = 0.1
+"""A difference above this share of the tensor's largest value is followed by a measurement and not by first order."""
+
+EXPLAINED = 3.0
+"""First order explains what a group does when that is at most this many times its prediction."""
 
 OPPOSED = -0.8
 """Cosine between two errors below which they may cancel."""
@@ -66,9 +78,6 @@ SURPRISE = 5.0
 
 MOST_CONFLICTS = 12
 """Conflicts that are added to the error model of one search."""
-
-MOST_CONFLICT_PASSES = 200
-"""Forward passes that one search for a conflict may take."""
 
 # ---------------------------------------------------------------------------------- metric in place of the tolerance
 

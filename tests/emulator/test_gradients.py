@@ -1,0 +1,83 @@
+"""Gradients agree with difference quotients of whole models in ONNX Runtime; what has none is not called zero."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from support.independent import run_on_ort
+from support.model_cases import save_case
+from support.models import Case
+from support.operator_cases import cases
+
+from trt_helper.emulator.gradients import sweep_back
+
+STEP = 2.0**-7
+OPAQUE = {"ArgMax", "ArgMin", "Ceil", "Floor", "Round", "Sign", "Greater", "Less", "LSTM", "GRU", "RNN", "If", "TopK"}
+WITH_A_KINK_AT_INTEGERS = {"Elu", "LeakyRelu", "Selu"}
+KNOWN = set(
+    "Add Sub Mul Div Pow Sqrt Exp Log Erf Tanh Sigmoid Relu LeakyRelu PRelu Clip Max Min Where MatMul Gemm Einsum Conv"
+    " ConvTranspose AveragePool MaxPool GlobalAveragePool GlobalMaxPool ReduceSum ReduceMean ReduceMax ReduceL2 Softmax"
+    " LogSoftmax LayerNormalization InstanceNormalization BatchNormalization Reshape Transpose Concat Split Slice Gather"
+    " GatherElements GatherND Pad Expand Tile DepthToSpace SpaceToDepth Squeeze Unsqueeze ScatterND Resize".split()
+)
+
+
+def gradients_of_inputs(case, weights):
+    """The gradient of the sum of all outputs times `weights`, by input; those that are not known are missing."""
+    reference = case.emulator.all_values(case.feed)
+    seeds = {name: array[None] for name, array in weights.items()}
+    found, unknown = {}, set()
+    read = {value.name for value in case.graph.inputs}
+
+    def layers():
+        yield from case.emulator.layers_backwards(reference)
+
+    steps = sweep_back(layers(), seeds, found)
+    for step in steps:
+        if not step.known:
+            unknown.update(value.name for value in step.layer.node.inputs if value is not None)
+    return {name: found[name][0] for name in read & found.keys()}, unknown
+
+
+def slope(case, weights, name, direction):
+    """The difference quotient of the same sum along `direction`."""
+    ends = []
+    for sign in (1, -1):
+        moved = {**case.feed, name: (case.feed[name] + sign * STEP * direction).astype(np.float32)}
+        outputs = run_on_ort(case.path, moved)
+        ends.append(sum(float((outputs[out].astype(np.float64) * w).sum()) for out, w in weights.items()))
+    return (ends[0] - ends[1]) / (2 * STEP)
+
+
+@pytest.mark.parametrize("operator", sorted(cases()))
+def test_a_gradient_is_the_slope_of_the_model(tmp_path, operator):
+    case = save_case(cases()[operator], tmp_path)
+    if operator in WITH_A_KINK_AT_INTEGERS:
+        case.feed = {name: array + np.float32(0.1) for name, array in case.feed.items()}
+    try:
+        outputs = run_on_ort(case.path, case.feed)
+        case.emulator.reference(case.feed)
+    except Exception as error:
+        pytest.skip(f"cannot be run: {str(error)[:60]}")
+    generator = np.random.default_rng(0)
+    weights = {
+        name: generator.standard_normal(array.shape).astype(np.float32)
+        for name, array in [*outputs.items()][:1]
+        if array.dtype == np.float32
+    }
+    if not weights:
+        pytest.skip("no output is FP32")
+    found, _ = gradients_of_inputs(case, weights)
+    assert not (operator in OPAQUE and found), "no gradient exists here"
+    assert found or operator not in KNOWN
+    for name, gradient in found.items():
+        assert gradient.shape == case.feed[name].shape
+        direction = np.sign(generator.standard_normal(gradient.shape))
+        expected = slope(case, weights, name, direction)
+        if not np.isfinite(expected):
+            pytest.skip("at the edge of what it is defined for")
+        assert float((gradient.astype(np.float64) * direction).sum()) == pytest.approx(
+            expected, rel=0.03, abs=0.02 * float(np.abs(gradient).max(initial=0)) + 1e-4
+        ), name
