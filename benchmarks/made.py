@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,45 +11,126 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 17
+HALF_MAX = 65504.0
+MOVEMENT = frozenset(["Concat", "Expand", "Gather", "Reshape", "Slice", "Split", "Transpose", "Unsqueeze"])
+Array = np.ndarray
 
 
 class Network:
-    """Collects nodes and weights; every method returns the name of its output."""
+    """Collects nodes and weights; every method returns the name of its output.
+
+    It also collects the layers that FP16 would harm, grouped by the `scope` in which they were found.
+    """
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.scope = ""  # goes into the names of the nodes
         self._random = np.random.default_rng(0)
+        self._harmed: dict[str, set[str]] = {}  # scope -> tensors whose makers must stay in FP32
+        self._large: dict[str, set[str]] = {}  # scope -> tensors whose makers and readers must stay in FP32
+
+    def random(self, *shape: int, scale: float) -> Array:
+        return (self._random.standard_normal(shape) * scale).astype(np.float32)
 
     def weight(self, *shape: int, scale: float | None = None) -> str:
         name = f"w{len(self.weights)}"
-        scale = scale if scale is not None else float(np.sqrt(2 / np.prod(shape[1:])))
-        array = (self._random.standard_normal(shape) * scale).astype(np.float32)
+        array = self.random(*shape, scale=scale if scale is not None else float(np.sqrt(2 / np.prod(shape[1:]))))
         self.weights.append(numpy_helper.from_array(array, name))
         return name
 
-    def constant(self, array: np.ndarray) -> str:
+    def constant(self, array: Array) -> str:
         name = f"c{len(self.weights)}"
         self.weights.append(numpy_helper.from_array(array, name))
         return name
 
+    def number(self, value: float) -> str:
+        return self.constant(np.array(value, np.float32))
+
     def ints(self, *numbers: int) -> str:
         return self.constant(np.array(numbers, dtype=np.int64))
 
+    def input(self, name: str, *shape: int, kind: int = TensorProto.FLOAT) -> str:
+        self.inputs.append(helper.make_tensor_value_info(name, kind, shape))
+        return name
+
     def node(self, op: str, *inputs: str, **attributes: Any) -> str:
+        return self.nodes_of(op, *inputs, outputs=1, **attributes)[0]
+
+    def nodes_of(self, op: str, *inputs: str, outputs: int, **attributes: Any) -> list[str]:
+        """As `node`, with several outputs."""
         out = f"{op}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, list(inputs), [out], name=f"/{out}", **attributes))
-        return out
+        outs = [out, *(f"{out}_{index}" for index in range(1, outputs))]
+        name = f"/{self.scope}/{out}" if self.scope else f"/{out}"
+        self.nodes.append(helper.make_node(op, list(inputs), outs, name=name, **attributes))
+        return outs
+
+    def harmed(self, *tensors: str) -> None:
+        """The makers of these tensors must stay in FP32."""
+        self._harmed.setdefault(self.scope, set()).update(tensors)
+
+    def reaches(self, tensor: str, size: float) -> str:
+        """Values of that size occur in `tensor`: beyond FP16, its makers and its readers must stay in FP32."""
+        if abs(size) > HALF_MAX:
+            self._large.setdefault(self.scope, set()).add(tensor)
+        return tensor
+
+    def planted(self) -> tuple[frozenset[str], ...]:
+        """The names of the layers that must stay in FP32, each in the group of the scope that named it first."""
+        seen: set[str] = set()
+        groups = []
+        for scope in dict.fromkeys((*self._harmed, *self._large)):
+            large = self._moved(self._large.get(scope, set()))
+            made = large | self._unmoved(self._harmed.get(scope, set()))
+            names = {node.name for node in self._computing() if made & {*node.output} or large & {*node.input}} - seen
+            seen |= names
+            groups.append(frozenset(names))
+        return tuple(groups)
+
+    def _computing(self) -> list[onnx.NodeProto]:
+        return [node for node in self.nodes if node.op_type not in MOVEMENT]
+
+    def _moved(self, tensors: set[str]) -> set[str]:
+        """`tensors` and what is made of them by moving."""
+        found = set(tensors)
+        for node in self.nodes:
+            if node.op_type in MOVEMENT and found & {*node.input}:
+                found.update(node.output)
+        return found
+
+    def _unmoved(self, tensors: set[str]) -> set[str]:
+        """`tensors` and what they are made of by moving."""
+        found = set(tensors)
+        for node in reversed(self.nodes):
+            if node.op_type in MOVEMENT and found & {*node.output}:
+                found.update(node.input)
+        return found
 
     def save(self, path: Path, shape: tuple[int, ...], out: str, *, external: bool = False) -> None:
+        """Write a model of one input `x` and one output."""
+        self.input("x", *shape)
+        self.write(path, {out: out}, external=external)
+
+    def write(self, path: Path, outputs: Mapping[str, str], *, external: bool = False) -> None:
+        """Write the model. `outputs` maps the names of its outputs to tensors, each made by a node."""
+        names = {tensor: name for name, tensor in outputs.items()}
+        nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in self.nodes]
+        for node in nodes:
+            node.input[:] = [names.get(name, name) for name in node.input]
+            node.output[:] = [names.get(name, name) for name in node.output]
         graph = helper.make_graph(
-            self.nodes,
+            nodes,
             "made",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-            [helper.make_tensor_value_info(out, TensorProto.FLOAT, None)],
+            self.inputs,
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
             initializer=self.weights,
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+        if not external:  # a protobuf of more than 2 GiB cannot be inferred
+            inferred = {value.name: value for value in onnx.shape_inference.infer_shapes(model).graph.output}
+            for value in model.graph.output:
+                value.CopyFrom(inferred[value.name])
         onnx.save(model, path, save_as_external_data=external, location=f"{path.stem}.data" if external else None)
 
 
