@@ -1,13 +1,16 @@
-"""Two judges of a typed ONNX file that share no code with trt_helper.
+"""Judges of an ONNX file that share no code with trt_helper.
 
 `run_with_pairs` computes in FP32 and puts a Cast(FP16) -> Cast(FP32) pair behind every tensor that the
 file declares half: ONNX Runtime's CPU provider honours such pairs, while it runs FP16 nodes in FP32 and
 drops the roundings between them. `run_in_half` lets numpy compute in real half precision.
+
+`all_half_but` puts such pairs into an FP32 file, around every layer that is not kept in FP32, so that nothing of
+trt_helper decides what is rounded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,8 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+MOVING = frozenset(["Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze"])
+MOVING |= {"Tile", "Transpose", "Unsqueeze"}
 FLOAT, HALF, BRAIN = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 Feed = Mapping[str, np.ndarray]
 
@@ -95,6 +100,45 @@ def with_pairs(model: onnx.ModelProto) -> dict[str, np.ndarray]:
         if value.type.tensor_type.elem_type == HALF:
             value.type.tensor_type.elem_type = FLOAT
     return _weights_as_inputs(graph, (FLOAT, HALF, BRAIN))
+
+
+def all_half_but(model: onnx.ModelProto, kept: Collection[str]) -> onnx.ModelProto:
+    """A copy of an FP32 model: all float tensors that layers outside `kept` read or write are rounded to FP16.
+
+    A layer that only moves values passes them on as they are: it follows those that made them and those that read
+    them. Of Resize's inputs only the first is a tensor of the layer.
+    """
+    types = element_types(model)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    nodes: list[onnx.NodeProto] = []
+    rounded: dict[str, str] = {}
+
+    def read(name: str) -> str:
+        if types.get(name) != FLOAT:
+            return name
+        if name not in rounded and name in weights:
+            rounded[name] = f"{name}__rounded"
+            array = as_half(numpy_helper.to_array(weights[name]))
+            copy.graph.initializer.append(numpy_helper.from_array(array, rounded[name]))
+        elif name not in rounded:
+            rounded[name] = _pair(name, nodes)
+        return rounded[name]
+
+    for node in copy.graph.node:
+        computes = node.op_type not in MOVING and node.name not in kept
+        if computes:
+            count = 1 if node.op_type == "Resize" else len(node.input)
+            node.input[:count] = [read(name) for name in node.input[:count]]
+        written = [name for name in node.output if computes and types.get(name) == FLOAT]
+        node.output[:] = [f"{name}__raw" if name in written else name for name in node.output]
+        nodes.append(node)
+        for name in written:
+            rounded[name] = _pair(f"{name}__raw", nodes, name)
+    del copy.graph.node[:], copy.graph.value_info[:]
+    copy.graph.node.extend(nodes)
+    return copy
 
 
 def element_types(model: onnx.ModelProto) -> dict[str, int]:
