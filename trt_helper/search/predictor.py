@@ -99,8 +99,7 @@ class ErrorPredictor:
         nothing = self._judge.on(self._judge.searched, Plan())
         if self._criteria.metric is not None:
             self._tolerance = _tolerance_of_metric(nothing)
-        for index in samples_to_measure(self._judge.searched, trial.sample):
-            self._look_at(index)
+        self._look_at(self._judge.searched[trial.sample])
         self._costs = pin_costs(self._emulator.graph, self.shapes())
         prediction = self._predict()
         self._warn_of_large_set(prediction, nothing)
@@ -109,11 +108,11 @@ class ErrorPredictor:
     def _look_at(self, index: int) -> None:
         """Measure the rounding effects on one more sample."""
         feed = self._criteria.samples[index].feed
-        several = len(self._judge.searched) > 1
         found = self._emulator.run(Plan(), feed)
-        watched = tuning.WATCHED_ELEMENTS // (tuning.FIRST_SAMPLES if several else 1)
+        watched, most = tuning.WATCHED, tuning.MOST_PASSES
+        if self._looked_at:
+            watched, most = tuning.WATCHED_LATER, tuning.MOST_PASSES_LATER
         probe = Probe(self._emulator, feed, found, self._tolerance, watched)
-        most = tuning.MOST_PASSES / (1 if not several else 2 if not self._looked_at else tuning.FIRST_SAMPLES)
         on_progress = partial(self._on_progress, "what each rounding does")
         suspects = {
             effect.value
@@ -130,7 +129,7 @@ class ErrorPredictor:
         left = most - self._passes
         index = self._judge.searched[trial.sample]
         if index not in self._looked_at:
-            if left < tuning.WATCHED_ELEMENTS:
+            if left < tuning.MOST_PASSES_LATER:
                 return False
             self._look_at(index)
             return True
@@ -139,7 +138,7 @@ class ErrorPredictor:
             return False
         on_progress = partial(self._on_progress, "what roundings do together")
         probe = self._looked_at[index].probe
-        found = conflict(self._emulator, probe, trial, expected, min(left, tuning.MOST_PASSES), on_progress)
+        found = conflict(self._emulator, probe, trial, expected, min(left, tuning.MOST_PASSES_OF_A_CONFLICT), on_progress)
         if found is None or found in self._conflicts:
             return False
         self._conflicts.append(found)
@@ -187,10 +186,3 @@ def _joined(same: Sequence[RoundingEffect]) -> RoundingEffect:
         shared = [effect.per_consumer or (effect.for_all_consumers,) * len(first.consumers) for effect in same]
         alone = tuple(np.concatenate(parts) for parts in zip(*shared, strict=True))
     return replace(first, for_all_consumers=np.concatenate([e.for_all_consumers for e in same]), per_consumer=alone)
-
-
-def samples_to_measure(searched: Sequence[int], worst: int) -> list[int]:
-    """Of the `searched` samples the one at position `worst`, and then others, evenly spread."""
-    count = min(len(searched), tuning.FIRST_SAMPLES)
-    even = (round(step * (len(searched) - 1) / max(count - 1, 1)) for step in range(count))
-    return [searched[place] for place in [*dict.fromkeys([worst, *even])][:count]]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,28 +15,39 @@ from trt_helper.values import Array, Feed, LayerName, Statistic, TensorName, Ten
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Watched:
-    """One output: its reference and allowed error, shape (size,), float64, and the indices of watched elements."""
+    """One output, and its part in the figures that are watched.
+
+    Attributes:
+        reference: its reference, shape (elements,), float64.
+        allowed: the error allowed of each element, shape (elements,), float64.
+        figure, element, weight: shape (m,); `weight` times the error ratio of `element` is a part of `figure`.
+    """
 
     reference: Array
     allowed: Array
-    index: Array
+    figure: Array
+    element: Array
+    weight: Array
 
 
 class Probe:
     """Looks at single roundings on one sample.
 
-    Errors are vectors of signed error ratios, float64: one for each watched element, and at last the largest of all
-    elements of all outputs, without a sign. Nothing is above `tuning.ERROR_CAP`.
+    Errors are vectors of watched figures, float64, and at last the largest error ratio of all elements of all outputs,
+    without a sign. Half of the figures are the signed error ratios of single elements. The others stand for many
+    elements: a sum of theirs with random signs, over the square root of their number, so that its square is expected
+    to be the mean of theirs. Nothing is above `tuning.ERROR_CAP`.
 
     Args:
         emulator: of the graph that is searched.
         feed: the sample.
-        found: the outputs of a plan that failed on it. Half of the watched elements are those with the largest errors.
+        found: the outputs of a plan that failed on it: the elements with the largest errors are watched.
         tolerance: the tolerance that errors are divided by.
-        watched: the largest number of watched elements.
+        watched: the largest number of figures.
 
     Attributes:
         reference: every tensor of the FP32 model.
+        size: the number of watched figures.
         passes: forward passes so far, in units of the whole model: a pass through half of the layers is half of one.
     """
 
@@ -49,16 +60,12 @@ class Probe:
             if name in self.reference and self.reference[name].dtype.kind == "f":  # not a constant
                 reference = self.reference[name].reshape(-1).astype(np.float64)
                 allowed = _allowed(reference, *tolerance.of(name), tolerance.stat)
-                self._watched[name] = _Watched(reference, allowed, np.empty(0, np.int64))
-        self._watch({name: found[name] for name in self._watched}, watched)
-
-    @property
-    def size(self) -> int:
-        """The number of watched elements."""
-        return sum(one.index.size for one in self._watched.values())
+                nothing = np.empty(0, np.int64)
+                self._watched[name] = _Watched(reference, allowed, nothing, nothing, np.empty(0))
+        self.size = self._watch({name: found[name] for name in self._watched}, watched)
 
     def errors(self, places: Iterable[tuple[TensorName, LayerName]]) -> Array:
-        """The errors with these roundings only, shape (watched elements + 1,)."""
+        """The errors with these roundings only, shape (watched figures + 1,)."""
         try:
             injected = self._emulator.inject(places, self.reference)
         except EmulationError:  # a rounded index that points outside, say: as wrong as can be
@@ -69,48 +76,60 @@ class Probe:
 
     def errors_of(self, changed: Tensors) -> Array:
         """The errors of these outputs; all others have none."""
-        parts, largest = [], 0.0
-        for name, one in self._watched.items():
-            if name not in changed:
-                parts.append(np.zeros(one.index.size))
-                continue
+        figures, largest = np.zeros(self.size), 0.0
+        for name in self._watched.keys() & changed.keys():
+            one = self._watched[name]
             ratios = _ratios(changed[name], one)
-            parts.append(ratios[one.index])
+            np.add.at(figures, one.figure, one.weight * ratios[one.element])
             largest = max(largest, float(np.abs(ratios).max(initial=0.0)))
-        return np.concatenate([*parts, [largest]])
+        return np.append(figures, largest)
 
     def seeds(self) -> Tensors:
-        """The gradients of the watched error ratios with respect to the outputs, shape (watched elements, *output)."""
-        made, first, size = {}, 0, self.size
+        """The gradients of the watched figures with respect to the outputs, shape (figures, *output)."""
+        made = {}
         for name, one in self._watched.items():
-            if one.index.size:
-                seed = np.zeros((size, one.reference.size), np.float32)
-                seed[np.arange(first, first + one.index.size), one.index] = 1 / one.allowed[one.index]
-                made[name] = seed.reshape(size, *self.reference[name].shape)
-            first += one.index.size
+            if one.figure.size:
+                seed = np.zeros((self.size, one.reference.size), np.float32)
+                np.add.at(seed, (one.figure, one.element), one.weight / one.allowed[one.element])
+                made[name] = seed.reshape(self.size, *self.reference[name].shape)
         return made
 
-    def _watch(self, found: Tensors, watched: int) -> None:
-        """Choose elements: the worst of each output, the worst of all, and then evenly spread ones."""
+    def _watch(self, found: Tensors, watched: int) -> int:
+        """Choose what is watched, from the elements with the largest errors; the number of figures."""
         largest = max((array.size for array in self.reference.values()), default=1)
-        most = int(np.clip(tuning.GRADIENT_ELEMENTS // max(largest, 1), 1, watched))
+        watched = int(np.clip(tuning.GRADIENT_ELEMENTS // max(largest, 1), 1, watched))
+        random = np.random.default_rng(0)
         ratios = {name: np.abs(_ratios(found[name], one)) for name, one in self._watched.items() if one.reference.size}
-        worst = [(float(r[i]), name, int(i)) for name, r in ratios.items() for i in np.argsort(-r, kind="stable")[:most]]
-        worst.sort(key=lambda one: -one[0])
-        of_each = [(name, int(r.argmax())) for name, r in ratios.items()]
-        even = [
-            (name, int(i)) for name, r in ratios.items() for i in np.linspace(0, r.size - 1, max(most // 2, 1)).astype(int)
-        ]
-        mixed = [place for pair in zip([(n, i) for _, n, i in worst], _stretched(even, len(worst)), strict=True) for place in pair]
-        chosen = list(dict.fromkeys([*of_each[: most // 2], *mixed]))[:most]
+        worst = _largest(ratios, watched * tuning.ELEMENTS_OF_A_FIGURE, random)
+        of_each = [(name, int(ratio.argmax())) for name, ratio in ratios.items()]
+        single = watched if len(worst) <= watched else watched // 2
+        alone = [*dict.fromkeys([*worst[:1], *of_each, *worst])][:single]
+        rest = [place for place in worst if place not in set(alone)]
+        chosen = [(figure, place, 1.0) for figure, place in enumerate(alone)]
+        groups = min(watched - len(alone), len(rest))
+        for group in range(groups):
+            members = rest[group::groups]
+            signs = random.choice((-1.0, 1.0), len(members)) / np.sqrt(len(members))
+            chosen += [(len(alone) + group, *pair) for pair in zip(members, signs, strict=True)]
         for name, one in self._watched.items():
-            index = np.array(sorted(i for other, i in chosen if other == name), np.int64)
-            self._watched[name] = _Watched(one.reference, one.allowed, index)
+            own = [(figure, element, weight) for figure, (other, element), weight in chosen if other == name]
+            parts = zip(*own, strict=True) if own else ((), (), ())
+            figure, element, weight = (np.array(part) for part in parts)
+            self._watched[name] = replace(
+                one, figure=figure.astype(np.int64), element=element.astype(np.int64), weight=weight.astype(np.float64)
+            )
+        return len(alone) + groups
 
 
-def _stretched(places: list[tuple[TensorName, int]], length: int) -> list[tuple[TensorName, int]]:
-    """`length` of the places, evenly spread over them."""
-    return [places[int(i)] for i in np.linspace(0, len(places) - 1, length).round()] if places else []
+def _largest(ratios: Mapping[TensorName, Array], count: int, random: np.random.Generator) -> list[tuple[TensorName, int]]:
+    """The elements with the largest error ratios, the largest first; equal ones in random order."""
+    found = []
+    for name, ratio in ratios.items():
+        order = random.permutation(ratio.size)
+        order = order[np.argsort(-ratio[order], kind="stable")[:count]]
+        found += [(float(ratio[element]), name, int(element)) for element in order]
+    found.sort(key=lambda one: -one[0])
+    return [(name, element) for _, name, element in found[:count]]
 
 
 def _allowed(reference: Array, atol: float, rtol: float, stat: Statistic) -> Array:

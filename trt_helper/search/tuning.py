@@ -44,20 +44,26 @@ MOST_BLAME_COMBINATIONS = 4096
 
 # ------------------------------------------------------------------- rounding effects: forward passes of the emulator
 
-WATCHED_ELEMENTS = 16
-"""Elements of all outputs together whose error is followed; a backward pass for each."""
+WATCHED = 16
+"""Figures of the outputs whose error is followed on the first sample; a backward pass for each."""
 
-FIRST_SAMPLES = 4
-"""Samples that rounding effects are measured on before the first prediction; they share the watched elements."""
+WATCHED_LATER = 4
+"""The same on each further sample, which is looked at when a plan fails on it."""
+
+ELEMENTS_OF_A_FIGURE = 32
+"""Elements of the outputs that a figure stands for, if it does not stand for one."""
 
 GRADIENT_ELEMENTS = 1 << 26
-"""Elements of the gradient of one tensor: fewer elements are watched where the largest tensor would need more."""
+"""Elements of the gradient of one tensor: fewer figures are watched where the largest tensor would need more."""
 
-MOST_PASSES = 40
-"""Forward passes for the rounding effects on one sample, in units of the whole model."""
+MOST_PASSES, MOST_PASSES_LATER = 40, 12
+"""Forward passes for the rounding effects on the first sample, and on a further one; in units of the whole model."""
 
 MOST_PASSES_OF_A_SEARCH = 60
 """Forward passes for all that is looked up on one sample; twice as many on several."""
+
+MOST_PASSES_OF_A_CONFLICT = 30
+"""Forward passes of one search for roundings that harm together."""
 
 FIRST_ORDER = 0.1
 """A difference above this share of the tensor's largest value is followed by a measurement and not by first order."""
