@@ -35,8 +35,8 @@ class Probe:
 
     Errors are vectors of watched figures, float64, and at last the largest error ratio of all elements of all outputs,
     without a sign. Half of the figures are the signed error ratios of single elements. The others stand for many
-    elements: a sum of theirs with random signs, over the square root of their number, so that its square is expected
-    to be the mean of theirs. Nothing is above `tuning.ERROR_CAP`.
+    elements of one output: a sum of theirs with random signs, such that its square is expected to be that of the
+    output's largest error. Nothing is above `tuning.ERROR_CAP`.
 
     Args:
         emulator: of the graph that is searched.
@@ -100,17 +100,25 @@ class Probe:
         watched = int(np.clip(tuning.GRADIENT_ELEMENTS // max(largest, 1), 1, watched))
         random = np.random.default_rng(0)
         ratios = {name: np.abs(_ratios(found[name], one)) for name, one in self._watched.items() if one.reference.size}
-        worst = _largest(ratios, watched * tuning.ELEMENTS_OF_A_FIGURE, random)
-        of_each = [(name, int(ratio.argmax())) for name, ratio in ratios.items()]
-        single = watched if len(worst) <= watched else watched // 2
-        alone = [*dict.fromkeys([*worst[:1], *of_each, *worst])][:single]
-        rest = [place for place in worst if place not in set(alone)]
+        worst = {name: _largest(ratio, watched * tuning.ELEMENTS_OF_A_FIGURE, random) for name, ratio in ratios.items()}
+        names = sorted(ratios, key=lambda name: -float(ratios[name].max()))
+        of_all = [(name, i) for name in names for i in worst[name]]
+        of_all.sort(key=lambda at: -ratios[at[0]][at[1]])
+        single = max(watched // 4, min(watched // 2, watched - len(names))) or 1
+        alone = of_all[: single if len(of_all) > watched else watched]
         chosen = [(figure, place, 1.0) for figure, place in enumerate(alone)]
-        groups = min(watched - len(alone), len(rest))
-        for group in range(groups):
-            members = rest[group::groups]
-            signs = random.choice((-1.0, 1.0), len(members)) / np.sqrt(len(members))
-            chosen += [(len(alone) + group, *pair) for pair in zip(members, signs, strict=True)]
+        size = len(alone)
+        groups = watched - size
+        for place, name in enumerate(names):
+            rest = [i for i in worst[name] if (name, i) not in set(alone)]
+            parts = len(range(place, groups, len(names)))
+            for part in range(min(parts, len(rest))):
+                members = rest[part::parts]
+                errors = ratios[name][members]
+                peak = float(ratios[name].max()) / max(float(np.sqrt((errors**2).mean())), np.finfo(np.float64).tiny)
+                signs = random.choice((-1.0, 1.0), len(members)) * (min(peak, tuning.PEAK) / np.sqrt(len(members)))
+                chosen += [(size, (name, element), sign) for element, sign in zip(members, signs, strict=True)]
+                size += 1
         for name, one in self._watched.items():
             own = [(figure, element, weight) for figure, (other, element), weight in chosen if other == name]
             parts = zip(*own, strict=True) if own else ((), (), ())
@@ -118,18 +126,13 @@ class Probe:
             self._watched[name] = replace(
                 one, figure=figure.astype(np.int64), element=element.astype(np.int64), weight=weight.astype(np.float64)
             )
-        return len(alone) + groups
+        return size
 
 
-def _largest(ratios: Mapping[TensorName, Array], count: int, random: np.random.Generator) -> list[tuple[TensorName, int]]:
+def _largest(ratio: Array, count: int, random: np.random.Generator) -> list[int]:
     """The elements with the largest error ratios, the largest first; equal ones in random order."""
-    found = []
-    for name, ratio in ratios.items():
-        order = random.permutation(ratio.size)
-        order = order[np.argsort(-ratio[order], kind="stable")[:count]]
-        found += [(float(ratio[element]), name, int(element)) for element in order]
-    found.sort(key=lambda one: -one[0])
-    return [(name, element) for _, name, element in found[:count]]
+    order = random.permutation(ratio.size)
+    return [int(element) for element in order[np.argsort(-ratio[order], kind="stable")[:count]]]
 
 
 def _allowed(reference: Array, atol: float, rtol: float, stat: Statistic) -> Array:

@@ -141,17 +141,18 @@ def smallest(layers: Sequence[LayerName], predict: Predict) -> Strategy:
         predict: called after failed and passed trials, and only when the controls say that there is something to find.
     """
     everything = Plan.of(layers)
-    if not (yield from _passes(everything, "control: every layer pinned", lambda: (Plan(),))):
+    control = yield Try(everything, "control: every layer pinned", lambda: (Plan(),))
+    if control.verdict is not Verdict.PASS:
         return Stop(None, minimal=False, because="the model with every layer in FP32 does not pass")
     nothing = yield Try(Plan(), "control: no layer pinned")
     if nothing.verdict is Verdict.PASS:
         return Stop(Plan(), minimal=True, because="the model passes in FP16")
-    found, prediction = yield from climb(predict, nothing)
+    found, prediction = yield from climb(predict, nothing, control)
     best = yield from shrink(found, prediction, predict)
     return Stop(best, minimal=True, because="every pin was taken out once more, and each is needed")
 
 
-def climb(predict: Predict, failed: Trial) -> Generator[Try, Trial, tuple[Plan, Prediction]]:
+def climb(predict: Predict, failed: Trial, passed: Trial) -> Generator[Try, Trial, tuple[Trial, Prediction]]:
     """Find a small k for which the plan that pins the first k layers of the predicted order passes.
 
     A trial costs as much as a pin costs later, when it has to be proven that it is needed. So the first k is an
@@ -163,9 +164,10 @@ def climb(predict: Predict, failed: Trial) -> Generator[Try, Trial, tuple[Plan, 
     Args:
         predict: the prediction after a failed trial.
         failed: the trial of the empty plan, or of another one that failed.
+        passed: the trial of the plan that pins everything.
 
     Returns:
-        The plan that passed, and the prediction that it was found with.
+        The trial of the plan that passed, and the prediction that it was found with.
     """
     prediction = predict(failed)
     low, high = 0, len(prediction.order)  # pins: too few, and enough (everything pinned has passed)
@@ -181,31 +183,34 @@ def climb(predict: Predict, failed: Trial) -> Generator[Try, Trial, tuple[Plan, 
             continue
         trial = yield Try(plan, f"{k} pins, foreseen to be enough")
         if trial.verdict is Verdict.PASS:
-            high = k
+            high, passed = k, trial
             break
         tried[plan] = failed = trial
         before, prediction = prediction, predict(trial)
         low, step = (k, 2 * step) if prediction.is_as(before) else (0, 1)
     if low == 0:  # passed at once: far fewer may do
-        low, high = yield from _far_fewer(prediction, high)
+        low, passed = yield from _far_fewer(prediction, passed)
+        high = len(passed.plan)
     while low > 0 and high - low > 1:
         k = (low + high) // 2
         following = partial(_first_of_each, prediction, ((k + high) // 2, (low + k) // 2))  # if it fails, if it passes
-        if (yield from _passes(prediction.first(k), f"{k} pins, between too few and enough", following)):
-            high = k
+        trial = yield Try(prediction.first(k), f"{k} pins, between too few and enough", following)
+        if trial.verdict is Verdict.PASS:
+            high, passed = k, trial
         else:
             low = k
-    return prediction.first(high), prediction
+    return passed, prediction
 
 
-def _far_fewer(prediction: Prediction, high: int) -> Generator[Try, Trial, tuple[int, int]]:
-    """Go down from `high` pins while far fewer are predicted to be nearly enough; the k that failed, that passed."""
-    k = _first_below(prediction.errors, 2 * max(prediction.errors[high], 1.0), 1)
-    while k < high and k <= tuning.FAR_FEWER * high:
-        if not (yield from _passes(prediction.first(k), f"{k} pins, perhaps enough")):
-            return k, high
-        high, k = k, _first_below(prediction.errors, 2 * max(prediction.errors[k], 1.0), 1)
-    return 0, high
+def _far_fewer(prediction: Prediction, passed: Trial) -> Generator[Try, Trial, tuple[int, Trial]]:
+    """Go down while far fewer pins are predicted to be nearly enough; the k that failed, and the trial that passed."""
+    k = _first_below(prediction.errors, 2 * max(prediction.errors[len(passed.plan)], 1.0), 1)
+    while k < len(passed.plan) and k <= tuning.FAR_FEWER * len(passed.plan):
+        trial = yield Try(prediction.first(k), f"{k} pins, perhaps enough")
+        if trial.verdict is not Verdict.PASS:
+            return k, passed
+        passed, k = trial, _first_below(prediction.errors, 2 * max(prediction.errors[k], 1.0), 1)
+    return 0, passed
 
 
 def _next_k(prediction: Prediction, failed: Trial, low: int, step: int) -> int:
@@ -221,7 +226,7 @@ def _first_below(errors: Sequence[float], allowed: float, at_least: int) -> int:
     return next((k for k in range(at_least, len(errors)) if errors[k] <= allowed), len(errors) - 1)
 
 
-def shrink(plan: Plan, prediction: Prediction, predict: Predict) -> Generator[Try, Trial, Plan]:
+def shrink(passed: Trial, prediction: Prediction, predict: Predict) -> Generator[Try, Trial, Plan]:
     """Take out pins, the likeliest to go well first, until no single one can be taken out.
 
     As long as it goes well, twice as many are taken out at once. A success makes what was learned about larger plans
@@ -230,7 +235,7 @@ def shrink(plan: Plan, prediction: Prediction, predict: Predict) -> Generator[Tr
     predicted to be needed may be tried before one that just failed.
 
     Args:
-        plan: a plan that passed.
+        passed: the trial of a plan that passed.
         prediction: the prediction that it was found with.
         predict: the prediction after a trial that passed.
 
@@ -239,17 +244,21 @@ def shrink(plan: Plan, prediction: Prediction, predict: Predict) -> Generator[Tr
     """
     measured: dict[LayerName, float] = {}  # error ratio without it, perhaps in a larger plan
     proven: set[LayerName] = set()  # failed in this plan
-    corrections = [tuning.FIRST_CORRECTION]
+    growth = _Growth()
     chunk = 1
-    predicted = prediction.without(plan)
-    while len(proven) < len(plan):
-        correction = median(corrections)
+    predicted = prediction.without(passed.plan)
+    while len(proven) < len(passed.plan):
+        plan = passed.plan
+        at = prediction.error(plan)
         odds = {
-            name: math.log(predicted.get(name, math.inf) * correction or TINY) / tuning.PREDICTED_DEVIATION
+            name: math.log(growth.foreseen(passed.error_ratio, at, predicted.get(name, math.inf)))
+            / tuning.PREDICTED_DEVIATION
             for name in _in_order(predicted, plan)
             if name not in measured
         }
         names = sorted(odds, key=lambda name: odds[name])[:chunk]
+        while len(names) > 1 and growth.foreseen(passed.error_ratio, at, prediction.error(plan.without(*names))) > 1:
+            names = names[: len(names) // 2]
         known = {
             name: math.log(measured[name] or TINY) / tuning.MEASURED_DEVIATION
             for name in plan.fp32 - proven
@@ -262,18 +271,34 @@ def shrink(plan: Plan, prediction: Prediction, predict: Predict) -> Generator[Tr
         because = f"without {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else "")
         left = len(plan) - len(proven) - (len(names) == 1)
         trial = yield Try(rest, because, partial(_without_each, plan, rest, odds, known), left)
-        if 0 < trial.error_ratio < tuning.UNINFORMATIVE and (expected := prediction.error(rest)) > 0:
-            corrections.append(trial.error_ratio / expected)
+        growth.learn(passed.error_ratio, trial.error_ratio, at, prediction.error(rest))
         if trial.verdict is Verdict.PASS:
-            plan, proven, chunk = rest, set(), 2 * chunk
+            passed, proven, chunk = trial, set(), 2 * chunk
             prediction = predict(trial)
-            predicted = prediction.without(plan)
+            predicted = prediction.without(passed.plan)
         else:
             if len(names) == 1:
                 measured[names[0]] = trial.error_ratio
                 proven.add(names[0])
             chunk = 1
-    return plan
+    return passed.plan
+
+
+class _Growth:
+    """How the error of a plan grows when pins are taken out: by squares, times what such trials have measured."""
+
+    def __init__(self) -> None:
+        self._factors = [tuning.FIRST_CORRECTION**2]
+
+    def foreseen(self, measured: float, before: float, after: float) -> float:
+        """The error ratio of a plan whose predicted error goes from `before` to `after`, if it `measured` this much."""
+        grown = measured**2 + median(self._factors) * max(after**2 - before**2, 0.0)
+        return math.sqrt(grown) or TINY
+
+    def learn(self, measured: float, then: float, before: float, after: float) -> None:
+        """Remember a trial: the error ratio went from `measured` to `then`."""
+        if 0 < then < tuning.UNINFORMATIVE and after > before:
+            self._factors.append(max(then**2 - measured**2, 0.0) / (after**2 - before**2))
 
 
 def _in_order(predicted: Mapping[LayerName, float], plan: Plan) -> list[LayerName]:
@@ -292,8 +317,3 @@ def _without_each(
     likely = {**known, **odds}
     less = (plan.without(name) for name in sorted(likely, key=lambda name: likely[name]))
     return (one for one in less if one != tried)
-
-
-def _passes(plan: Plan, because: str, speculative: Speculative = no_plans) -> Generator[Try, Trial, bool]:
-    trial = yield Try(plan, because, speculative)
-    return trial.verdict is Verdict.PASS

@@ -53,6 +53,9 @@ WATCHED_LATER = 4
 ELEMENTS_OF_A_FIGURE = 32
 """Elements of the outputs that a figure stands for, if it does not stand for one."""
 
+PEAK = 4.0
+"""The largest error of an output is taken to be at most this many times the root of the mean square of large ones."""
+
 GRADIENT_ELEMENTS = 1 << 26
 """Elements of the gradient of one tensor: fewer figures are watched where the largest tensor would need more."""
 
