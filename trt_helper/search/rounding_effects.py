@@ -117,8 +117,10 @@ def _through(emulator: Emulator, probe: Probe, step: BackwardStep, value: Value,
             continue
         with np.errstate(all="ignore"):
             difference = result - reference
-        difference[(result == reference) | (np.isnan(result) & np.isnan(reference))] = 0  # inf - inf
         largest = float(np.abs(difference).max(initial=0.0))
+        if not np.isfinite(largest):
+            difference[(result == reference) | (np.isnan(result) & np.isnan(reference))] = 0  # inf - inf
+            largest = float(np.abs(difference).max(initial=0.0))
         if largest == 0:
             continue
         if not step.known or not largest <= tuning.FIRST_ORDER * float(np.abs(reference).max(initial=0.0)):
