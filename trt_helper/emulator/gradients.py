@@ -12,16 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import TypeAlias
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 
-from trt_helper.emulator.kernels import EmulationError, Kernel
+from trt_helper.emulator.kernels import EmulationError, Kernel, Settings, operator_session
 from trt_helper.onnx_model.graph import captured
-from trt_helper.onnx_model.ort_session import session_options
 from trt_helper.onnx_model.roles import MOVEMENT, SHAPE_INPUTS, SHAPE_READING
 from trt_helper.values import Array, TensorName, Tensors
 
@@ -33,6 +31,9 @@ ELEMENTWISE = frozenset(  # continuous, with inputs that are broadcast against e
         *("Sqrt", "Sub", "Sum", "Swish", "Tan", "Tanh", "Where"),
     )
 )
+MATRIX = 2  # axes of a matrix
+EXACT = 1 << 24  # FP32 holds every integer up to here
+SOFTMAX_OF_ONE_AXIS = 13  # the opset since which Softmax has one axis, and not all from `axis` on
 STEP = 2.0**-10  # of a difference quotient, relative to the element or to the mean of all
 
 
@@ -145,7 +146,7 @@ def step_back(layer: EvaluatedLayer, gradients: Sequence[Array | None]) -> tuple
     """
     back: dict[int, Array] = {}
     missing: list[int] = []
-    rule = RULES.get(layer.node.op_type)
+    rule = RULES.get(layer.node.op_type, _opaque)
     for index in layer.moving:
         if index in SHAPE_INPUTS.get(layer.node.op_type, ()):
             continue  # hardly ever computed from the values of floats
@@ -155,8 +156,6 @@ def step_back(layer: EvaluatedLayer, gradients: Sequence[Array | None]) -> tuple
         if all(gradient is None for gradient in gradients):
             continue
         try:
-            if rule is None:
-                raise _NoRuleError
             with np.errstate(all="ignore"):
                 found = rule(layer, index, gradients)
         except (_NoRuleError, EmulationError):
@@ -180,6 +179,10 @@ def _rule(*ops: str) -> Callable[[Rule], Rule]:
         return rule
 
     return register
+
+
+def _opaque(_layer: EvaluatedLayer, _index: int, _gradients: Sequence[Array | None]) -> Array:
+    raise _NoRuleError
 
 
 def _only(gradients: Sequence[Array | None]) -> Array:
@@ -214,7 +217,7 @@ def _slope(layer: EvaluatedLayer, index: int) -> Array | float:
     if op in ("Add", "Sum"):
         return 1.0
     if op == "Sub":
-        return np.float32(-1.0 if index else 1.0)
+        return -1.0 if index else 1.0
     if op == "Mul":
         return layer.input(1 - index)
     if op == "Div" and index == 0:
@@ -252,7 +255,7 @@ def _matmul(layer: EvaluatedLayer, index: int, gradients: Sequence[Array | None]
     if index == 0:
         found = _product(gradient, columns.swapaxes(-1, -2))
         return _unbroadcast(found, rows.shape).reshape(len(gradient), *shape)
-    if columns.ndim == 2 and rows.ndim > 2:
+    if columns.ndim == MATRIX and rows.ndim > MATRIX:
         flat = gradient.reshape(len(gradient), -1, gradient.shape[-1])
         return (rows.reshape(-1, rows.shape[-1]).T @ flat).reshape(len(gradient), *shape)
     return _unbroadcast(rows.swapaxes(-1, -2) @ gradient, columns.shape).reshape(len(gradient), *shape)
@@ -260,7 +263,7 @@ def _matmul(layer: EvaluatedLayer, index: int, gradients: Sequence[Array | None]
 
 def _product(gradient: Array, matrix: Array) -> Array:
     """`gradient @ matrix`, in one product where the matrix is the same for all."""
-    if matrix.ndim > 2:
+    if matrix.ndim > MATRIX:
         found: Array = gradient @ matrix
         return found
     return (gradient.reshape(-1, gradient.shape[-1]) @ matrix).reshape(*gradient.shape[:-1], matrix.shape[-1])
@@ -270,15 +273,11 @@ def _product(gradient: Array, matrix: Array) -> Array:
 def _gemm(layer: EvaluatedLayer, index: int, gradients: Sequence[Array | None]) -> Array:
     attributes = layer.node.attributes
     gradient = _only(gradients)
-    if index == 2:
-        return _unbroadcast(gradient * attributes.get_float("beta", 1.0), layer.input(2).shape)
+    if index not in (0, 1):
+        return _unbroadcast(gradient * np.float32(attributes.get_float("beta", 1.0)), layer.input(index).shape)
     trans_a, trans_b = attributes.get_int("transA", 0), attributes.get_int("transB", 0)
-    if index == 0:
-        b = layer.input(1)
-        found = _product(gradient, b if trans_b else b.T)
-    else:
-        a = layer.input(0)
-        found = (a if trans_a else a.T) @ gradient
+    a, b = layer.input(0), layer.input(1)
+    found = (a if trans_a else a.T) @ gradient if index else _product(gradient, b if trans_b else b.T)
     if (trans_a, trans_b)[index]:
         found = found.swapaxes(-1, -2)
     return found * np.float32(attributes.get_float("alpha", 1.0))
@@ -341,17 +340,12 @@ def _average_pool(layer: EvaluatedLayer, _index: int, gradients: Sequence[Array 
     kernel = layer.ints("kernel_shape", ())
     window = _Window.of(layer, kernel)
     ones = np.ones((1, 1, *kernel), np.float32)
-    counts: Array | int = math.prod(kernel)
+    counts = np.full((), math.prod(kernel))
     if not layer.node.attributes.get_int("count_include_pad", 0):
-        sizes = [
-            _counts(size, out, *one)
-            for size, out, *one in zip(
-                array.shape[2:], gradient.shape[3:], kernel, window.strides, window.dilations, window.before, strict=True
-            )
-        ]
-        counts = sizes[0] if len(sizes) == 1 else np.multiply.outer(sizes[0], sizes[1])
-        if len(sizes) > 2:
-            counts = np.multiply.outer(counts, sizes[2])
+        axes = zip(
+            array.shape[2:], gradient.shape[3:], kernel, window.strides, window.dilations, window.before, strict=True
+        )
+        counts = reduce(np.multiply.outer, (_counts(*axis) for axis in axes))
     flat = (gradient / counts).astype(np.float32).reshape(len(gradient), -1, 1, *gradient.shape[3:])
     found = _spread(flat, ones, 1, window, (flat.shape[1], 1, *array.shape[2:]))
     return found.reshape(len(gradient), *array.shape)
@@ -361,7 +355,8 @@ def _counts(size: int, out: int, kernel: int, stride: int, dilation: int, before
     """For each position of a window along one axis, the elements of the array that lie in it."""
     first = np.arange(out) * stride - before
     places = first[:, None] + np.arange(kernel) * dilation
-    return np.maximum(((places >= 0) & (places < size)).sum(axis=1), 1)
+    counts: Array = np.maximum(((places >= 0) & (places < size)).sum(axis=1), 1)
+    return counts
 
 
 @_rule("MaxPool")
@@ -370,9 +365,7 @@ def _max_pool(layer: EvaluatedLayer, _index: int, gradients: Sequence[Array | No
     if layer.node.attributes.get_int("storage_order", 0):
         raise _NoRuleError
     settings = {name: attribute.value for name, attribute in layer.node.attributes.items()}
-    _, places = _session("MaxPool", tuple(sorted((k, _hashable(v)) for k, v in settings.items())), 1, 2).run(
-        None, {"i0": array}
-    )
+    _, places = operator_session("MaxPool", _hashable(settings), 1, 2).run(None, {"i0": array})
     return _gather_back(_only(gradients), places.reshape(-1), array.shape)
 
 
@@ -411,43 +404,22 @@ def _spread(gradient: Array, weights: Array, group: int, window: _Window, shape:
     return full.reshape(len(gradient), *shape)
 
 
-def _run_operator(op: str, settings: Mapping[str, int | list[int]], *inputs: Array) -> Array:
-    session = _session(op, tuple(sorted((k, _hashable(v)) for k, v in settings.items())), len(inputs), 1)
+def _run_operator(op: str, settings: Mapping[str, object], *inputs: Array) -> Array:
+    session = operator_session(op, _hashable(settings), len(inputs), 1)
     found: Array = session.run(None, {f"i{index}": array for index, array in enumerate(inputs)})[0]
     return found
 
 
-def _hashable(value: object) -> object:
-    return value if isinstance(value, (int, float, str)) else tuple(value)  # type: ignore[arg-type]
-
-
-SESSIONS: dict[object, ort.InferenceSession] = {}
-
-
-def _session(op: str, settings: tuple[tuple[str, object], ...], inputs: int, outputs: int) -> ort.InferenceSession:
-    """A session of one operator; it has all threads, as one sample at a time goes back."""
-    key = op, settings
-    if key not in SESSIONS:
-        names, made = [f"i{index}" for index in range(inputs)], [f"o{index}" for index in range(outputs)]
-        node = onnx.helper.make_node(op, names, made, **dict(settings))  # type: ignore[arg-type]
-        single, whole = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
-        graph = onnx.helper.make_graph(
-            [node],
-            "gradient",
-            [onnx.helper.make_tensor_value_info(name, single, None) for name in names],
-            [onnx.helper.make_tensor_value_info(n, whole if i else single, None) for i, n in enumerate(made)],
-        )
-        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
-        options = session_options()
-        options.intra_op_num_threads = 0
-        SESSIONS[key] = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return SESSIONS[key]
+def _hashable(settings: Mapping[str, object]) -> Settings:
+    values = {name: tuple(value) if isinstance(value, (list, tuple)) else value for name, value in settings.items()}
+    return tuple(sorted(values.items()))
 
 
 # ------------------------------------------------------------------------------------------ reductions and norms
 
 
-@_rule("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp")
+@_rule("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2")
+@_rule("ReduceSumSquare", "ReduceLogSumExp")
 def _reduction(layer: EvaluatedLayer, index: int, gradients: Sequence[Array | None]) -> Array:
     if index != 0:
         raise _NoRuleError
@@ -455,7 +427,7 @@ def _reduction(layer: EvaluatedLayer, index: int, gradients: Sequence[Array | No
     axes = layer.ints("axes", ())
     if len(layer.inputs) > 1 and layer.inputs[1] is not None:
         axes = [int(axis) for axis in layer.input(1)]
-    if not axes and attributes.get_int("noop_with_empty_axes", 0):
+    if not axes and attributes.get_int("noop_with_empty_axes", 0) == 1:
         return _only(gradients)
     axes = sorted(axis % array.ndim for axis in axes) or list(range(array.ndim))
     shape = [1 if axis in axes else size for axis, size in enumerate(array.shape)]
@@ -479,29 +451,32 @@ def _reduced(op: str, array: Array, result: Array, gradient: Array) -> Array:
     if op in ("ReduceMax", "ReduceMin"):
         chosen = (array == result).astype(np.float32)
         axes = tuple(axis for axis, size in enumerate(result.shape) if size != array.shape[axis])
-        return gradient * (chosen / np.maximum(chosen.sum(axis=axes, keepdims=True), 1))
+        slope = chosen / np.maximum(chosen.sum(axis=axes, keepdims=True), 1)
+        found: Array = gradient * slope
+        return found
     if op == "ReduceL1":
         return gradient * np.sign(array)
     if op == "ReduceL2":
         return gradient * np.nan_to_num(array / result)
-    return gradient * (2 * array if op == "ReduceSumSquare" else np.exp(array - result))
+    slope = 2 * array if op == "ReduceSumSquare" else np.exp(array - result)
+    return np.asarray(gradient * slope)
 
 
 @_rule("Softmax", "LogSoftmax")
 def _softmax(layer: EvaluatedLayer, _index: int, gradients: Sequence[Array | None]) -> Array:
     result, gradient = layer.output(), _only(gradients)
-    old = layer.opset < 13
+    old = layer.opset < SOFTMAX_OF_ONE_AXIS
     axis = layer.node.attributes.get_int("axis", 1 if old else -1) % result.ndim
     axes = tuple(range(axis + 1, gradient.ndim)) if old else (axis + 1,)
     if layer.node.op_type == "LogSoftmax":
-        return gradient - np.exp(result) * gradient.sum(axis=axes, keepdims=True)
+        return np.asarray(gradient - np.exp(result) * gradient.sum(axis=axes, keepdims=True))
     weighted = gradient * result
-    return weighted - result * weighted.sum(axis=axes, keepdims=True)
+    return np.asarray(weighted - result * weighted.sum(axis=axes, keepdims=True))
 
 
 @_rule("BatchNormalization")
 def _batch_norm(layer: EvaluatedLayer, index: int, gradients: Sequence[Array | None]) -> Array:
-    if index != 0 or layer.node.attributes.get_int("training_mode", 0):
+    if index != 0 or layer.node.attributes.get_int("training_mode", 0) == 1:
         raise _NoRuleError
     epsilon = layer.node.attributes.get_float("epsilon", 1e-5)
     factor = layer.input(1) / np.sqrt(layer.input(4) + epsilon)
@@ -521,7 +496,7 @@ def _norm(layer: EvaluatedLayer, index: int, gradients: Sequence[Array | None]) 
         per_channel = len(scale) == shape[1]
         scale = (scale if per_channel else np.repeat(scale, shape[1] // groups)).reshape(-1, *[1] * (array.ndim - 2))
         gradient = gradient * scale
-        scale = np.float32(1)
+        scale = np.ones((), np.float32)
         array = array.reshape(shape[0], groups, -1)
         gradient = gradient.reshape(len(gradient), *array.shape)
         axes = (2,)
@@ -536,7 +511,7 @@ def _norm(layer: EvaluatedLayer, index: int, gradients: Sequence[Array | None]) 
     found = scaled - normal * (scaled * normal).mean(axis=behind, keepdims=True)
     if op != "RMSNormalization":
         found = found - scaled.mean(axis=behind, keepdims=True)
-    return (found * inverse).reshape(len(gradient), *shape)
+    return np.asarray(found * inverse).reshape(len(gradient), *shape)
 
 
 # --------------------------------------------------------------------------------------------------------- movement
@@ -558,11 +533,12 @@ def _transpose(layer: EvaluatedLayer, _index: int, gradients: Sequence[Array | N
 @_rule(*(MOVEMENT - RULES.keys() - {"ConstantOfShape"}), "Resize", "Upsample")
 def _moved(layer: EvaluatedLayer, index: int, gradients: Sequence[Array | None]) -> Array:
     """Move the indices of the elements as the layer moves the elements, and read where each one went."""
-    if layer.node.op_type in ("Resize", "Upsample") and layer.node.attributes.get_string("mode", "nearest") != "nearest":
+    mode = layer.node.attributes.get_string("mode", "nearest")
+    if layer.node.op_type in ("Resize", "Upsample") and mode != "nearest":
         raise _NoRuleError
     array = layer.input(index)
-    if array.size >= 1 << 24 or layer.node.attributes.get_string("reduction", "none") != "none":
-        raise _NoRuleError  # FP32 holds no larger index
+    if array.size >= EXACT or layer.node.attributes.get_string("reduction", "none") != "none":
+        raise _NoRuleError
     fixed = SHAPE_INPUTS.get(layer.node.op_type, ())
     zeros = [
         np.zeros_like(one) if one is not None and one.dtype == np.float32 and other not in fixed else one

@@ -7,6 +7,7 @@ does not spin. Hundreds of sessions with ONNX Runtime's default threads are some
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import lru_cache
 
 import onnx
 import onnx_ir as ir
@@ -135,6 +136,34 @@ def _info(value: ir.Value, name: str) -> onnx.ValueInfoProto:
     if value.type is not None:
         info.type.CopyFrom(ir.serde.serialize_type(value.type))
     return info
+
+
+Settings = tuple[tuple[str, object], ...]
+"""Attributes of a node, by name; lists are tuples."""
+
+
+@lru_cache(maxsize=1024)
+def operator_session(op: str, settings: Settings, inputs: int, outputs: int) -> ort.InferenceSession:
+    """A session of one operator of opset 13 on FP32 tensors, with all threads.
+
+    Args:
+        op: The operator.
+        settings: Its attributes.
+        inputs: The number of inputs: `i0`, `i1`, ...
+        outputs: The number of outputs; those after the first are int64.
+    """
+    names, made = [f"i{index}" for index in range(inputs)], [f"o{index}" for index in range(outputs)]
+    node = onnx.helper.make_node(op, names, made, **dict(settings))  # type: ignore[arg-type]
+    single, whole = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+    graph = onnx.helper.make_graph(
+        [node],
+        op,
+        [onnx.helper.make_tensor_value_info(name, single, None) for name in names],
+        [onnx.helper.make_tensor_value_info(name, whole if index else single, None) for index, name in enumerate(made)],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
+    options = session_options(threads=0)
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 class Rounder:

@@ -137,8 +137,8 @@ class ErrorPredictor:
         if not surprise or len(self._conflicts) >= tuning.MOST_CONFLICTS or left <= 0:
             return False
         on_progress = partial(self._on_progress, "what roundings do together")
-        probe = self._looked_at[index].probe
-        found = conflict(self._emulator, probe, trial, expected, min(left, tuning.MOST_PASSES_OF_A_CONFLICT), on_progress)
+        probe, at_most = self._looked_at[index].probe, min(left, tuning.MOST_PASSES_OF_A_CONFLICT)
+        found = conflict(self._emulator, probe, trial, expected, at_most, on_progress)
         if found is None or found in self._conflicts:
             return False
         self._conflicts.append(found)
@@ -181,7 +181,7 @@ def _joined(same: Sequence[RoundingEffect]) -> RoundingEffect:
     first = same[0]
     if len(same) == 1:
         return first
-    alone = ()
+    alone: tuple[Array, ...] = ()
     if any(effect.per_consumer for effect in same):
         shared = [effect.per_consumer or (effect.for_all_consumers,) * len(first.consumers) for effect in same]
         alone = tuple(np.concatenate(parts) for parts in zip(*shared, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -120,11 +120,12 @@ class Probe:
                 chosen += [(size, (name, element), sign) for element, sign in zip(members, signs, strict=True)]
                 size += 1
         for name, one in self._watched.items():
-            own = [(figure, element, weight) for figure, (other, element), weight in chosen if other == name]
-            parts = zip(*own, strict=True) if own else ((), (), ())
-            figure, element, weight = (np.array(part) for part in parts)
+            own = [(number, at, weight) for number, (other, at), weight in chosen if other == name]
             self._watched[name] = replace(
-                one, figure=figure.astype(np.int64), element=element.astype(np.int64), weight=weight.astype(np.float64)
+                one,
+                figure=np.array([number for number, _, _ in own], np.int64),
+                element=np.array([at for _, at, _ in own], np.int64),
+                weight=np.array([weight for _, _, weight in own], np.float64),
             )
         return size
 
@@ -140,7 +141,7 @@ def _allowed(reference: Array, atol: float, rtol: float, stat: Statistic) -> Arr
     allowed = np.full(reference.shape, atol)
     if stat is Statistic.ELEMWISE or atol == 0:
         allowed = np.maximum(atol, rtol * np.abs(reference))
-    return np.maximum(allowed, np.finfo(np.float64).tiny)
+    return np.asarray(np.maximum(allowed, np.finfo(np.float64).tiny))
 
 
 def _ratios(found: Array, one: _Watched) -> Array:
@@ -150,4 +151,5 @@ def _ratios(found: Array, one: _Watched) -> Array:
         return np.full(one.reference.shape, cap)
     with np.errstate(all="ignore"):
         ratios = (found.reshape(-1).astype(np.float64) - one.reference) / one.allowed
-    return np.clip(np.nan_to_num(ratios, nan=cap, posinf=cap, neginf=-cap), -cap, cap)
+    clipped: Array = np.clip(np.nan_to_num(ratios, nan=cap, posinf=cap, neginf=-cap), -cap, cap)
+    return clipped

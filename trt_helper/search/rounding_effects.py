@@ -3,8 +3,8 @@
 1. By first order. Every layer is run once more for each value that it reads, with that value rounded. So what happens
    within a layer is exact: overflow, saturation, a comparison that flips. What becomes of the difference downstream is
    its product with the gradients of the watched elements (`emulator.gradients`).
-2. By measuring. First order is not to be trusted where the difference is large or not finite, where an opaque layer lies
-   behind, or where it does not explain what all such roundings do together. These are put into the FP32 model in
+2. By measuring. First order is not to be trusted where the difference is large or not finite, where an opaque layer
+   lies behind, or where it does not explain what all such roundings do together. These are put into the FP32 model in
    groups. A group that is not explained is split, the one with the largest error first, until the passes are spent.
 
 These are forward passes and not trials: no plan rounds one value and nothing else.
@@ -131,7 +131,8 @@ def _through(emulator: Emulator, probe: Probe, step: BackwardStep, value: Value,
 
 
 def _sum(estimate: _Estimate, size: int) -> Array:
-    return np.sum([np.zeros(size), *estimate.parts.values()], axis=0)
+    total: Array = np.sum([np.zeros(size), *estimate.parts.values()], axis=0)
+    return total
 
 
 # -------------------------------------------------------------------------------------------------------- measuring
@@ -147,8 +148,9 @@ def _measure(
     """Measure groups of values, and split those that first order does not explain, while there are passes left."""
     trusted = [value for value, estimate in estimates.items() if estimate.sure]
     others = [value for value, estimate in estimates.items() if not estimate.sure]
-    alone = [value for value in others if value.name in suspects]
-    unknown = [value for value in others if value.name not in suspects]
+    few = len(others) <= tuning.FEW_UNSURE
+    alone = [value for value in others if few or value.name in suspects]
+    unknown = [value for value in others if value not in alone]
     number = count()
     queue: list[tuple[float, int, list[Value], Array]] = []
 
@@ -198,9 +200,7 @@ def _share(group: Sequence[Value], errors: Array, estimates: Mapping[Value, _Est
         )
 
 
-def _keep(
-    value: Value, errors: Array, estimates: Mapping[Value, _Estimate], probe: Probe, *, alone: bool
-) -> None:
+def _keep(value: Value, errors: Array, estimates: Mapping[Value, _Estimate], probe: Probe, *, alone: bool) -> None:
     """Keep the measured errors of one value, and perhaps measure its consumers each alone."""
     estimates[value].measured = errors
     if alone and len(value.consumers) > 1:
@@ -238,7 +238,8 @@ def _opposites(emulator: Emulator, effects: Mapping[Value, RoundingEffect]) -> l
             for name in value.consumers or children[value.producer]:
                 met.setdefault(name, []).append(value)
     pairs = dict.fromkeys(pair for values in met.values() for pair in combinations(values, 2))
-    return [pair for pair in pairs if _against(*(effects[value].for_all_consumers[:-1] for value in pair)) < tuning.OPPOSED]
+    errors = {value: rounding.for_all_consumers[:-1] for value, rounding in effects.items()}
+    return [(one, other) for one, other in pairs if _against(errors[one], errors[other]) < tuning.OPPOSED]
 
 
 def _against(a: Array, b: Array) -> float:

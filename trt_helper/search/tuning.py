@@ -44,7 +44,7 @@ MOST_BLAME_COMBINATIONS = 4096
 
 # ------------------------------------------------------------------- rounding effects: forward passes of the emulator
 
-WATCHED = 16
+WATCHED = 12
 """Figures of the outputs whose error is followed on the first sample; a backward pass for each."""
 
 WATCHED_LATER = 4
@@ -67,6 +67,9 @@ MOST_PASSES_OF_A_SEARCH = 60
 
 MOST_PASSES_OF_A_CONFLICT = 30
 """Forward passes of one search for roundings that harm together."""
+
+FEW_UNSURE = 8
+"""So many roundings that first order is not trusted with are measured one by one at once."""
 
 FIRST_ORDER = 0.1
 """A difference above this share of the tensor's largest value is followed by a measurement and not by first order."""
