@@ -14,9 +14,10 @@ from trt_helper.inputs.samples import Sample
 from trt_helper.onnx_model.graph import read_graph
 from trt_helper.onnx_model.load import load
 from trt_helper.search.budget import Budget
+from trt_helper.search.conflicts import conflict
 from trt_helper.search.locate import locate
 from trt_helper.search.located import NOT_MEASURED
-from trt_helper.search.rounding_effects import conflict
+from trt_helper.search.probe import Probe
 from trt_helper.values import Plan, Trial, Verdict
 
 
@@ -82,6 +83,7 @@ def test_the_time_limit_also_ends_a_search_for_roundings_that_do_harm_together(t
     """Each of its forward passes can be the last one."""
     graph, (sample,) = task
     emulator, steps = Emulator(graph), []
+    probe = Probe(emulator, sample.feed, emulator.run(Plan(), sample.feed), TOLERANCE, 4)
 
     def limited(done: int, _total: int) -> None:
         steps.append(done)
@@ -90,5 +92,18 @@ def test_the_time_limit_also_ends_a_search_for_roundings_that_do_harm_together(t
 
     failed = Trial(Plan(), Verdict.FAIL, error_ratio=10.0)
     with pytest.raises(TimeoutError):
-        conflict(emulator, [sample.feed], sample.feed, TOLERANCE, failed, 1.0, limited)
-    assert steps == [2, 3]
+        conflict(emulator, probe, failed, 1.0, 30, limited)
+    assert steps == [0, 1]
+
+
+def test_a_search_for_roundings_that_do_harm_together_takes_no_more_passes_than_allowed(task):
+    graph, (sample,) = task
+    emulator = Emulator(graph)
+    probe = Probe(emulator, sample.feed, emulator.run(Plan(), sample.feed), TOLERANCE, 4)
+    before = probe.passes
+    failed = Trial(Plan(), Verdict.FAIL, error_ratio=10.0)
+    assert conflict(emulator, probe, failed, 1.0, 2) is None
+    assert before + 2 <= probe.passes < before + 3
+    found = conflict(emulator, probe, failed, 1.0, 100)
+    assert found is not None
+    assert {name for party in found.parties for _, name in party} & {"square", "mean"}

@@ -36,9 +36,9 @@ def predictor(tmp_path) -> ErrorPredictor:
 def conflicts_sought(monkeypatch) -> list[Plan]:
     sought: list[Plan] = []
 
-    def conflict(_emulator, _feeds, _worst, _tolerance, trial, _expected, _on_progress):
+    def conflict(_emulator, probe, trial, _expected, _most_passes, _on_progress):
         sought.append(trial.plan)
-        return None, 7
+        probe.passes += 7
 
     monkeypatch.setattr("trt_helper.search.predictor.conflict", conflict)
     return sought

@@ -97,6 +97,11 @@ def test_with_a_prediction_that_helps_nothing_the_answer_is_right_all_the_same(s
     assert len(trials) <= 40 + size // 4
 
 
+def passed(size: int) -> Trial:
+    """The control: every one of `size` layers is pinned."""
+    return verdict(Plan.of(names(size)), True)
+
+
 def test_pins_that_only_help_together_are_found_together():
     layers = names(40)
     pairs = [("n3", "n4"), ("n20", "n21")]
@@ -145,7 +150,7 @@ def test_a_near_miss_is_followed_by_a_small_step():
 
     prediction = prediction_with(layers, [8.0] * 10 + [1.5] * 10 + [0.1] * 11)
     failed = verdict(Plan(), False, 8.0)
-    strategy = _as_strategy(climb(lambda _trial: prediction, failed))
+    strategy = _as_strategy(climb(lambda _trial: prediction, failed, passed(30)))
     found = next(event for event in driven(strategy, oracle) if isinstance(event, Stop))
     assert tried[0] == 10
     assert tried[1] <= 12
@@ -161,7 +166,7 @@ def test_shrinking_tries_the_least_missed_first_and_takes_out_more_as_long_as_it
         return verdict(plan, "n0" in plan.fp32)
 
     prediction = prediction_of(names(16), 1)
-    strategy = _as_strategy(shrink(Plan.of(names(16)), prediction, lambda _trial: prediction))
+    strategy = _as_strategy(shrink(passed(16), prediction, lambda _trial: prediction))
     stop = list(driven(strategy, oracle))[-1]
     assert isinstance(stop, Stop)
     assert stop.best == Plan.of(["n0"])
@@ -183,7 +188,7 @@ def test_a_pin_that_was_all_but_missed_is_tried_again_before_one_that_is_predict
     prediction = Prediction(
         names(4), [1.0] * 5, lambda _plan: 0.5, lambda plan: {n: predicted[n] for n in predicted if n in plan.fp32}
     )
-    list(driven(_as_strategy(shrink(Plan.of(names(4)), prediction, lambda _trial: prediction)), oracle))
+    list(driven(_as_strategy(shrink(passed(4), prediction, lambda _trial: prediction)), oracle))
     assert tried == [{"n3"}, {"n2"}, {"n1"}, {"n1", "n3"}, {"n1", "n2"}, {"n1", "n0"}]
 
 
@@ -201,7 +206,7 @@ def test_a_pin_that_was_clearly_missed_waits_for_one_of_which_less_is_known():
     prediction = Prediction(
         names(4), [1.0] * 5, lambda _plan: 0.0, lambda plan: {n: predicted[n] for n in predicted if n in plan.fp32}
     )
-    list(driven(_as_strategy(shrink(Plan.of(names(4)), prediction, lambda _trial: prediction)), oracle))
+    list(driven(_as_strategy(shrink(passed(4), prediction, lambda _trial: prediction)), oracle))
     assert tried[:2] == [{"n2"}, {"n1"}]
     assert tried.index({"n1", "n0"}) < min(index for index, gone in enumerate(tried) if gone >= {"n1", "n2"})
 
@@ -216,7 +221,7 @@ def test_a_failure_that_changes_the_prediction_starts_the_climb_afresh():
         return verdict(plan, {"n29", "n28"} <= plan.fp32)
 
     failed = verdict(Plan(), False, 10.0)
-    strategy = _as_strategy(climb(lambda trial: knowing if trial.plan.fp32 else blind, failed))
+    strategy = _as_strategy(climb(lambda trial: knowing if trial.plan.fp32 else blind, failed, passed(30)))
     stop = list(driven(strategy, oracle))[-1]
     assert tried == [{"n0", "n1", "n2"}, {"n29", "n28"}]
     assert isinstance(stop, Stop)
@@ -228,7 +233,7 @@ def test_a_prediction_that_is_equal_but_a_new_object_is_no_news():
     layers = names(30)
 
     def tried(predict) -> list[Plan]:
-        strategy = _as_strategy(climb(predict, verdict(Plan(), False, 10.0)))
+        strategy = _as_strategy(climb(predict, verdict(Plan(), False, 10.0), passed(30)))
         events = driven(strategy, lambda plan: verdict(plan, len(plan) >= 20))
         return [event.plan for event in events if isinstance(event, Trial)]
 
@@ -248,7 +253,10 @@ def test_the_climb_ends_whatever_predictions_it_is_given(size, seed):
 
     everything = Plan.of(names(size))
     events = list(
-        driven(_as_strategy(climb(predict, verdict(Plan(), False))), lambda plan: verdict(plan, plan == everything))
+        driven(
+            _as_strategy(climb(predict, verdict(Plan(), False), passed(size))),
+            lambda plan: verdict(plan, plan == everything),
+        )
     )
     plans = [event.plan for event in events if isinstance(event, Try)]
     assert len(set(plans)) == len(plans)
@@ -257,13 +265,13 @@ def test_the_climb_ends_whatever_predictions_it_is_given(size, seed):
 
 def test_pins_that_a_prediction_does_not_know_are_tried_as_well():
     silent = Prediction(names(5), [1.0] * 6, lambda _plan: 1.0, lambda _plan: {})
-    strategy = _as_strategy(shrink(Plan.of(names(5)), silent, lambda _trial: silent))
+    strategy = _as_strategy(shrink(passed(5), silent, lambda _trial: silent))
     assert list(driven(strategy, needs(["n1", "n3"])))[-1].best == Plan.of(["n1", "n3"])
 
 
 def _as_strategy(part):
     found = yield from part
-    best = found[0] if isinstance(found, tuple) else found
+    best = found[0].plan if isinstance(found, tuple) else found
     return Stop(best, minimal=True, because="")
 
 

@@ -297,8 +297,9 @@ class _Growth:
 
     def learn(self, measured: float, then: float, before: float, after: float) -> None:
         """Remember a trial: the error ratio went from `measured` to `then`."""
-        if 0 < then < tuning.UNINFORMATIVE and after > before:
-            self._factors.append(max(then**2 - measured**2, 0.0) / (after**2 - before**2))
+        predicted = after**2 - before**2
+        if 0 < then < tuning.UNINFORMATIVE and predicted > TINY:
+            self._factors.append(max(then**2 - measured**2, 0.0) / predicted)
 
 
 def _in_order(predicted: Mapping[LayerName, float], plan: Plan) -> list[LayerName]:
