@@ -51,12 +51,14 @@ class Try:
         because: why, in words for the report.
         speculative: the plans that will probably follow; for oracles that judge several plans side by side.
         left: the number of trials that follow if this one and all of them fail; None if that is not known.
+        doubtful: it will probably fail, so that one sample may be enough to show it.
     """
 
     plan: Plan
     because: str
     speculative: Speculative = field(default=no_plans, compare=False, repr=False)
     left: int | None = field(default=None, compare=False)
+    doubtful: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,10 +269,11 @@ def shrink(passed: Trial, prediction: Prediction, predict: Predict) -> Generator
         likeliest = min(known, key=lambda name: (known[name], name), default="")
         if likeliest and (not names or known[likeliest] < odds[names[0]]):
             names = [likeliest]
+        doubtful = len(names) == 1 and {**odds, **known}[names[0]] > 0
         rest = plan.without(*names)
         because = f"without {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else "")
         left = len(plan) - len(proven) - (len(names) == 1)
-        trial = yield Try(rest, because, partial(_without_each, plan, rest, odds, known), left)
+        trial = yield Try(rest, because, partial(_without_each, plan, rest, odds, known), left, doubtful)
         growth.learn(passed.error_ratio, trial.error_ratio, at, prediction.error(rest))
         if trial.verdict is Verdict.PASS:
             passed, proven, chunk = trial, set(), 2 * chunk
