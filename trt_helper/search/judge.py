@@ -26,9 +26,9 @@ def hold_out(samples: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 class PlanJudge:
     """Judges the plans of a search over one graph. Verdicts are remembered here, in the journal, and nowhere else.
 
-    With four or more samples a quarter is held out. The others judge first. A plan that will probably fail is judged on
-    one sample first, the one that decided the last failure; if it fails there, no other sample is needed. A plan that passes there is judged on all
-    samples. As soon as the held-out ones disagree, no sample is held out any longer.
+    With four or more samples a quarter is held out. The others judge first. A plan that passes there is judged on all
+    samples. As soon as the held-out ones disagree, no sample is held out any longer. A plan that will probably fail is
+    judged on one sample first, the one that decided the last failure; if it fails there, no other sample is needed.
 
     Attributes:
         trials: the trials of the search, in order; each plan is tried once.
