@@ -49,6 +49,7 @@ check: lint type test  ## what CI runs: lint, type, test
 bench: $(READY)  ## measure speed, memory and trials against references in the same run
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/gate.py
 	$(BIN)/python benchmarks/engines.py
