@@ -64,3 +64,14 @@ def test_a_plan_that_could_not_be_judged_is_no_surprise(predictor, conflicts_sou
     again = predictor.predict(replace(FAILED, plan=ALMOST, verdict=verdict, error_ratio=HOPELESS))
     assert again is first
     assert conflicts_sought == []
+
+
+def test_what_the_search_takes_is_said_once_before_it_begins(predictor, monkeypatch):
+    notes: list[str] = []
+    monkeypatch.setattr("trt_helper.search.tuning.WORTH_A_NOTE", 0.0)
+    predictor._on_note = notes.append
+    predictor.predict(FAILED)
+    predictor.predict(FAILED)
+    (note,) = notes
+    assert note.startswith("11 layers, 1 samples, ")
+    assert "s for a forward pass" in note

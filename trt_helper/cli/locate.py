@@ -72,7 +72,7 @@ def run(
 ) -> None:
     """Find the smallest set of layers that must stay in FP32."""
     from trt_helper.cli import common, tables
-    from trt_helper.cli.console import progress, show, show_json, warn
+    from trt_helper.cli.console import note, progress, show, show_json, warn
     from trt_helper.config.plan_file import Config, read_config
     from trt_helper.inputs.metric import load_metric
     from trt_helper.report.record import located_json, record_path, write_record
@@ -117,6 +117,7 @@ def run(
                 on_event=_Bar(report).show,
                 on_warning=warn,
                 on_progress=report,
+                on_note=note,
             )
     result = located_json(located)
     write_record(run_record, result, "locate", common.command_line())

@@ -33,12 +33,14 @@ class Listener:
         event: called with each decision, each trial and the end, and the graph that is searched.
         warning: called with each warning when it is known.
         progress: called with what is being done, how much of it is done, and out of how much.
+        note: called with what the search will take, before it begins, where that is more than some seconds.
         warnings: the warnings so far.
     """
 
     event: Callable[[Graph, Event], None]
     warning: Callable[[str], None]
     progress: Callable[[str, int, int], None]
+    note: Callable[[str], None]
     warnings: list[str] = field(default_factory=list)
 
     def warn(self, text: str) -> None:
@@ -86,7 +88,7 @@ def search_graph(graph: Graph, task: SearchTask) -> Located:
     emulated = EmulatedOracle(emulator, criteria)
     oracle: Oracle = task.oracle(graph, criteria) if task.oracle else emulated
     judge = PlanJudge(graph, oracle, criteria, task.journal, listener.warn)
-    predictor = ErrorPredictor(emulator, criteria, judge, listener.warn, partial(_progress, task))
+    predictor = ErrorPredictor(emulator, criteria, judge, listener.warn, partial(_progress, task), listener.note)
     stop = _run(smallest(graph.candidates, predictor.predict), graph, judge, task)
     if stop.best is None:
         control = next(reversed(judge.trials.values()))

@@ -42,6 +42,7 @@ def locate(
     on_event: Callable[[Event], None] = lambda _event: None,
     on_warning: Callable[[str], None] = lambda _text: None,
     on_progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None,
+    on_note: Callable[[str], None] = lambda _text: None,
 ) -> Located:
     """Find the smallest plan that passes on every sample.
 
@@ -64,6 +65,7 @@ def locate(
         on_event: called with each decision (Try), each trial, and the end (Stop).
         on_warning: called with each warning when it is known; the result has all of them.
         on_progress: called with what is being done, how much of it is done, and out of how much.
+        on_note: called once with what the search will take, where that is more than some seconds.
 
     Raises:
         ControlError: the model in FP32 does not pass, so precision is not the cause.
@@ -84,7 +86,7 @@ def locate(
         on_progress("FP32 reference", 0, 1)
         expected = reference_outputs(graph, samples, store) if references is None else references
         criteria = Criteria(samples, expected, tolerance, metric)
-        listener = Listener(listen, on_warning, on_progress)
+        listener = Listener(listen, on_warning, on_progress, on_note)
         task = SearchTask(criteria, journal, listener, oracle, runner, budget, every_layer, store, started)
         only_pins = set(rewrites) == ONLY_PINS
         located = search_graph(graph, task) if only_pins else search_with_rewrites(graph, task, rewrites)

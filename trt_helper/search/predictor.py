@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -51,6 +52,7 @@ class ErrorPredictor:
         judge: PlanJudge,
         on_warning: Callable[[str], None],
         on_progress: Callable[[str, int, int], None],
+        on_note: Callable[[str], None] = lambda _text: None,
     ) -> None:
         self.prediction: Prediction | None = None
         self._emulator = emulator
@@ -58,6 +60,7 @@ class ErrorPredictor:
         self._judge = judge
         self._on_warning = on_warning
         self._on_progress = on_progress
+        self._on_note = on_note
         self._tolerance = criteria.tolerance
         self._looked_at: dict[int, _Sample] = {}  # by index of the sample, in the order in which they were measured
         self._conflicts: list[Roundings] = []
@@ -112,7 +115,10 @@ class ErrorPredictor:
         watched, most = tuning.WATCHED, tuning.MOST_PASSES
         if self._looked_at:
             watched, most = tuning.WATCHED_LATER, tuning.MOST_PASSES_LATER
+        started = time.monotonic()
         probe = Probe(self._emulator, feed, found, self._tolerance, watched)
+        if not self._looked_at:
+            self._say_what_it_takes(time.monotonic() - started)
         on_progress = partial(self._on_progress, "what each rounding does")
         suspects = {
             effect.value
@@ -122,6 +128,17 @@ class ErrorPredictor:
         }
         effects = rounding_effects(self._emulator, probe, most, suspects, on_progress)
         self._looked_at[index] = _Sample(probe, effects)
+
+    def _say_what_it_takes(self, seconds: float) -> None:
+        """Say what the search will take, if one forward pass takes so many seconds and that is worth a word."""
+        first = seconds * tuning.USUAL_PASSES
+        if first < tuning.WORTH_A_NOTE:
+            return
+        layers, samples = len(self._emulator.graph.candidates), len(self._criteria.samples)
+        self._on_note(
+            f"{layers} layers, {samples} samples, {seconds:.1f} s for a forward pass: some {first:.0f} s until the "
+            f"first plan is tried, and up to {samples * seconds:.1f} s for each trial; Ctrl-C leaves the best plan"
+        )
 
     def _explain(self, trial: Trial, expected: float) -> bool:
         """Learn why a plan was worse than predicted; False where there is nothing to learn within the passes left."""

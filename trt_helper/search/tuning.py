@@ -83,6 +83,9 @@ OPPOSED = -0.8
 CANCELLED = 0.1
 """Two errors cancel when they leave at most this share of one of them."""
 
+USUAL_PASSES, WORTH_A_NOTE = 30, 5.0
+"""What the rounding effects of a sample take as a rule, in forward passes; and the seconds from which that is said."""
+
 # ----------------------------------------------------------------------------- conflicts: roundings that harm together
 
 SURPRISE = 5.0
