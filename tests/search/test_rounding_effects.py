@@ -119,3 +119,26 @@ def test_figures_stand_for_the_worst_elements_of_every_output(tmp_path):
     worst = np.abs(emulator.run(Plan(), feed)["by100"] - probe.reference["by100"])
     assert largest == pytest.approx(float(worst.max()))
     assert {int(np.flatnonzero(seed)[0]) for seed in alone} <= set(np.argsort(-worst)[: 2 * tuning.WATCHED].tolist())
+
+
+@pytest.mark.parametrize("op", ["Exp", "Sqrt", "Relu", "Softmax", "ReduceMax", "ReduceMean", "Reshape"])
+def test_scalars_are_tensors_too(tmp_path, op):
+    """0.1001 is 0.10010 in FP16; what comes of that, against the function itself."""
+    net = Net(0)
+    x = net.input("x", [] if op in ("Exp", "Sqrt", "Relu") else [1])
+    read = [x, [1, 1]] if op == "Reshape" else [x]
+    y = net("Mul", net(op, *read, name="op"), 3.0, name="y")
+    emulator = saved(tmp_path, net, [y], None)
+    feed = {"x": np.full([] if op in ("Exp", "Sqrt", "Relu") else [1], 0.1001, np.float32)}
+    probe = probe_of(emulator, feed, Tolerance(1e-6, 0.0))
+    effects = {rounding.value: rounding.for_all_consumers[0] for rounding in rounding_effects(emulator, probe, 40)}
+    change = float(np.float16(0.1001)) - float(np.float32(0.1001))
+    slope = {"Exp": np.exp(0.1001), "Sqrt": 0.5 / np.sqrt(0.1001), "Softmax": 0.0}.get(op, 1.0)
+    assert effects["x", ""] == pytest.approx(3 * slope * change / 1e-6, rel=0.02, abs=0.2)
+
+
+def test_a_plan_that_cannot_be_computed_is_looked_at_all_the_same(model_case):
+    case = model_case("residual")
+    probe = Probe(case.emulator, case.feed, {}, TOLERANCE, 4)
+    assert probe.size == 4
+    assert len(rounding_effects(case.emulator, probe, 40)) == len(rounded_values(case.emulator))

@@ -227,7 +227,8 @@ def _slope(layer: EvaluatedLayer, index: int) -> Array | float:
         return (condition if index == 1 else ~condition).astype(np.float32)
     array = layer.input(index)
     size = np.abs(array)
-    moved = array + STEP * np.maximum(size, size.mean() if size.size else 0.0) + np.finfo(np.float32).tiny
+    step = STEP * np.maximum(size, size.mean() if size.size else 0.0) + np.finfo(np.float32).tiny
+    moved = np.asarray(array + step, np.float32)
     inputs = [moved if other == index else one for other, one in enumerate(layer.inputs)]
     slope: Array = (layer.run(inputs)[0] - layer.output()) / (moved - array)
     return np.nan_to_num(slope, posinf=0.0, neginf=0.0)

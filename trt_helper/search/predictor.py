@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 
 from trt_helper.emulator.emulator import Emulator
+from trt_helper.emulator.kernels import EmulationError
 from trt_helper.onnx_model.cost import Shapes, pin_costs
 from trt_helper.search import tuning
 from trt_helper.search.conflicts import Roundings, conflict
@@ -111,7 +112,10 @@ class ErrorPredictor:
     def _look_at(self, index: int) -> None:
         """Measure the rounding effects on one more sample."""
         feed = self._criteria.samples[index].feed
-        found = self._emulator.run(Plan(), feed)
+        try:
+            found = self._emulator.run(Plan(), feed)
+        except EmulationError:
+            found = {}  # as wrong as can be
         watched, most = tuning.WATCHED, tuning.MOST_PASSES
         if self._looked_at:
             watched, most = tuning.WATCHED_LATER, tuning.MOST_PASSES_LATER

@@ -41,7 +41,8 @@ class Probe:
     Args:
         emulator: of the graph that is searched.
         feed: the sample.
-        found: the outputs of a plan that failed on it: the elements with the largest errors are watched.
+        found: the outputs of a plan that failed on it; one that is missing is as wrong as can be. The elements with the
+            largest errors are watched.
         tolerance: the tolerance that errors are divided by.
         watched: the largest number of figures.
 
@@ -62,7 +63,7 @@ class Probe:
                 allowed = _allowed(reference, *tolerance.of(name), tolerance.stat)
                 nothing = np.empty(0, np.int64)
                 self._watched[name] = _Watched(reference, allowed, nothing, nothing, np.empty(0))
-        self.size = self._watch({name: found[name] for name in self._watched}, watched)
+        self.size = self._watch(found, watched)
 
     def errors(self, places: Iterable[tuple[TensorName, LayerName]]) -> Array:
         """The errors with these roundings only, shape (watched figures + 1,)."""
@@ -99,7 +100,12 @@ class Probe:
         largest = max((array.size for array in self.reference.values()), default=1)
         watched = int(np.clip(tuning.GRADIENT_ELEMENTS // max(largest, 1), 1, watched))
         random = np.random.default_rng(0)
-        ratios = {name: np.abs(_ratios(found[name], one)) for name, one in self._watched.items() if one.reference.size}
+        nothing = np.empty(0)
+        ratios = {
+            name: np.abs(_ratios(found.get(name, nothing), one))
+            for name, one in self._watched.items()
+            if one.reference.size
+        }
         worst = {name: _largest(ratio, watched * tuning.ELEMENTS_OF_A_FIGURE, random) for name, ratio in ratios.items()}
         names = sorted(ratios, key=lambda name: -float(ratios[name].max()))
         of_all = [(name, i) for name in names for i in worst[name]]

@@ -116,7 +116,7 @@ def _through(emulator: Emulator, probe: Probe, step: BackwardStep, value: Value,
             estimate.sure &= bool(result.shape == reference.shape and np.array_equal(result, reference))
             continue
         with np.errstate(all="ignore"):
-            difference = result - reference
+            difference = np.asarray(result - reference)
         largest = float(np.abs(difference).max(initial=0.0))
         if not np.isfinite(largest):
             difference[(result == reference) | (np.isnan(result) & np.isnan(reference))] = 0  # inf - inf
