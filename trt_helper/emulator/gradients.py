@@ -398,7 +398,7 @@ def _spread(gradient: Array, weights: Array, group: int, window: _Window, shape:
     settings = {"strides": window.strides, "dilations": window.dilations, "group": group}
     full = _run_operator("ConvTranspose", settings, flat, weights)
     for axis, (size, before) in enumerate(zip(shape[2:], window.before, strict=True), start=2):
-        full = full.take(range(before, min(before + size, full.shape[axis])), axis=axis)
+        full = full[(*[slice(None)] * axis, slice(before, before + size))]
         if full.shape[axis] < size:
             padding = [(0, size - full.shape[axis] if other == axis else 0) for other in range(full.ndim)]
             full = np.pad(full, padding)
