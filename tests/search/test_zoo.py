@@ -14,6 +14,7 @@ from support.zoo import CASES
 from support.zoo_cases import WITH_BODIES
 from support.zoo_judge import Judged, trace
 
+from trt_helper.search import tuning
 from trt_helper.values import Plan, Role, Verdict
 
 ROOM = 5.0  # factor between the tolerance and the error, of what passes and of what does not
@@ -101,6 +102,16 @@ def test_the_plan_is_one_of_the_smallest(judged: Judge, name: str):
 def test_it_is_found_in_few_trials(judged: Judge, name: str):
     case = judged(name)
     assert ratio(case) <= MOST_RATIO, trace(case.located)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_looked_up_between_trials_is_no_more_than_stated(judged: Judge, name: str):
+    """60 forward passes on one sample, 120 on several, whatever the number of layers; the last look may go over it."""
+    located = judged(name).located
+    samples = len(located.samples)
+    around = samples * (len(located.trials) + 5)  # the trials, references, shapes and the errors of every layer
+    allowed = tuning.MOST_PASSES_OF_A_SEARCH * min(samples, 2) + tuning.MOST_PASSES_LATER
+    assert located.inferences - around <= allowed
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.k])
