@@ -95,7 +95,7 @@ def _first_order(
     for step in sweep_back(emulator.layers_backwards(probe.reference), probe.seeds()):
         name = step.layer.node.name or ""
         probe.passes += share * (probe.size + len(read_by.get(name, ())))
-        on_progress(int(probe.passes), int(most_passes))
+        on_progress(min(int(probe.passes), int(most_passes)), int(most_passes))
         for value in read_by.get(name, ()):
             _through(emulator, probe, step, value, estimates[value])
     return estimates
@@ -156,7 +156,7 @@ def _measure(
 
     def look(group: list[Value]) -> None:
         errors = probe.errors(place for value in group for place in value.places)
-        on_progress(int(probe.passes), int(most_passes))
+        on_progress(min(int(probe.passes), int(most_passes)), int(most_passes))
         size = float(np.abs(errors).max(initial=0.0))
         if not _explained(group, size, estimates, probe.size):
             heapq.heappush(queue, (-size, next(number), group, errors))
