@@ -44,7 +44,7 @@ MOST_BLAME_COMBINATIONS = 4096
 
 # ------------------------------------------------------------------- rounding effects: forward passes of the emulator
 
-WATCHED = 12
+WATCHED = 8
 """Figures of the outputs whose error is followed on the first sample; a backward pass for each."""
 
 WATCHED_LATER = 4
