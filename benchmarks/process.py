@@ -1,4 +1,4 @@
-"""Wall seconds and peak memory of a command, as `time -v` tells them."""
+"""Wall seconds, CPU seconds and peak memory of a command, as `time -v` tells them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ started = time.perf_counter()
 done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 seconds = time.perf_counter() - started
 lines = [line for line in done.stdout.splitlines() if line.strip()] or [f"exit {done.returncode}"]
-peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-print(json.dumps([seconds, peak / 1e6, lines[-1][:100] if done.returncode else ""]))
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+error = lines[-1][:100] if done.returncode else ""
+print(json.dumps([seconds, used.ru_maxrss / 1e6, error, used.ru_utime + used.ru_stime]))
 """
 
 
@@ -29,6 +30,7 @@ class Run:
     seconds: float
     peak: float  # GB, resident
     error: str  # the last line that it said, when it failed
+    cpu: float  # seconds
 
 
 def run(command: Sequence[object], cores: Sequence[int] = ()) -> Run:

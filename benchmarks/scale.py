@@ -20,6 +20,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from peers import AUTOCAST
+from process import run
 
 HERE = Path(__file__).resolve().parent
 BY_DEFAULT = ("bert_base", "vit_b16", "decoder_88m", "t5_small", "resnet50", "yolov8s_like", "diffusion_unet")
@@ -69,23 +71,11 @@ def one_inference(path: Path, feed: Mapping[str, np.ndarray]) -> float:
     return statistics.median(seconds[1:])
 
 
-def autocast(python: str, folder: Path) -> float:
-    """CPU seconds of AutoCast on the same model and sample, its start-up included."""
-    out = folder / "autocast.onnx"
-    command = [python, "-m", "modelopt.onnx.autocast", "--onnx_path", str(folder / "model.onnx")]
-    command += [
-        "--output_path",
-        str(out),
-        "--calibration_data",
-        str(folder / "inputs.npz"),
-        "--low_precision_type",
-        "fp16",
-    ]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, check=True, capture_output=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    out.unlink()
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+def autocast(python: str, folder: Path) -> str:
+    """CPU seconds of AutoCast on the same model and sample, its start-up included; or why it failed."""
+    names = {"model": folder / "model.onnx", "inputs": folder / "inputs.npz", "out": folder / "autocast.onnx"}
+    found = run([python, *(part.format(**names) for part in AUTOCAST)])
+    return found.error or f"{found.cpu:.1f}"
 
 
 def main() -> int:
@@ -120,7 +110,7 @@ def main() -> int:
             )
             command = [sys.executable, __file__, "--one", f"{made}/{name}", "--samples", str(asked.samples)]
             row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            peer = f"{autocast(asked.peers, Path(made) / name):.1f}" if asked.peers else ""
+            peer = autocast(asked.peers, Path(made) / name) if asked.peers else ""
             times, over = row["cpu"] / row["one"], row["trials"] / (row["pins"] + 2)
             table.add_row(
                 *(name, str(row["layers"]), f"{row['one']:.2f}", f"{row['cpu']:.1f} ({times:.0f} x)"),

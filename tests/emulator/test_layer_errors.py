@@ -7,6 +7,7 @@ import weakref
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 from support.independent import alone_in_half, as_half, every_tensor, run_on_ort, with_one_pair
 from support.model_cases import MODELS, save_case
 from support.models import Case, f32, i64, normal, parsed
@@ -207,3 +208,19 @@ def test_a_layer_whose_weights_are_halves_already_has_no_rounded_weights(model_c
     assert model_case("shared_initializer").emulator.has_rounded_weights("one")
     assert not model_case("all_half").emulator.has_rounded_weights("product")
     assert not model_case("residual").emulator.has_rounded_weights("join")
+
+
+def test_an_injection_that_changes_one_element_of_many_is_followed(tmp_path):
+    """All but one are halves already; a few elements of a large tensor would not tell."""
+    size = 1 << 20
+    nodes = [helper.make_node("Relu", ["x"], ["r"], name="relu"), helper.make_node("Neg", ["r"], ["y"], name="neg")]
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [size]) for name in "xy"]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", infos[:1], infos[1:]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
+    array = np.ones(size, np.float32)
+    array[77_777] = 2049.0
+    case = save_case(Case("one", model, {"x": array}), tmp_path)
+    reference = case.emulator.all_values(case.feed)
+    changed = case.emulator.inject([("x", "relu")], reference).changed
+    assert changed["y"][77_777] == -2048.0

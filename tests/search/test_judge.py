@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,6 +60,15 @@ def judge_of(graph: Graph, samples: int, oracle: Counting, warnings: list[str] |
     return PlanJudge(graph, oracle, criteria, Journal(), [].append if warnings is None else warnings.append)
 
 
+class WorstIsLast(Counting):
+    """As `Counting`; the sample with the largest index decides, as it has the largest error."""
+
+    def judge(self, plan, samples, speculative=no_plans):
+        judgement = super().judge(plan, samples, speculative)
+        worst = replace(judgement.trial, sample=samples.index(max(samples)))
+        return replace(judgement, trial=worst)
+
+
 def plan(pins: int) -> Plan:
     return Plan.of(f"n{index}" for index in range(pins))
 
@@ -103,3 +114,50 @@ def test_the_best_plan_is_the_first_of_the_smallest_that_passed(graph):
     for pins in (4, 1, 2, 3):
         judge.judge(Try(plan(pins), ""))
     assert judge.best.plan == plan(2)
+
+
+# ------------------------------------------------------------------------------------------ one sample first
+
+
+def one_sample_first(graph, oracle, metric=None) -> PlanJudge:
+    criteria = Criteria([None] * 5, [{}] * 5, Tolerance(), metric)
+    judge = PlanJudge(graph, oracle, criteria, Journal(), one_sample_first=True)
+    judge.judge(Try(plan(2), ""))  # fails; sample 4 decides
+    oracle.judged.clear()
+    return judge
+
+
+def test_a_doubtful_plan_that_fails_on_the_decisive_sample_is_judged_on_no_other(graph):
+    oracle = WorstIsLast()
+    trial = one_sample_first(graph, oracle).judge(Try(plan(1), "", doubtful=True))
+    assert trial.verdict is Verdict.FAIL
+    assert oracle.judged == [(plan(1), (4,))]
+    assert trial.sample == 3  # of the four searched ones: 0, 1, 2 and 4
+
+
+def test_a_doubtful_plan_that_passes_there_has_to_pass_on_all(graph):
+    oracle = WorstIsLast()
+    assert one_sample_first(graph, oracle).judge(Try(plan(5), "", doubtful=True)).verdict is Verdict.PASS
+    assert [samples for _, samples in oracle.judged] == [(4,), (0, 1, 2, 4), (0, 1, 2, 3, 4)]
+
+
+def test_a_plan_that_is_not_doubtful_is_judged_on_all_at_once(graph):
+    oracle = WorstIsLast()
+    one_sample_first(graph, oracle).judge(Try(plan(1), ""))
+    assert oracle.judged == [(plan(1), (0, 1, 2, 4))]
+
+
+def test_no_single_sample_decides_a_metric_of_all(graph):
+    """An accuracy of 0 on one image says nothing about that of a hundred."""
+    oracle = WorstIsLast()
+    one_sample_first(graph, oracle, metric=object()).judge(Try(plan(1), "", doubtful=True))
+    assert oracle.judged == [(plan(1), (0, 1, 2, 4))]
+
+
+def test_an_oracle_whose_builds_are_what_costs_is_asked_once(graph):
+    """Where an engine is built for each question, all samples are judged with it."""
+    oracle = WorstIsLast()
+    judge = judge_of(graph, 5, oracle)
+    judge.judge(Try(plan(2), ""))
+    judge.judge(Try(plan(1), "", doubtful=True))
+    assert [samples for _, samples in oracle.judged] == [(0, 1, 2, 4), (0, 1, 2, 4)]

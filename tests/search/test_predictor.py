@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.overflowing_models import TOLERANCE, overflowing_norm
+from support.overflowing_models import TOLERANCE, overflowing_norm, overflowing_products
 
 from trt_helper.emulator.emulator import Emulator
 from trt_helper.inputs.references import references
 from trt_helper.inputs.samples import Sample
 from trt_helper.onnx_model.graph import read_graph
 from trt_helper.onnx_model.load import load
+from trt_helper.search import tuning
 from trt_helper.search.journal import Journal
 from trt_helper.search.judge import PlanJudge
 from trt_helper.search.oracle import Criteria, EmulatedOracle
@@ -24,8 +25,13 @@ from trt_helper.values import Plan, Trial, Verdict
 def predictor(tmp_path) -> ErrorPredictor:
     path = tmp_path / "model.onnx"
     overflowing_norm(path, width=32, depth=6)
-    graph = read_graph(load(path))
-    samples = [Sample("x", {"x": np.random.default_rng(1).standard_normal((64, 32)).astype(np.float32)})]
+    return predictor_of(
+        read_graph(load(path)), {"x": np.random.default_rng(1).standard_normal((64, 32)).astype(np.float32)}
+    )
+
+
+def predictor_of(graph, feed) -> ErrorPredictor:
+    samples = [Sample("x", feed)]
     criteria = Criteria(samples, references(graph, samples), TOLERANCE)
     emulator = Emulator(graph)
     judge = PlanJudge(graph, EmulatedOracle(emulator, criteria), criteria, Journal())
@@ -75,3 +81,10 @@ def test_what_the_search_takes_is_said_once_before_it_begins(predictor, monkeypa
     (note,) = notes
     assert note.startswith("11 layers, 1 samples, ")
     assert "s for a forward pass" in note
+
+
+def test_an_infinite_error_is_no_surprise_where_the_prediction_is_as_large_as_any(tmp_path, conflicts_sought):
+    predictor = predictor_of(overflowing_products(tmp_path), {"x/1": np.full(4, 2.0, np.float32)})
+    prediction = predictor.predict(replace(FAILED, error_ratio=HOPELESS))
+    assert prediction.error(Plan()) >= tuning.ERROR_CAP
+    assert conflicts_sought == []

@@ -80,6 +80,7 @@ class Emulator:
         self._last_plan: tuple[Plan, Precisions, Keys] | None = None  # usually run on many samples in turn
         self._reduced_weights: dict[tuple[TensorName, ReducedPrecision], Array] = {}
         self._rounded_away: dict[str, tuple[int, int]] = {}
+        self._has_rounded_weights: dict[str, bool] = {}
         kernels = Kernels(graph.model)
         last_read = _last_read(graph)
         self._last_read_through_movement = _last_read(graph, through_movement=True)
@@ -191,13 +192,12 @@ class Emulator:
 
     def has_rounded_weights(self, name: str) -> bool:
         """Whether rounding to FP16 changes any weight of this layer."""
-        reads = self._layers[self._index[name]].reads
-        return any(
-            weight
-            and follows
-            and not np.array_equal(self._weights[read], self._reduced_weight(read, FP16), equal_nan=True)
-            for read, follows, weight in reads
-        )
+        if name not in self._has_rounded_weights:
+            self._has_rounded_weights[name] = any(
+                weight and follows and _differs(self._weights[read], self._reduced_weight(read, FP16))
+                for read, follows, weight in self._layers[self._index[name]].reads
+            )
+        return self._has_rounded_weights[name]
 
     def rounded_away(self, name: str) -> tuple[int, int]:
         """The number of the layer's weights that become infinite in FP16, and of those that become 0."""

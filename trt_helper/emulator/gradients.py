@@ -10,7 +10,7 @@ All gradients have shape (k, *shape of the tensor), FP32, one for each of k outp
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import TypeAlias
@@ -18,7 +18,7 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from trt_helper.emulator.kernels import EmulationError, Kernel, Settings, operator_session
+from trt_helper.emulator.kernels import EmulationError, Kernel, Settings, operator_kernel
 from trt_helper.onnx_model.graph import captured
 from trt_helper.onnx_model.roles import MOVEMENT, SHAPE_INPUTS, SHAPE_READING
 from trt_helper.values import Array, TensorName, Tensors
@@ -95,21 +95,20 @@ class BackwardStep:
     known: bool
 
 
-def sweep_back(
-    layers: Iterator[EvaluatedLayer], seeds: Tensors, gradients: Tensors | None = None
-) -> Iterator[BackwardStep]:
+def sweep_back(layers: Iterable[EvaluatedLayer], seeds: Tensors) -> Generator[BackwardStep, None, Tensors]:
     """Go back through the layers that have an influence on the seeds.
 
     Args:
         layers: all layers, the last one first.
         seeds: the gradients of the graph's outputs.
-        gradients: filled with those of the tensors that no layer writes: the inputs of the graph.
 
     Yields:
         One step per layer with an influence. Gradients of a tensor are dropped when its producer was visited.
+
+    Returns:
+        The gradients of the tensors that no layer writes: the inputs of the graph.
     """
-    gradients = {} if gradients is None else gradients
-    gradients.update(seeds)
+    gradients = {**seeds}
     opaque: set[TensorName] = set()
     for layer in layers:
         names = [value.name or "" for value in layer.node.outputs]
@@ -127,6 +126,7 @@ def sweep_back(
         inputs = layer.moving if not known else missing
         opaque.update(_name(layer, index) for index in inputs)
         opaque.update(value.name or "" for value in captured(layer.node))
+    return gradients
 
 
 def _name(layer: EvaluatedLayer, index: int) -> TensorName:
@@ -338,11 +338,14 @@ def _conv_transpose(layer: EvaluatedLayer, index: int, gradients: Sequence[Array
 @_rule("AveragePool")
 def _average_pool(layer: EvaluatedLayer, _index: int, gradients: Sequence[Array | None]) -> Array:
     array, gradient = layer.input(0), _only(gradients)
+    with_padding = layer.node.attributes.get_int("count_include_pad", 0) == 1
+    if with_padding and layer.node.attributes.get_int("ceil_mode", 0) == 1:
+        raise _NoRuleError  # how many elements the last window counts is the kernel's secret
     kernel = layer.ints("kernel_shape", ())
     window = _Window.of(layer, kernel)
     ones = np.ones((1, 1, *kernel), np.float32)
     counts = np.full((), math.prod(kernel))
-    if not layer.node.attributes.get_int("count_include_pad", 0):
+    if not with_padding:
         axes = zip(
             array.shape[2:], gradient.shape[3:], kernel, window.strides, window.dilations, window.before, strict=True
         )
@@ -366,7 +369,7 @@ def _max_pool(layer: EvaluatedLayer, _index: int, gradients: Sequence[Array | No
     if layer.node.attributes.get_int("storage_order", 0):
         raise _NoRuleError
     settings = {name: attribute.value for name, attribute in layer.node.attributes.items()}
-    _, places = operator_session("MaxPool", _hashable(settings), 1, 2).run(None, {"i0": array})
+    _, places = operator_kernel("MaxPool", _hashable(settings), 1, 2).run([array])
     return _gather_back(_only(gradients), places.reshape(-1), array.shape)
 
 
@@ -406,9 +409,7 @@ def _spread(gradient: Array, weights: Array, group: int, window: _Window, shape:
 
 
 def _run_operator(op: str, settings: Mapping[str, object], *inputs: Array) -> Array:
-    session = operator_session(op, _hashable(settings), len(inputs), 1)
-    found: Array = session.run(None, {f"i{index}": array for index, array in enumerate(inputs)})[0]
-    return found
+    return operator_kernel(op, _hashable(settings), len(inputs), 1).run(inputs)[0]
 
 
 def _hashable(settings: Mapping[str, object]) -> Settings:
@@ -419,8 +420,7 @@ def _hashable(settings: Mapping[str, object]) -> Settings:
 # ------------------------------------------------------------------------------------------ reductions and norms
 
 
-@_rule("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2")
-@_rule("ReduceSumSquare", "ReduceLogSumExp")
+@_rule(*(f"Reduce{what}" for what in ("Sum", "Mean", "Max", "Min", "L1", "L2", "SumSquare", "LogSumExp")))
 def _reduction(layer: EvaluatedLayer, index: int, gradients: Sequence[Array | None]) -> Array:
     if index != 0:
         raise _NoRuleError

@@ -143,14 +143,17 @@ Settings = tuple[tuple[str, object], ...]
 
 
 @lru_cache(maxsize=1024)
-def operator_session(op: str, settings: Settings, inputs: int, outputs: int) -> ort.InferenceSession:
-    """A session of one operator of opset 13 on FP32 tensors, with all threads.
+def operator_kernel(op: str, settings: Settings, inputs: int, outputs: int) -> Kernel:
+    """The kernel of one operator of opset 13 on FP32 tensors, with all threads.
 
     Args:
         op: The operator.
         settings: Its attributes.
-        inputs: The number of inputs: `i0`, `i1`, ...
+        inputs: The number of inputs.
         outputs: The number of outputs; those after the first are int64.
+
+    Raises:
+        EmulationError: ONNX Runtime does not implement the operator with these attributes.
     """
     names, made = [f"i{index}" for index in range(inputs)], [f"o{index}" for index in range(outputs)]
     node = onnx.helper.make_node(op, names, made, **dict(settings))  # type: ignore[arg-type]
@@ -162,8 +165,15 @@ def operator_session(op: str, settings: Settings, inputs: int, outputs: int) -> 
         [onnx.helper.make_tensor_value_info(name, whole if index else single, None) for index, name in enumerate(made)],
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
-    options = session_options(threads=0)
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    try:
+        session = ort.InferenceSession(
+            model.SerializeToString(), session_options(threads=0), providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # onnxruntime raises its own types, which it does not export
+        raise EmulationError(
+            f"ONNX Runtime cannot compute {op}: {first_line(error)}", fix="use another version of onnxruntime"
+        ) from error
+    return Kernel(session, names, made)
 
 
 class Rounder:

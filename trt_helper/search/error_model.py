@@ -45,8 +45,8 @@ class RoundingEffect:
         producers: the value is rounded for all its consumers unless all of these are pinned; weights have the layer
             that reads them as their producer, and no consumer.
         consumers: once the producers are pinned, each of these that is not pinned still rounds the value for itself.
-        for_all_consumers: signed error ratios at the watched elements of the outputs, shape (elements,), float64,
-            when every consumer reads the value rounded.
+        for_all_consumers: errors as a `search.probe.Probe` measures them, shape (errors,), float64, when every consumer
+            reads the value rounded.
         per_consumer: the same when only this consumer does, one array per consumer; empty where it was not measured.
         value: the value's name.
     """
@@ -68,7 +68,7 @@ class Conflict:
 
     Attributes:
         parties: the values of each party; each value of a party alone does that party's share.
-        errors: signed error ratios at the watched elements when all parties round, shape (elements,), float64.
+        errors: the same as in `RoundingEffect`, when all parties round.
     """
 
     parties: tuple[tuple[ValueName, ...], ...]
@@ -189,7 +189,7 @@ class ErrorModel:
             del active[c]
 
     def _change(self, name: LayerName, kept: dict[LayerName, None], active: Counter[int]) -> Array:
-        """What giving up the pin `name` adds to the squared errors, shape (elements,)."""
+        """What giving up the pin `name` adds to the squared errors, shape (errors,)."""
         counts = Counter(c for index in self._touching[name] for c in self._of_rounding(index, _Without(kept, name)))
         counts.subtract(c for index in self._touching[name] for c in self._of_rounding(index, kept))
         change: Array = np.zeros(self._squares.shape[1])
@@ -287,7 +287,7 @@ class _EffectNumbers:
         return self._numbers[index, consumer]
 
     def squares(self) -> Array:
-        """Squared errors by number, shape (1 + effects, watched elements); no effect has number 0."""
+        """Squared errors by number, shape (1 + effects, errors); no effect has number 0."""
         width = self._effects[0].size if self._effects else 1
         rows = [np.zeros(width), *self._effects]
         return np.array(rows, dtype=np.float64).reshape(len(rows), width) ** 2

@@ -27,8 +27,17 @@ class PlanJudge:
     """Judges the plans of a search over one graph. Verdicts are remembered here, in the journal, and nowhere else.
 
     With four or more samples a quarter is held out. The others judge first. A plan that passes there is judged on all
-    samples. As soon as the held-out ones disagree, no sample is held out any longer. A plan that will probably fail is
-    judged on one sample first, the one that decided the last failure; if it fails there, no other sample is needed.
+    samples. As soon as the held-out ones disagree, no sample is held out any longer.
+
+    Args:
+        graph: the graph that is searched.
+        oracle: computes the plans.
+        criteria: what they are judged by.
+        journal: where verdicts are remembered.
+        on_warning: called when the held-out samples disagree.
+        one_sample_first: judge a plan that will probably fail on one sample first, the one that decided the last
+            failure; if it fails there, no other sample is needed. Worth it where samples are what costs, and not
+            builds. Never done with a metric, which is a figure of all samples together.
 
     Attributes:
         trials: the trials of the search, in order; each plan is tried once.
@@ -44,10 +53,13 @@ class PlanJudge:
         criteria: Criteria,
         journal: Journal,
         on_warning: Callable[[str], None] = lambda _text: None,
+        *,
+        one_sample_first: bool = False,
     ) -> None:
         self.trials: dict[Plan, Trial] = {}
         self.searched, self.held_out = hold_out(len(criteria.samples))
         self.inferences = 0
+        self._one_sample_first = one_sample_first and criteria.metric is None
         self._decisive: int | None = None  # the index of the sample that decided the last failure
         self._graph = graph
         self._oracle = oracle
@@ -80,7 +92,7 @@ class PlanJudge:
 
     def _failed_on_one(self, decision: Try) -> Trial | None:
         """The trial on the sample that decided the last failure, if that is enough; it may not be the worst sample."""
-        if not decision.doubtful or self._decisive is None or len(self.searched) == 1:
+        if not (self._one_sample_first and decision.doubtful) or self._decisive is None or len(self.searched) == 1:
             return None
         trial = self.on((self._decisive,), decision.plan, decision.speculative)
         return None if trial.verdict is Verdict.PASS else replace(trial, sample=self.searched.index(self._decisive))

@@ -33,7 +33,7 @@ class _Sample:
     conflicts: dict[Roundings, Array] = field(default_factory=dict)
 
     def errors(self, found: Roundings) -> Array:
-        """The errors when these round together, shape (watched elements + 1,)."""
+        """The errors when these round together, shape (watched figures + 1,)."""
         if found not in self.conflicts:
             self.conflicts[found] = self.probe.errors(found.places)
         return self.conflicts[found]
@@ -121,6 +121,7 @@ class ErrorPredictor:
             watched, most = tuning.WATCHED_LATER, tuning.MOST_PASSES_LATER
         started = time.monotonic()
         probe = Probe(self._emulator, feed, found, self._tolerance, watched)
+        probe.passes += 1  # the plan that failed
         if not self._looked_at:
             self._say_what_it_takes(time.monotonic() - started)
         on_progress = partial(self._on_progress, "what each rounding does")

@@ -1,4 +1,4 @@
-"""One sample on which single roundings are looked at: its tensors in FP32, and the elements that are watched."""
+"""One sample on which single roundings are looked at: its tensors in FP32, and the figures that are watched."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Probe:
     """Looks at single roundings on one sample.
 
     Errors are vectors of watched figures, float64, and at last the largest error ratio of all elements of all outputs,
-    without a sign. Half of the figures are the signed error ratios of single elements. The others stand for many
+    without a sign. Some figures are the signed error ratios of single elements. The others stand for many
     elements of one output: a sum of theirs with random signs, such that its square is expected to be that of the
     output's largest error. Nothing is above `tuning.ERROR_CAP`.
 

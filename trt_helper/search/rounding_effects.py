@@ -2,7 +2,7 @@
 
 1. By first order. Every layer is run once more for each value that it reads, with that value rounded. So what happens
    within a layer is exact: overflow, saturation, a comparison that flips. What becomes of the difference downstream is
-   its product with the gradients of the watched elements (`emulator.gradients`).
+   its product with the gradients of the watched figures (`emulator.gradients`).
 2. By measuring. First order is not to be trusted where the difference is large or not finite, where an opaque layer
    lies behind, or where it does not explain what all such roundings do together. These are put into the FP32 model in
    groups. A group that is not explained is split, the one with the largest error first, until the passes are spent.
@@ -36,7 +36,7 @@ class _Estimate:
     """What first order says of one value.
 
     Attributes:
-        parts: errors by consumer, shape (watched elements,).
+        parts: errors by consumer, shape (watched figures,).
         sure: whether first order is to be trusted.
         measured: the errors that were measured in its place, or its share of those of a group.
         per_consumer: the same for each consumer alone; empty where it was not measured.
