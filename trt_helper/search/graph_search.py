@@ -87,7 +87,7 @@ def search_graph(graph: Graph, task: SearchTask) -> Located:
     emulator = Emulator(graph, task.store)
     emulated = EmulatedOracle(emulator, criteria)
     oracle: Oracle = task.oracle(graph, criteria) if task.oracle else emulated
-    judge = PlanJudge(graph, oracle, criteria, task.journal, listener.warn, one_sample_first=oracle is emulated)
+    judge = PlanJudge(graph, oracle, criteria, task.journal, listener.warn, one_sample_first=task.runner == "emulate")
     predictor = ErrorPredictor(emulator, criteria, judge, listener.warn, partial(_progress, task), listener.note)
     stop = _run(smallest(graph.candidates, predictor.predict), graph, judge, task)
     if stop.best is None:
