@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from support.independent import run_on_ort
 from support.model_cases import save_case
 from support.operator_cases import cases
+from support.zoo import Net
 
+from trt_helper.emulator.emulator import Emulator
 from trt_helper.emulator.gradients import sweep_back
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.load import load
 
 STEP = 2.0**-7
 OPAQUE = {"ArgMax", "ArgMin", "Ceil", "Floor", "Round", "Sign", "Greater", "Less", "LSTM", "GRU", "RNN", "If", "TopK"}
@@ -83,3 +88,17 @@ def test_a_gradient_is_the_slope_of_the_model(tmp_path, operator):
         assert float((gradient.astype(np.float64) * direction).sum()) == pytest.approx(
             expected, rel=0.03, abs=0.02 * float(np.abs(gradient).max(initial=0)) + 1e-4
         ), name
+
+
+def test_what_lies_before_a_comparison_is_not_known(tmp_path):
+    """A gradient of zero would say that nothing comes of it."""
+    net = Net(0)
+    x = net.input("x", [1])
+    half = net("Mul", net("Add", x, 1.0, name="add"), 0.5, name="half")
+    net("Where", net("Greater", half, 1024.25, name="compare"), x, 0.0, name="choose")
+    path = tmp_path / "model.onnx"
+    onnx.save(net.model("model", ["choose"], [1]), path)
+    emulator = Emulator(read_graph(load(path)))
+    layers = emulator.layers_backwards(emulator.all_values({"x": np.full(1, 2048.0, np.float32)}))
+    known = {step.layer.node.name: step.known for step in sweep_back(layers, {"choose": np.ones((1, 1), np.float32)})}
+    assert known == {"choose": True, "compare": False, "half": False, "add": False}

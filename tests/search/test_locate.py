@@ -10,11 +10,14 @@ from support.judging import oracle_with
 from support.onnx_parts import constant, model, node, value
 from support.overflowing_models import PINS, TOLERANCE, overflowing_norm
 
+from trt_helper.emulator.emulator import Emulator
 from trt_helper.inputs.metric import Metric
 from trt_helper.inputs.samples import Sample
 from trt_helper.onnx_model.graph import read_graph
 from trt_helper.onnx_model.load import load
 from trt_helper.search.locate import locate
+from trt_helper.search.oracle import EmulatedOracle
+from trt_helper.search.strategy import no_plans
 from trt_helper.values import Plan, Tolerance, Trial, Verdict
 
 
@@ -128,3 +131,21 @@ def test_a_sample_among_quiet_ones_is_understood_as_if_it_were_alone(tmp_path, s
     assert located.pins == alone.pins
     assert {name[0] for name in located.pins} in ({"a"}, {"b"})
     assert [trial.plan for trial in located.trials] == [trial.plan for trial in alone.trials]
+
+
+@pytest.mark.parametrize(("runner", "asked_of_one"), [("emulate", True), ("spy", False)])
+def test_one_sample_is_asked_first_only_where_samples_are_what_costs(task, runner, asked_of_one):
+    """An engine is built for each question: it is asked about all searched samples at once."""
+    graph = task[0]
+    random = np.random.default_rng(1)
+    samples = [Sample(f"{i}", {"x": random.standard_normal((64, 32)).astype(np.float32)}) for i in range(3)]
+    counts: list[int] = []
+
+    class Spy(EmulatedOracle):
+        def judge(self, plan, samples, speculative=no_plans):
+            counts.append(len(samples))
+            return super().judge(plan, samples, speculative)
+
+    located = locate(graph, samples, TOLERANCE, oracle=lambda g, c: Spy(Emulator(g), c), runner=runner)
+    assert located.pins == PINS
+    assert set(counts) == ({1, 3} if asked_of_one else {3})

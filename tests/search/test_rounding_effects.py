@@ -142,3 +142,54 @@ def test_a_plan_that_cannot_be_computed_is_looked_at_all_the_same(model_case):
     probe = Probe(case.emulator, case.feed, {}, TOLERANCE, 4)
     assert probe.size == 4
     assert len(rounding_effects(case.emulator, probe, 40)) == len(rounded_values(case.emulator))
+
+
+def test_passes_are_bounded_however_much_is_not_explained(tmp_path):
+    """Sixty comparisons that flip: each would be measured alone, if there were passes for it."""
+    net = Net(0)
+    x = net.input("x", [1])
+    outputs = []
+    for index in range(60):
+        half = net("Mul", net("Add", x, 1.0 + 2 * index, name=f"add{index}"), 0.5, name=f"half{index}")
+        above = net("Greater", half, 1024.25 + index, name=f"compare{index}")
+        outputs.append(net("Where", above, 1.0, 0.0, name=f"choose{index}"))
+    emulator = saved(tmp_path, net, outputs, [1])
+    feed = {"x": np.full(1, 2048.0, np.float32)}
+    probe = probe_of(emulator, feed, Tolerance(0.1, 0.0))
+    found = rounding_effects(emulator, probe, 10)
+    effects = {effect.value: float(np.abs(effect.for_all_consumers).max()) for effect in found}
+    assert probe.passes <= 10 + 2 + probe.size, "first order takes one pass for each figure at most"
+    assert sum(error > 0 for error in effects.values()) >= 60, "none is called harmless"
+    suspect = "add2", "add2"  # 2053 becomes 2052, and 1 becomes 0
+    for suspects, expected in (([], pytest.approx(0, abs=5)), ([suspect], pytest.approx(10))):
+        probe = probe_of(emulator, feed, Tolerance(0.1, 0.0))
+        found = rounding_effects(emulator, probe, 0, suspects)
+        (error,) = (effect.for_all_consumers for effect in found if effect.value == suspect)
+        assert float(np.abs(error).max()) == expected, "a share of a group's error, or measured by itself"
+
+
+def test_a_large_error_of_a_group_is_not_given_to_a_member_that_does_nothing(tmp_path):
+    """exp(60) is far from linear: its error is that of `steep` alone, also where no pass is left to measure it alone."""
+    net = Net(0)
+    x = net.input("x", [1])
+    z = net.input("z", [1])
+    steep = net("Exp", net("Mul", net("Sub", x, 0.1, name="sub"), 1e5, name="times"), name="steep")
+    flat = net("Mul", z, 1e-3, name="flat")
+    emulator = saved(tmp_path, net, [net("Add", steep, flat, name="y")], [1])
+    feed = {"x": np.full(1, 0.1001, np.float32), "z": np.full(1, 0.1001, np.float32)}
+    probe = probe_of(emulator, feed, Tolerance(1e-2, 0.0))
+    effects = {rounding.value: rounding.for_all_consumers for rounding in rounding_effects(emulator, probe, 0)}
+    assert float(np.abs(effects["x", ""]).max()) > 1e3
+    assert float(np.abs(effects["z", ""]).max()) < 1e-2 * float(np.abs(effects["x", ""]).max())
+
+
+def test_equal_errors_of_many_elements_do_not_add_up(tmp_path):
+    """2051 becomes 2052 everywhere: the largest error is 1, and the figures of many elements are of that size."""
+    net = Net(0)
+    emulator = saved(tmp_path, net, [net("Mul", net.input("x", [1000]), 1.0, name="y")], [1000])
+    feed = {"x": np.full(1000, 2051.0, np.float32)}
+    probe = probe_of(emulator, feed)
+    (value,) = (value for value in rounded_values(emulator) if value.tensor == "x")
+    figures = probe.errors(value.places)[:-1]
+    assert len(figures) == tuning.WATCHED
+    assert 0.3 < np.sqrt(np.mean(figures**2)) < 2.5

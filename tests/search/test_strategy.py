@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import islice
 from random import Random
 from zlib import crc32
@@ -209,6 +212,41 @@ def test_a_pin_that_was_clearly_missed_waits_for_one_of_which_less_is_known():
     list(driven(_as_strategy(shrink(passed(4), prediction, lambda _trial: prediction)), oracle))
     assert tried[:2] == [{"n2"}, {"n1"}]
     assert tried.index({"n1", "n0"}) < min(index for index, gone in enumerate(tried) if gone >= {"n1", "n2"})
+
+
+def test_what_a_trial_measured_counts_against_taking_out_many_at_once():
+    """0.98 of the tolerance is spent, and each pin adds a third by squares: one fits, two would not."""
+    tried: list[int] = []
+
+    def oracle(plan: Plan) -> Trial:
+        gone = 4 - len(plan)
+        tried.append(gone)
+        error = math.sqrt(0.5**2 + gone / 3) if gone else 0.5
+        return verdict(plan, error <= 1, error)
+
+    def without(plan: Plan) -> dict[str, float]:
+        return {name: math.sqrt((5 - len(plan)) / 3) for name in sorted(plan.fp32)}
+
+    prediction = Prediction(names(4), [0.0] * 5, lambda plan: math.sqrt((4 - len(plan)) / 3), without)
+    list(driven(_as_strategy(shrink(passed(4), prediction, lambda _trial: prediction)), oracle))
+    assert tried[:2] == [1, 2], "0.76 after the first; three at once would be 1.12"
+
+
+def test_only_a_single_pin_that_is_expected_to_be_missed_is_doubtful():
+    """One sample may be enough to judge such a plan; one that should pass has to pass on all anyhow."""
+    tries: list[Try] = []
+    prediction = prediction_with(names(6), [1.0] * 7)
+    errors = {name: 10.0 if name in {"n0", "n1"} else 0.01 for name in names(6)}
+    prediction = replace(prediction, without=lambda plan: {n: errors[n] for n in reversed(names(6)) if n in plan.fp32})
+    strategy = shrink(passed(6), prediction, lambda _trial: prediction)
+    decision = next(strategy)
+    with contextlib.suppress(StopIteration):
+        while True:
+            tries.append(decision)
+            decision = strategy.send(needs({"n0", "n1"})(decision.plan))
+    assert {True, False} == {one.doubtful for one in tries}
+    for one in tries:
+        assert one.doubtful == (not needs({"n0", "n1"})(one.plan).verdict is Verdict.PASS and len(one.plan) == 1)
 
 
 def test_a_failure_that_changes_the_prediction_starts_the_climb_afresh():

@@ -93,8 +93,9 @@ class ErrorPredictor:
             self.prediction = self._first_prediction(trial)
         if trial.verdict is not Verdict.FAIL or self._criteria.metric is not None:
             return self.prediction
+        trial = replace(trial, error_ratio=min(trial.error_ratio, tuning.ERROR_CAP))
         expected = self.prediction.error(trial.plan)
-        if min(trial.error_ratio, tuning.ERROR_CAP) > max(expected, 1.0) and self._explain(trial, expected):
+        if trial.error_ratio > max(expected, 1.0) and self._explain(trial, expected):
             self.prediction = self._predict()
         return self.prediction
 
@@ -155,7 +156,7 @@ class ErrorPredictor:
                 return False
             self._look_at(index)
             return True
-        surprise = min(trial.error_ratio, tuning.ERROR_CAP) > tuning.SURPRISE * max(expected, 1.0)
+        surprise = trial.error_ratio > tuning.SURPRISE * max(expected, 1.0)
         if not surprise or len(self._conflicts) >= tuning.MOST_CONFLICTS or left <= 0:
             return False
         on_progress = partial(self._on_progress, "what roundings do together")
