@@ -62,6 +62,14 @@ class ReducedPrecision(Enum):
     BF16 = "bf16"  # the range of FP32 with 8 bits of significand
 
 
+class Reading(Enum):
+    """What the kernels of an engine are taken to compute in half precision."""
+
+    TYPICAL = "typical"  # what kernels were read to compute, see `emulator.lowering`
+    ONE_STEP = "one-step"  # each layer in FP32, rounded once
+    WORST = "worst"  # as typical, and products and sums are accumulated in half
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The layers that stay in FP32, and those that compute in BF16. Everything else is FP16."""

@@ -41,7 +41,7 @@ def test_equal_layers_share_a_kernel_and_others_do_not(model_case):
 
 def test_a_layer_that_cannot_compute_what_it_is_fed_says_so(model_case):
     case = model_case("shared_initializer")
-    with pytest.raises(EmulationError, match="cannot compute a layer") as error:
+    with pytest.raises(EmulationError, match=r"cannot be computed|cannot compute a layer") as error:
         case.emulator.run(Plan(), {"x": np.zeros((2, 5), np.float32)})
     assert error.value.exit_status == 3
 

@@ -67,7 +67,7 @@ def test_the_isolated_error_is_that_of_the_layer_alone_on_reference_inputs(model
     case = model_case(name)
     path = case.write(case.graph.all_pinned())
     model, tensors = onnx.load(path), every_tensor(path, case.feed)
-    for step in case.emulator.walk(Plan(), case.feed):
+    for step in case.one_step.walk(Plan(), case.feed):
         expected = alone_in_half(model, step.layer.name, tensors, half=tensors)
         for tensor, array in expected.items():
             np.testing.assert_array_equal(step.isolated[tensor], array, err_msg=f"{step.layer.name}: {tensor}")
@@ -204,10 +204,11 @@ def test_an_injected_output_rounding_changes_that_output_alone(model_case):
     np.testing.assert_array_equal(changed["y"], as_half(reference["y"]))
 
 
-def test_a_layer_whose_weights_are_halves_already_has_no_rounded_weights(model_case):
-    assert model_case("shared_initializer").emulator.has_rounded_weights("one")
-    assert not model_case("all_half").emulator.has_rounded_weights("product")
-    assert not model_case("residual").emulator.has_rounded_weights("join")
+def test_a_layer_rounds_inside_if_its_weights_are_no_halves_or_its_kernel_takes_steps(model_case):
+    assert model_case("shared_initializer").one_step.rounds_inside("one")
+    assert not model_case("all_half").one_step.rounds_inside("product")
+    assert not model_case("residual").emulator.rounds_inside("join")
+    assert model_case("mixed_softmax").emulator.rounds_inside("softmax")
 
 
 def test_an_injection_that_changes_one_element_of_many_is_followed(tmp_path):

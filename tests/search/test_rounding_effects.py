@@ -169,7 +169,7 @@ def test_passes_are_bounded_however_much_is_not_explained(tmp_path):
 
 
 def test_a_large_error_of_a_group_is_not_given_to_a_member_that_does_nothing(tmp_path):
-    """exp(60) is far from linear: its error is that of `steep` alone, also where no pass is left to measure it alone."""
+    """exp is far from linear: the error is that of `steep`, also where no pass is left to measure it alone."""
     net = Net(0)
     x = net.input("x", [1])
     z = net.input("z", [1])

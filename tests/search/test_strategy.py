@@ -246,7 +246,7 @@ def test_only_a_single_pin_that_is_expected_to_be_missed_is_doubtful():
             decision = strategy.send(needs({"n0", "n1"})(decision.plan))
     assert {True, False} == {one.doubtful for one in tries}
     for one in tries:
-        assert one.doubtful == (not needs({"n0", "n1"})(one.plan).verdict is Verdict.PASS and len(one.plan) == 1)
+        assert one.doubtful == (needs({"n0", "n1"})(one.plan).verdict is not Verdict.PASS and len(one.plan) == 1)
 
 
 def test_a_failure_that_changes_the_prediction_starts_the_climb_afresh():

@@ -15,7 +15,7 @@ from trt_helper.emulator.emulator import Emulator
 from trt_helper.onnx_model.graph import Graph, read_graph
 from trt_helper.onnx_model.load import load
 from trt_helper.onnx_model.typed import render, write
-from trt_helper.values import Plan
+from trt_helper.values import Plan, Reading
 
 __all__ = ["MODELS", "ModelCase", "save_case", "special_models"]
 
@@ -32,6 +32,11 @@ class ModelCase:
     @cached_property
     def emulator(self) -> Emulator:
         return Emulator(self.graph)
+
+    @cached_property
+    def one_step(self) -> Emulator:
+        """The emulator where every layer is one step, as in the typed file: no kernel's steps in between."""
+        return Emulator(self.graph, reading=Reading.ONE_STEP)
 
     def write(self, plan: Plan, folder: Path | None = None) -> Path:
         """The typed file of `plan`, beside the model or in `folder`; the next one takes its place."""

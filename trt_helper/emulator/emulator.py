@@ -1,7 +1,8 @@
 """Emulate on the CPU, layer by layer, what an engine computes in FP16 or BF16.
 
 Every float tensor that an FP16 layer reads or writes, weights included, is rounded to the nearest FP16 value (ties
-to even, overflow to inf, subnormals kept). Within a layer arithmetic runs in FP32, as tensor cores accumulate.
+to even, overflow to inf, subnormals kept). Within a layer arithmetic runs in FP32, as tensor cores accumulate, or in
+the steps that kernels take (`emulator.lowering`).
 ONNX Runtime's CPU provider does not do that by itself: it runs FP16 nodes in FP32 and drops the roundings between
 them. So each layer runs in an FP32 session of its own, and the roundings are applied between the sessions.
 All arrays here are FP32, also those with values rounded to FP16 or BF16.
@@ -17,15 +18,15 @@ import onnx_ir as ir
 
 from trt_helper.emulator.checkpoints import LIMIT, CheckpointStore, Keys
 from trt_helper.emulator.gradients import EvaluatedLayer
-from trt_helper.emulator.kernels import EmulationError, Kernel, Kernels, Rounder
+from trt_helper.emulator.kernels import EmulationError, Kernel, Kernels, LoopKernel, Rounder
 from trt_helper.onnx_model.graph import Graph, captured
 from trt_helper.onnx_model.precision import Precisions, assign
 from trt_helper.system.array_store import ArrayStore
-from trt_helper.values import Array, Layer, Plan, ReducedPrecision, Role, TensorName, Tensors
+from trt_helper.values import Array, Layer, Plan, Reading, ReducedPrecision, Role, TensorName, Tensors
 
 Rounded = dict[tuple[TensorName, ReducedPrecision], Array]  # tensors that were rounded for a consumer, by precision
 Watch = Callable[[str, Array, Array], None]  # called with layer name, a float tensor of the layer, the same rounded
-FP32 = Precisions({}, {})  # no layer and no tensor has reduced precision
+FP32 = Precisions({}, {})  # the reference: no layer and no tensor has reduced precision, and none is lowered
 FP16 = ReducedPrecision.FP16
 FEW = 256  # elements of two tensors that are compared first
 
@@ -59,6 +60,7 @@ class _PreparedLayer:
 
     layer: Layer
     kernel: Kernel
+    lowered: Mapping[ReducedPrecision | None, Kernel | LoopKernel]  # what computes it in a trial; None: in FP32
     reads: tuple[tuple[TensorName, bool, bool], ...]  # name, follows the layer's precision, is initializer
     writes: tuple[tuple[TensorName, bool], ...]  # name, is rounded when the layer has reduced precision
     last_read: tuple[TensorName, ...]  # tensors that no later layer reads
@@ -70,9 +72,16 @@ class Emulator:
     A `feed` maps each input of the graph to an array: floats in FP32, also where the file's input is FP16.
     """
 
-    def __init__(self, graph: Graph, store: ArrayStore | None = None) -> None:
-        """Prepare every layer of `graph`. Rounded weights and other arrays that are kept go to `store`."""
+    def __init__(self, graph: Graph, store: ArrayStore | None = None, reading: Reading = Reading.TYPICAL) -> None:
+        """Prepare every layer of `graph`.
+
+        Args:
+            graph: The graph.
+            store: Where rounded weights and other arrays that are kept go.
+            reading: What kernels are taken to compute in half precision.
+        """
         self.graph = graph
+        self.reading = reading
         self.store = store or ArrayStore.within(None)
         self._round = {kind: Rounder(kind) for kind in ReducedPrecision}
         self._weights: Tensors = {}
@@ -80,7 +89,7 @@ class Emulator:
         self._last_plan: tuple[Plan, Precisions, Keys] | None = None  # usually run on many samples in turn
         self._reduced_weights: dict[tuple[TensorName, ReducedPrecision], Array] = {}
         self._rounded_away: dict[str, tuple[int, int]] = {}
-        self._has_rounded_weights: dict[str, bool] = {}
+        self._rounds_inside: dict[str, bool] = {}
         kernels = Kernels(graph.model)
         last_read = _last_read(graph)
         self._last_read_through_movement = _last_read(graph, through_movement=True)
@@ -157,13 +166,14 @@ class Emulator:
             expected = self._compute(prepared, reference, {}, FP32)
             reduced = precisions.layers.get(name)
             same = all(trial.get(read) is reference.get(read) for read, _, weight in prepared.reads if not weight)
-            if same and not reduced:
+            as_reference = not reduced and prepared.lowered[None] is prepared.kernel
+            if same and as_reference:
                 found = isolated = expected
             else:
                 found = self._compute_or_nan(prepared, trial, rounded, precisions, expected)
                 isolated = found if same else expected
-                if reduced and not same:
-                    alone = Precisions({name: reduced}, {})
+                if not same and not as_reference:
+                    alone = Precisions({name: reduced} if reduced else {}, {})
                     isolated = self._compute_or_nan(prepared, reference, {}, alone, expected)
             yield Step(prepared.layer, expected, found, isolated)
             reference.update(expected)
@@ -190,14 +200,15 @@ class Emulator:
             _drop(prepared.last_read, values, {})
         return found
 
-    def has_rounded_weights(self, name: str) -> bool:
-        """Whether rounding to FP16 changes any weight of this layer."""
-        if name not in self._has_rounded_weights:
-            self._has_rounded_weights[name] = any(
+    def rounds_inside(self, name: str) -> bool:
+        """Whether FP16 changes any weight of this layer, or its kernel rounds between steps."""
+        if name not in self._rounds_inside:
+            prepared = self._layers[self._index[name]]
+            self._rounds_inside[name] = prepared.lowered[FP16] is not prepared.kernel or any(
                 weight and follows and _differs(self._weights[read], self._reduced_weight(read, FP16))
-                for read, follows, weight in self._layers[self._index[name]].reads
+                for read, follows, weight in prepared.reads
             )
-        return self._has_rounded_weights[name]
+        return self._rounds_inside[name]
 
     def rounded_away(self, name: str) -> tuple[int, int]:
         """The number of the layer's weights that become infinite in FP16, and of those that become 0."""
@@ -224,8 +235,8 @@ class Emulator:
 
         Args:
             roundings: Pairs (tensor, consumer). Only `consumer` reads the tensor rounded, directly or through
-                movement layers. An empty tensor name means the consumer's weights; an empty consumer means the
-                outputs of the graph.
+                movement layers. An empty tensor name means the consumer's weights and the steps inside of its
+                kernel; an empty consumer means the outputs of the graph.
             reference: The result of `all_values` for the sample.
 
         Returns:
@@ -242,7 +253,8 @@ class Emulator:
             if not rounded and not any(read in changed for read, _, _ in prepared.reads):
                 continue
             computed += 1
-            results = prepared.kernel.run(self._read_injected(prepared, rounded, reference, changed))
+            kernel = prepared.lowered[FP16] if "" in rounded else prepared.kernel
+            results = kernel.run(self._read_injected(prepared, rounded, reference, changed))
             for (name, _), result in zip(prepared.writes, results, strict=True):
                 if _differs(result, reference[name]):
                     changed[name] = result
@@ -258,7 +270,8 @@ class Emulator:
         if not name:
             return {output: self._injected(output, (tensor,), reference, {}) for output in self.graph.outputs}
         prepared = self._layers[self._index[name]]
-        results = prepared.kernel.run(self._read_injected(prepared, (tensor,), reference, {}))
+        kernel = prepared.kernel if tensor else prepared.lowered[FP16]
+        results = kernel.run(self._read_injected(prepared, (tensor,), reference, {}))
         return {output: result for (output, _), result in zip(prepared.writes, results, strict=True)}
 
     def layers_backwards(self, reference: Tensors) -> Iterator[EvaluatedLayer]:
@@ -334,7 +347,12 @@ class Emulator:
         writes = [
             (value.name, rounds and index in ports.outputs) for index, value in enumerate(node.outputs) if value.name
         ]
-        return _PreparedLayer(layer, kernels.of(node), tuple(reads), tuple(writes), last_read)
+        kernel = kernels.of(node)
+        lowered = {
+            kind: kernels.lowered(node, kind) if rounds and self.reading is not Reading.ONE_STEP else kernel
+            for kind in (None, *ReducedPrecision)
+        }
+        return _PreparedLayer(layer, kernel, lowered, tuple(reads), tuple(writes), last_read)
 
     def _is_weight(self, value: ir.Value) -> bool:
         """Whether the value is an initializer; if so, its array is remembered."""
@@ -358,7 +376,8 @@ class Emulator:
             self._read(name, reduced if follows else None, weight, values, rounded, precisions)
             for name, follows, weight in prepared.reads
         ]
-        results = prepared.kernel.run(inputs)
+        kernel = prepared.kernel if precisions is FP32 else prepared.lowered[reduced]
+        results = kernel.run(inputs)
         written = {
             name: self._round[reduced](result) if reduced and rounds else result
             for (name, rounds), result in zip(prepared.writes, results, strict=True)

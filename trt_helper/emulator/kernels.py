@@ -6,13 +6,18 @@ does not spin. Hundreds of sessions with ONNX Runtime's default threads are some
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
+from trt_helper.emulator.lowered_loops import Compute
+from trt_helper.emulator.lowering import OPSET as STEPS_OPSET
+from trt_helper.emulator.lowering import Steps, lowered
 from trt_helper.errors import ModelError, TrtHelperError, first_line
 from trt_helper.onnx_model.graph import captured, subgraphs
 from trt_helper.onnx_model.ort_session import session_options
@@ -53,6 +58,33 @@ class Kernel:
             ) from error
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class LoopKernel:
+    """Computes one layer in numpy, in the steps of a kernel. As `Kernel`."""
+
+    node: ir.Node
+    compute: Compute
+    rounded: Callable[[Array], Array]
+
+    def run(self, feeds: Sequence[Array]) -> list[Array]:
+        """The layer's outputs, without those that the node does not name.
+
+        Raises:
+            EmulationError: the shapes do not fit.
+        """
+        given = iter(feeds)
+        inputs = [next(given) if value is not None else None for value in self.node.inputs]
+        try:
+            with np.errstate(all="ignore"):
+                results = self.compute(self.node, inputs, self.rounded)
+        except ValueError as error:
+            raise EmulationError(
+                f"layer {self.node.name!r} ({self.node.op_type}) cannot be computed: {first_line(error)}",
+                fix="check the inputs' shapes; try the model in ONNX Runtime by itself",
+            ) from error
+        return [result for value, result in zip(self.node.outputs, results, strict=False) if value.name]
+
+
 class Kernels:
     """The kernels of one model. Each is created when it is first needed."""
 
@@ -61,6 +93,7 @@ class Kernels:
         self._ir_version = min(model.ir_version, 10)
         self._kernels: dict[Hashable, Kernel] = {}
         self._options = session_options()
+        self._rounders = {kind: Rounder(kind) for kind in ReducedPrecision}
 
     def of(self, node: ir.Node) -> Kernel:
         """The kernel of `node`.
@@ -72,6 +105,29 @@ class Kernels:
         if key not in self._kernels:
             self._kernels[key] = self._make(*_single_node(node), node)
         return self._kernels[key]
+
+    def lowered(self, node: ir.Node, reduced: ReducedPrecision | None) -> Kernel | LoopKernel:
+        """What computes `node` in the steps of a kernel of this precision; None is FP32. Equal to `of` for one step.
+
+        Inputs are FP32 arrays with rounded values, and so are the results of all steps but the last.
+        """
+        found = lowered(node, self._opset, reduced)
+        if found is None:
+            return self.of(node)
+        if not isinstance(found, Steps):
+            return LoopKernel(node, found, self._rounders[reduced] if reduced else lambda array: array)
+        key = _kind(node), reduced, *(len(v.shape) for v in node.inputs[:1] if v is not None and v.shape is not None)
+        if key not in self._kernels:
+            self._kernels[key] = self._of_steps(found)
+        return self._kernels[key]
+
+    def _of_steps(self, steps: Steps) -> Kernel:
+        _, inputs, outputs = _single_node(steps.node)
+        last = onnx.helper.make_node("Identity", [steps.output], [outputs[0].name])
+        graph = onnx.helper.make_graph([*steps.nodes, last], "layer", inputs, outputs[:1])
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", STEPS_OPSET)], ir_version=8)
+        session = ort.InferenceSession(model.SerializeToString(), self._options, providers=["CPUExecutionProvider"])
+        return Kernel(session, [i.name for i in inputs], [outputs[0].name])
 
     def _make(
         self,

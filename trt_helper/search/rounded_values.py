@@ -17,10 +17,10 @@ Places = list[tuple[TensorName, LayerName]]
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A value that the empty plan rounds: a tensor, or the weights of a layer.
+    """A value that the empty plan rounds: a tensor, or what is inside of a layer (weights, steps of its kernel).
 
     Attributes:
-        tensor: its name; empty for weights.
+        tensor: its name; empty for what is inside of the layer `producer`.
         producer: the layer that computes it; empty for a graph input and for the result of a layer that has no FP16
             form.
         consumers: the computing layers that read it, directly or through movement layers.
@@ -59,7 +59,7 @@ def rounded_values(emulator: Emulator) -> list[Value]:
     weights = [
         Value("", layer.name, (), (layer.name,))
         for layer in graph.layers
-        if layer.role is Role.COMPUTE and emulator.has_rounded_weights(layer.name)
+        if layer.role is Role.COMPUTE and emulator.rounds_inside(layer.name)
     ]
     constants = {value.name or "" for value in graph.model.graph.initializers.values()}
     producers: dict[TensorName, LayerName] = {v.name or "": "" for v in graph.inputs if v.name not in graph.half_io}

@@ -1,0 +1,191 @@
+"""A layer is judged in the steps of its kernel, and not as one operator: what each step rounds, overflows or loses."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from support.kernel_steps import STEPS, gelu_tanh, short_product, vector_product
+from support.lowered_models import OneOperator, lowered_models
+from support.model_cases import save_case
+from support.models import Case
+
+from trt_helper.emulator.emulator import Emulator
+from trt_helper.emulator.lowering import LOWERED
+from trt_helper.values import Plan, Reading
+
+ONE_HALF = 2.0**-10  # a function that numpy and ONNX Runtime compute apart may be rounded to the next half
+
+
+def emulated(tmp_path, one: OneOperator, plan=lambda _graph: Plan()):
+    case = save_case(one.case(), tmp_path)
+    (found,) = case.emulator.run(plan(case.graph), case.feed).values()
+    return found, case
+
+
+def assert_nearly(found, expected):
+    """Equal but for a few elements, which are at most two halves apart."""
+    expected = expected.astype(np.float32)
+    assert found.shape == expected.shape
+    apart = ~np.isclose(found, expected, rtol=2.0**-11, atol=0, equal_nan=True)
+    assert np.mean(apart) < 0.06
+    np.testing.assert_allclose(found, expected, rtol=4 * ONE_HALF, atol=2 * ONE_HALF * np.abs(expected).max() / 8)
+
+
+@pytest.mark.parametrize("operator", sorted(LOWERED))
+def test_every_row_computes_what_its_steps_in_numpy_do(tmp_path, operator):
+    one = lowered_models()[operator]
+    found, _ = emulated(tmp_path, one)
+    with np.errstate(all="ignore"):
+        assert_nearly(found, STEPS[operator](*one.arrays))
+
+
+@pytest.mark.parametrize("operator", sorted(LOWERED.keys() - {"LogSoftmax"}))
+def test_a_pinned_layer_is_the_operator_itself(tmp_path, operator):
+    found, case = emulated(tmp_path, lowered_models()[operator], lambda graph: graph.all_pinned())
+    np.testing.assert_array_equal(found, *case.emulator.reference(case.feed).values())
+
+
+def test_the_other_gelu_has_steps_of_its_own(tmp_path):
+    x = lowered_models()["Gelu"].inputs
+    found, _ = emulated(tmp_path, OneOperator("Gelu", x, attributes={"approximate": "tanh"}))
+    assert_nearly(found, gelu_tanh(x[0].astype(np.float16)))
+
+
+NORMAL = np.random.default_rng(3).standard_normal
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "in_terms"),
+    [
+        ((1, 256), (256, 8), True),
+        ((256,), (256, 8), True),
+        ((4, 256), (256, 1), True),
+        ((2, 4, 256), (256, 1), True),
+        ((4, 1, 64), (4, 64, 8), True),
+        ((1, 1, 256), (256, 8), True),
+        ((2, 1, 256), (256, 8), False),
+        ((2, 256), (256, 8), False),
+        ((4, 1, 64), (1, 64, 8), False),
+    ],
+)
+def test_a_product_with_one_row_or_column_is_computed_in_terms(tmp_path, a, b, in_terms):
+    """As read from the kernels for these very shapes; tests/builder/test_kernel_steps.py reads some of them again."""
+    one = OneOperator("MatMul", (NORMAL(a).astype(np.float32), NORMAL(b).astype(np.float32)))
+    found, case = emulated(tmp_path, one)
+    left, right = one.arrays
+    whole = (left.astype(np.float32) @ right.astype(np.float32)).astype(np.float16)
+    terms = vector_product(left if left.ndim > 1 else left[None], right).reshape(whole.shape)
+    assert np.mean(found == (terms if in_terms else whole)) > 0.9
+    assert case.emulator.rounds_inside("layer") == in_terms
+
+
+@pytest.mark.parametrize("terms", [3, 4, 5])
+def test_few_terms_are_added_up_in_half(tmp_path, terms):
+    """A rotation of many points, say."""
+    one = OneOperator("MatMul", (NORMAL((100, terms)).astype(np.float32), NORMAL((terms, 3)).astype(np.float32)))
+    found, _ = emulated(tmp_path, one)
+    same = found == short_product(*one.arrays)
+    assert same.all() if terms <= 4 else np.mean(same) < 0.95
+
+
+def test_a_softmax_of_an_old_opset_is_over_all_axes_behind_the_first(tmp_path):
+    x = NORMAL((2, 3, 4)).astype(np.float32)
+    found, _ = emulated(tmp_path, OneOperator("Softmax", (x,), opset=11, attributes={"axis": 1}))
+    assert_nearly(found, STEPS["Softmax"](x.astype(np.float16).reshape(2, 12)).reshape(x.shape))
+
+
+@pytest.mark.parametrize("direction", ["reverse", "bidirectional"])
+@pytest.mark.parametrize("operator", ["LSTM", "GRU", "RNN"])
+def test_recurrent_layers_run_in_every_direction(tmp_path, operator, direction):
+    one = lowered_models()[operator]
+    times = 2 if direction == "bidirectional" else 1
+    constants = tuple(np.concatenate([array] * times) for array in one.constants)
+    turned = OneOperator(operator, one.inputs, constants, attributes={**one.attributes, "direction": direction})
+    found, _ = emulated(tmp_path, turned)
+    x, *weights = one.arrays
+    backwards = STEPS[operator](x[::-1], *weights)[::-1]
+    expected = [STEPS[operator](x, *weights), backwards] if times == 2 else [backwards]
+    assert_nearly(found, np.concatenate(expected, axis=1))
+
+
+# ------------------------------------------------------------------------------------ what one step would call accurate
+
+
+def errors(tmp_path, operators, x, weights=(), plan=lambda _graph: Plan()):
+    """The largest error as kernels compute a chain of operators, and with each layer as one step."""
+    case = save_case(chain(operators, x, weights), tmp_path)
+    reference = case.emulator.reference(case.feed)["y"].astype(np.float64)
+    with np.errstate(all="ignore"):
+        return tuple(
+            float(np.abs(emulator.run(plan(case.graph), case.feed)["y"] - reference).max())
+            for emulator in (Emulator(case.graph), case.one_step)
+        )
+
+
+def chain(operators, x, weights):
+    arrays = {f"w{index}": array for index, array in enumerate(weights)}
+    nodes, current = [], "x"
+    for index, (operator, extra, attributes) in enumerate(operators):
+        made = "y" if index + 1 == len(operators) else f"t{index}"
+        nodes.append(helper.make_node(operator, [current, *extra], [made], name=f"layer{index}", **attributes))
+        current = made
+    graph = helper.make_graph(
+        nodes,
+        "chain",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(x.shape))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return Case("chain", onnx.shape_inference.infer_shapes(model), {"x": x})
+
+
+UNIFORM = np.random.default_rng(4).uniform
+TIMES = ("Mul", ["w0"], {})
+THOUSAND, HUNDRED = np.array(1000, np.float32), np.array(100, np.float32)
+SMALL = np.full((1, 256), 1e-4, np.float32)
+FOUND = {
+    "log_softmax": ([("LogSoftmax", [], {"axis": -1})], UNIFORM(-25, 25, (8, 64)), (), 0.1),
+    "softmax_100000": ([("Softmax", [], {}), TIMES], np.zeros((1, 100_000)), (THOUSAND,), 0.005),
+    "sum_square": ([("ReduceSumSquare", ["w1"], {}), TIMES], SMALL, (np.array(1e4, np.float32), np.array([1])), 0.02),
+    "cum_sum": ([("CumSum", ["w0"], {})], UNIFORM(0, 0.2, (1, 4000)), (np.array(1),), 0.5),
+    "one_row": (
+        [("Gemm", ["w1"], {"transB": 1}), TIMES],
+        SMALL,
+        (np.array(6e4, np.float32), np.full((8, 256), 1e-4, np.float32)),
+        0.05,
+    ),
+    "log_sigmoid": ([("Sigmoid", [], {}), ("Log", [], {})], UNIFORM(-8, 4, (1, 256)), (), 0.05),
+    "gelu": ([("Gelu", [], {}), TIMES], UNIFORM(-4, -1, (1, 256)), (HUNDRED,), 0.02),
+    "elu": ([("Elu", [], {}), TIMES], UNIFORM(-0.01, 0.01, (1, 256)), (HUNDRED,), 0.01),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_only_the_steps_of_a_kernel_get_wrong_is_found(tmp_path, name):
+    """Each was called accurate, and the engine is wrong by more than the tolerance."""
+    operators, x, weights, allowed = FOUND[name]
+    lowered, one_step = errors(tmp_path, operators, x.astype(np.float32), weights)
+    assert one_step < allowed < lowered or (one_step < allowed and np.isnan(lowered))
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_pinned_it_is_right_again(tmp_path, name):
+    operators, x, weights, allowed = FOUND[name]
+    lowered, _ = errors(tmp_path, operators, x.astype(np.float32), weights, lambda graph: graph.all_pinned())
+    assert lowered < allowed / 100
+
+
+def test_no_pin_helps_a_log_softmax_that_underflows_in_fp32(tmp_path):
+    """exp(-120) is 0 in FP32, too."""
+    x = np.array([[0.0, -120.0]], np.float32)
+    lowered, _ = errors(tmp_path, [("LogSoftmax", [], {})], x, (), lambda graph: graph.all_pinned())
+    assert lowered == float("inf")
+
+
+def test_the_reading_of_one_step_has_no_steps(tmp_path):
+    case = save_case(lowered_models()["Softmax"].case(), tmp_path)
+    assert case.emulator.rounds_inside("layer")
+    assert not Emulator(case.graph, reading=Reading.ONE_STEP).rounds_inside("layer")
