@@ -66,6 +66,7 @@ class Reading(Enum):
     """What the kernels of an engine are taken to compute in half precision."""
 
     TYPICAL = "typical"  # what kernels were read to compute, see `emulator.lowering`
+    EXACT = "exact"  # each layer in FP32, and also a chain of pointwise layers, which is rounded once
     ONE_STEP = "one-step"  # each layer in FP32, rounded once
     WORST = "worst"  # as typical, and products and sums are accumulated in half
 

@@ -189,3 +189,100 @@ def test_the_reading_of_one_step_has_no_steps(tmp_path):
     case = save_case(lowered_models()["Softmax"].case(), tmp_path)
     assert case.emulator.rounds_inside("layer")
     assert not Emulator(case.graph, reading=Reading.ONE_STEP).rounds_inside("layer")
+
+
+# ------------------------------------------------------------------------------------------------------ other readings
+
+
+def half_sums(terms: np.ndarray) -> np.ndarray:
+    """The sum over the last axis: sixteen terms in FP32, and from there on in half."""
+    total = np.float16(0)
+    for first in range(0, terms.shape[-1], 16):
+        part = terms[..., first : first + 16].astype(np.float32).sum(axis=-1, dtype=np.float32)
+        total = (total.astype(np.float32) + part).astype(np.float16)
+    return total
+
+
+def worst(tmp_path, one: OneOperator) -> np.ndarray:
+    case = save_case(one.case(), tmp_path)
+    (found,) = Emulator(case.graph, reading=Reading.WORST).run(Plan(), case.feed).values()
+    return found
+
+
+A, B = NORMAL((4, 300)).astype(np.float32), NORMAL((300, 8)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "operator", ["MatMul", "Gemm", "ReduceSum", "ReduceMean", "ReduceL2", "ReduceSumSquare", "Softmax"]
+)
+def test_the_worst_reading_accumulates_in_half(tmp_path, operator):
+    a, b, last = A.astype(np.float16), B.astype(np.float16), np.array([-1])
+    exponentials = np.exp((a - a.max(axis=-1, keepdims=True)).astype(np.float32)).astype(np.float16)
+    one, expected = {
+        "MatMul": (OneOperator("MatMul", (A, B)), half_sums(product_terms(a, b))),
+        "Gemm": (OneOperator("Gemm", (A, B, B[0])), half_sums(product_terms(a, b)) + b[0]),
+        "ReduceSum": (OneOperator("ReduceSum", (A,), (last,)), half_sums(a)[:, None]),
+        "ReduceMean": (OneOperator("ReduceMean", (A,), (last,)), half_sums(a)[:, None] / np.float32(300)),
+        "ReduceL2": (OneOperator("ReduceL2", (A,), (last,)), np.sqrt(half_sums(a * a).astype(np.float32))[:, None]),
+        "ReduceSumSquare": (OneOperator("ReduceSumSquare", (A,), (last,)), half_sums(a * a)[:, None]),
+        "Softmax": (OneOperator("Softmax", (A,)), exponentials / half_sums(exponentials)[:, None]),
+    }[operator]
+    assert_nearly(worst(tmp_path, one), expected.astype(np.float16))
+
+
+def product_terms(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """All terms in FP32, as tensor cores multiply, shape (rows, columns, terms)."""
+    return a.astype(np.float32)[:, None, :] * b.astype(np.float32).T[None]
+
+
+def test_a_sum_passes_65504_only_where_it_is_accumulated_in_half(tmp_path):
+    """The mean of 300 values of 300 is 300, and their sum is 90000."""
+    one = OneOperator("ReduceMean", (np.full((1, 300), 300, np.float32),), (np.array([-1]),))
+    found, _ = emulated(tmp_path, one)
+    assert found == 300
+    assert worst(tmp_path, one) == np.inf
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {},
+        {"pads": [1, 0, 2, 1], "strides": [2, 1], "dilations": [1, 2]},
+        {"group": 2, "pads": [1, 1, 1, 1]},
+        {"auto_pad": "SAME_UPPER", "strides": [2, 2]},
+        {"auto_pad": "SAME_LOWER", "strides": [2, 2]},
+        {"auto_pad": "VALID"},
+    ],
+    ids=str,
+)
+def test_the_worst_convolution_is_still_that_convolution(tmp_path, attributes):
+    """Whole numbers as small as these have exact sums in half."""
+    random = np.random.default_rng(0)
+    x = random.integers(-2, 3, (2, 40, 9, 8)).astype(np.float32)
+    weight = random.integers(-1, 2, (6, 40 // attributes.get("group", 1), 3, 3)).astype(np.float32)
+    bias = random.integers(-3, 4, 6).astype(np.float32)
+    one = OneOperator("Conv", (x,), (weight, bias), attributes=attributes)
+    case = save_case(one.case(), tmp_path)
+    np.testing.assert_array_equal(worst(tmp_path, one), *case.emulator.reference(case.feed).values())
+
+
+def test_the_worst_convolution_accumulates_in_half(tmp_path):
+    """2048 + 1 is 2048 in half: sixteen channels of 128, and then as many of a sixteenth."""
+    x = np.concatenate([np.full((1, 16, 1, 1), 128), np.full((1, 16, 1, 1), 1 / 16)], axis=1).astype(np.float32)
+    one = OneOperator("Conv", (x,), (np.ones((1, 32, 1, 1), np.float32),))
+    assert worst(tmp_path, one) == 2048
+    x[0, 16:] = 3 / 16
+    assert worst(tmp_path, OneOperator("Conv", (x,), one.constants)) == 2052
+
+
+def test_the_exact_reading_rounds_a_chain_once(tmp_path):
+    """(2048 + 1) * 2 is 4098 in FP32 and 4100 or 4096 in half; rounded in between it is 4096."""
+    operators = [("Add", ["w0"], {}), ("Mul", ["w1"], {})]
+    x = np.array([[2048.0]], np.float32)
+    case = save_case(chain(operators, x, (np.array(1, np.float32), np.array(2.002, np.float32))), tmp_path)
+    two = np.float32(np.float16(2.002))
+    exact = Emulator(case.graph, reading=Reading.EXACT)
+    assert exact.run(Plan(), case.feed)["y"] == np.float16(2049 * two)
+    assert case.one_step.run(Plan(), case.feed)["y"] == np.float16(2048 * two) != np.float16(2049 * two)
+    pinned = case.graph.plan(["layer1"])
+    assert exact.run(pinned, case.feed)["y"] == 2048 * np.float32(2.002), "an FP32 layer reads what was stored"

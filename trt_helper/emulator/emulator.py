@@ -17,17 +17,19 @@ import numpy as np
 import onnx_ir as ir
 
 from trt_helper.emulator.checkpoints import LIMIT, CheckpointStore, Keys
-from trt_helper.emulator.gradients import EvaluatedLayer
+from trt_helper.emulator.gradients import ELEMENTWISE, EvaluatedLayer
 from trt_helper.emulator.kernels import EmulationError, Kernel, Kernels, LoopKernel, Rounder
 from trt_helper.onnx_model.graph import Graph, captured
 from trt_helper.onnx_model.precision import Precisions, assign
 from trt_helper.system.array_store import ArrayStore
-from trt_helper.values import Array, Layer, Plan, Reading, ReducedPrecision, Role, TensorName, Tensors
+from trt_helper.values import Array, Layer, LayerName, Plan, Reading, ReducedPrecision, Role, TensorName, Tensors
 
 Rounded = dict[tuple[TensorName, ReducedPrecision], Array]  # tensors that were rounded for a consumer, by precision
 Watch = Callable[[str, Array, Array], None]  # called with layer name, a float tensor of the layer, the same rounded
 FP32 = Precisions({}, {})  # the reference: no layer and no tensor has reduced precision, and none is lowered
 FP16 = ReducedPrecision.FP16
+POINTWISE = ELEMENTWISE | {"BatchNormalization"}
+WITH_EPILOGUE = POINTWISE | {"Conv", "ConvTranspose", "Gemm", "MatMul"}  # a kernel of these goes on with such layers
 FEW = 256  # elements of two tensors that are compared first
 
 
@@ -96,6 +98,7 @@ class Emulator:
         self._layers = tuple(self._prepare(layer, kernels, last_read.get(layer.name, ())) for layer in graph.layers)
         self._index = {layer.name: index for index, layer in enumerate(graph.layers)}
         self._producers = {name: prepared for prepared in self._layers for name, _ in prepared.writes}
+        self._chains = _chains(graph) if reading is Reading.EXACT else {}
         self._constant_outputs = {
             value.name: value.const_value.numpy()
             for value in graph.model.graph.outputs
@@ -120,7 +123,7 @@ class Emulator:
             EmulationError: A layer cannot be computed from its inputs, such as a rounded index out of range.
         """
         precisions, keys = self._assign(plan)
-        checkpoints = None if watch else self._checkpoints.begin(feed, keys)
+        checkpoints = None if watch or self._chains else self._checkpoints.begin(feed, keys)
         first, values = checkpoints.resume() if checkpoints else (0, {**feed})
         rounded: Rounded = {}
         for index, prepared in enumerate(self._layers[first:], first):
@@ -349,8 +352,7 @@ class Emulator:
         ]
         kernel = kernels.of(node)
         lowered = {
-            kind: kernels.lowered(node, kind) if rounds and self.reading is not Reading.ONE_STEP else kernel
-            for kind in (None, *ReducedPrecision)
+            kind: kernels.lowered(node, kind, self.reading) if rounds else kernel for kind in (None, *ReducedPrecision)
         }
         return _PreparedLayer(layer, kernel, lowered, tuple(reads), tuple(writes), last_read)
 
@@ -379,7 +381,9 @@ class Emulator:
         kernel = prepared.kernel if precisions is FP32 else prepared.lowered[reduced]
         results = kernel.run(inputs)
         written = {
-            name: self._round[reduced](result) if reduced and rounds else result
+            name: self._round[reduced](result)
+            if reduced and rounds and not self._is_fused(name, precisions)
+            else result
             for (name, rounds), result in zip(prepared.writes, results, strict=True)
         }
         if watch and reduced:
@@ -390,6 +394,11 @@ class Emulator:
                 if rounds:
                     watch(prepared.layer.name, result, written[name])
         return written
+
+    def _is_fused(self, name: TensorName, precisions: Precisions) -> bool:
+        """Whether the next layer of a chain takes this tensor over as it is computed."""
+        reader = self._chains.get(name, "")
+        return reader in precisions.layers and precisions.layers[reader] is precisions.tensors.get(name)
 
     def _compute_or_nan(
         self, prepared: _PreparedLayer, values: Tensors, rounded: Rounded, precisions: Precisions, expected: Tensors
@@ -428,6 +437,22 @@ class Emulator:
 
     def _outputs(self, values: Tensors) -> Tensors:
         return {name: self._constant_outputs.get(name, values.get(name)) for name in self.graph.outputs}  # type: ignore[misc]
+
+
+def _chains(graph: Graph) -> dict[TensorName, LayerName]:
+    """The tensors that only the next layer of a chain reads, a pointwise one, and that layer."""
+    readers: dict[TensorName, list[Layer]] = {}
+    for layer in graph.layers:
+        for name in layer.inputs:
+            readers.setdefault(name, []).append(layer)
+    found = {}
+    for layer in graph.layers:
+        for name in layer.outputs:
+            reader, *others = readers.get(name) or [layer]
+            fused = layer.op in WITH_EPILOGUE and reader.op in POINTWISE and reader.role is Role.COMPUTE
+            if fused and not others and reader is not layer and name not in graph.outputs:
+                found[name] = reader.name
+    return found
 
 
 def _differs(a: Array, b: Array) -> bool:

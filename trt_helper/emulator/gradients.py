@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trt_helper.emulator.kernels import EmulationError, Kernel, Settings, operator_kernel
+from trt_helper.emulator.lowering import SOFTMAX_OF_ONE_AXIS
 from trt_helper.onnx_model.graph import captured
 from trt_helper.onnx_model.roles import MOVEMENT, SHAPE_INPUTS, SHAPE_READING
 from trt_helper.values import Array, TensorName, Tensors
@@ -33,7 +34,6 @@ ELEMENTWISE = frozenset(  # continuous, with inputs that are broadcast against e
 )
 MATRIX = 2  # axes of a matrix
 EXACT = 1 << 24  # FP32 holds every integer up to here
-SOFTMAX_OF_ONE_AXIS = 13  # the opset since which Softmax has one axis, and not all from `axis` on
 STEP = 2.0**-10  # of a difference quotient, relative to the element or to the mean of all
 
 

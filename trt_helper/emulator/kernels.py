@@ -21,7 +21,7 @@ from trt_helper.emulator.lowering import Steps, lowered
 from trt_helper.errors import ModelError, TrtHelperError, first_line
 from trt_helper.onnx_model.graph import captured, subgraphs
 from trt_helper.onnx_model.ort_session import session_options
-from trt_helper.values import Array, ReducedPrecision
+from trt_helper.values import Array, Reading, ReducedPrecision
 
 PLAIN = frozenset(  # attribute types whose values are equal if their `repr` is
     getattr(ir.AttributeType, kind + many) for kind in ("INT", "FLOAT", "STRING") for many in ("", "S")
@@ -106,12 +106,14 @@ class Kernels:
             self._kernels[key] = self._make(*_single_node(node), node)
         return self._kernels[key]
 
-    def lowered(self, node: ir.Node, reduced: ReducedPrecision | None) -> Kernel | LoopKernel:
+    def lowered(
+        self, node: ir.Node, reduced: ReducedPrecision | None, reading: Reading = Reading.TYPICAL
+    ) -> Kernel | LoopKernel:
         """What computes `node` in the steps of a kernel of this precision; None is FP32. Equal to `of` for one step.
 
         Inputs are FP32 arrays with rounded values, and so are the results of all steps but the last.
         """
-        found = lowered(node, self._opset, reduced)
+        found = lowered(node, self._opset, reduced, reading)
         if found is None:
             return self.of(node)
         if not isinstance(found, Steps):

@@ -47,9 +47,16 @@ def product(a: Array, b: Array, rounded: Round) -> Array:
         result = _of_column(left, right, rounded)
     else:
         result = np.swapaxes(_of_column(np.swapaxes(right, -1, -2), np.swapaxes(left, -1, -2), rounded), -1, -2)
+    return of_shapes(result, a, b)
+
+
+def of_shapes(result: Array, a: Array, b: Array) -> Array:
+    """The product of a and b without the axes that vectors were given for it."""
     if b.ndim == 1:
         result = result[..., 0]
-    return result[..., 0, :] if a.ndim == 1 and b.ndim > 1 else result[..., 0] if a.ndim == 1 else result
+    if a.ndim == 1:
+        result = result[0] if b.ndim == 1 else result[..., 0, :]
+    return result
 
 
 def _short(a: Array, b: Array, rounded: Round) -> Array:
@@ -79,11 +86,18 @@ def matmul(_node: ir.Node, inputs: Inputs, rounded: Round) -> list[Array]:
 
 
 def gemm(node: ir.Node, inputs: Inputs, rounded: Round) -> list[Array]:
+    """Gemm with one row or column, or few terms."""
+    return with_bias(node, inputs, rounded, product)
+
+
+def with_bias(
+    node: ir.Node, inputs: Inputs, rounded: Round, product_of: Callable[[Array, Array, Round], Array]
+) -> list[Array]:
     """Gemm: the product is stored in half, then the third input is added."""
     a, b = _given(inputs, 2)
     a = a.T if node.attributes.get_int("transA", 0) else a
     b = b.T if node.attributes.get_int("transB", 0) else b
-    result = product(a, b, rounded) * np.float32(node.attributes.get_float("alpha", 1.0))
+    result = product_of(a, b, rounded) * np.float32(node.attributes.get_float("alpha", 1.0))
     (c,) = inputs[2:] or (None,)
     if c is None:
         return [result]

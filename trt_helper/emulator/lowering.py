@@ -17,7 +17,8 @@ import onnx
 import onnx_ir as ir
 
 from trt_helper.emulator import lowered_loops as loops
-from trt_helper.values import ReducedPrecision
+from trt_helper.emulator.accumulated import ACCUMULATED
+from trt_helper.values import Reading, ReducedPrecision
 
 OPSET = 18  # of the steps, whatever the opset of the model
 SOFTMAX_OF_ONE_AXIS = 13  # opset; before it a softmax is over all axes from one on
@@ -416,18 +417,32 @@ LOWERED: Mapping[str, Row] = {
 }
 
 
-def lowered(node: ir.Node, opset: int, reduced: ReducedPrecision | None) -> Steps | loops.Compute | None:
+def _accumulated(node: ir.Node, opset: int) -> loops.Compute | None:
+    """What computes a layer whose sums are accumulated in half."""
+    if node.op_type == "Softmax" and opset < SOFTMAX_OF_ONE_AXIS:
+        return None
+    return ACCUMULATED.get(node.op_type)
+
+
+def lowered(
+    node: ir.Node, opset: int, reduced: ReducedPrecision | None, reading: Reading = Reading.TYPICAL
+) -> Steps | loops.Compute | None:
     """How a kernel computes a layer.
 
     Args:
         node: the layer; a node with types and, where they are static, shapes.
         opset: of the model.
         reduced: the layer's precision; None for FP32.
+        reading: what kernels are taken to compute.
 
     Returns:
         The steps, with the output as the last node's; what computes them; or None for one step.
     """
-    row = LOWERED.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    if node.domain not in ("", "ai.onnx") or reading in (Reading.ONE_STEP, Reading.EXACT):
+        return None
+    if reading is Reading.WORST and reduced and (found := _accumulated(node, opset)):
+        return found
+    row = LOWERED.get(node.op_type)
     if row is None or (reduced is None and not row.in_fp32) or not row.applies(node, opset):
         return None
     if row.loop is not None:
