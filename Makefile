@@ -6,10 +6,10 @@ READY := $(VENV)/.ready
 TORCH := $(VENV)/.torch
 DEMO := build/demo
 
-.PHONY: help setup demo lint type test check bench clean
+.PHONY: help setup demo lint type test check bench gpu-check clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 setup: $(READY)  ## make the development environment in .venv
 
@@ -56,6 +56,10 @@ bench: $(READY)  ## measure speed, memory and trials against references in the s
 	$(BIN)/python benchmarks/processes.py
 	$(BIN)/python benchmarks/tuning.py --every 6
 	$(BIN)/python benchmarks/peers.py
+
+# Runs in the environment that is there, so that a machine with PyTorch for CUDA needs no network.
+gpu-check:  ## compare the emulator with a GPU, at most 8 minutes; needs PyTorch for CUDA
+	PYTHONPATH=. $(shell test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)) benchmarks/gpu.py
 
 clean:  ## remove everything that was made
 	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
