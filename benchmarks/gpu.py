@@ -14,7 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -75,7 +77,6 @@ class PlanFigures:
     emulated: dict[str, dict[str, Any]] = field(default_factory=dict)
     measured: dict[str, dict[str, Any]] = field(default_factory=dict)
     layers: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    seconds: dict[str, Any] = field(default_factory=dict)
 
 
 class OutOfTimeError(Exception):
@@ -112,10 +113,9 @@ class Measurement:
         self.compared = {
             name: layer.name for layer in self.graph.layers if layer.role is not Role.MOVEMENT for name in layer.outputs
         }
-        self.sizes = {  # of each layer the largest finite magnitude in FP32
-            layer: max(self._size(name) for name, of in self.compared.items() if of == layer)
-            for layer in self.compared.values()
-        }
+        self.sizes: dict[str, float] = {}  # of each layer the largest finite magnitude in FP32
+        for name, layer in self.compared.items():
+            self.sizes[layer] = max(self.sizes.get(layer, 0.0), self._size(name))
 
     def interpreter(self, plan: Plan, *, attention: bool = False) -> Interpreter:
         return Interpreter(render(self.graph, plan).model, self.device, attention=attention)
@@ -304,11 +304,12 @@ def timed(interpreter: Interpreter, inputs: dict[str, torch.Tensor]) -> dict[str
     """Median seconds of one inference: of a CUDA graph where one can be made, else with Python between the kernels."""
     run, how = (lambda: interpreter.run(inputs)), "eager"
     run()
-    if interpreter.device.type == "cuda":
+    if interpreter.device.type == "cuda" and not interpreter.waits:
         try:
             run, how = captured(run), "CUDA graph"
-        except RuntimeError:  # something is asked of the device on the way
-            torch.cuda.synchronize()
+        except RuntimeError as error:
+            how = f"eager, no CUDA graph: {str(error).partition(chr(10))[0][:80]}"
+            torch.cuda.set_stream(torch.cuda.default_stream())
     found = []
     for _ in range(REPEATS):
         before = time.perf_counter()
@@ -330,7 +331,8 @@ def captured(run: Callable[[], object]) -> Callable[[], object]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
-    return graph.replay
+    replay: Callable[[], object] = graph.replay
+    return replay
 
 
 def measure(subject: Subject, device: str, deadline: Deadline) -> dict[str, Any]:
@@ -363,12 +365,11 @@ def about(device: str) -> dict[str, Any]:
     import onnxruntime as ort  # noqa: PLC0415
 
     gpu = device == "cuda"
-    driver = torch.cuda.driver_version() if gpu and hasattr(torch.cuda, "driver_version") else nvidia_driver()
     return {
         "device": torch.cuda.get_device_name() if gpu else f"cpu, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "cuda": torch.version.cuda if gpu else None,
-        "driver": driver if gpu else None,
+        "driver": nvidia_driver() if gpu else None,
         "onnxruntime": ort.__version__,
         "numpy": np.__version__,
         "date": time.strftime("%Y-%m-%d"),
@@ -376,9 +377,13 @@ def about(device: str) -> dict[str, Any]:
 
 
 def nvidia_driver() -> str | None:
-    """The driver's version as Linux tells it."""
-    path = Path("/proc/driver/nvidia/version")
-    return path.read_text().splitlines()[0] if path.is_file() else None
+    """The driver's version, where the machine tells."""
+    asked = shutil.which("nvidia-smi")
+    if asked is None:
+        return None
+    command = [asked, "--query-gpu=driver_version", "--format=csv,noheader"]
+    told = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    return told[0] if told else None
 
 
 def every_model(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody calls it
 from torch import Tensor
@@ -112,8 +111,7 @@ def resize(
     if mode == "nearest":
         for axis, (size, factor) in enumerate(zip(wanted, factors, strict=True)):
             if size != x.shape[axis]:
-                places = _nearest(x.shape[axis], size, factor, place, node.get("nearest_mode", "round_prefer_floor"))
-                x = x.index_select(axis, torch.from_numpy(places).to(x.device))
+                x = _nearest(x, axis, size, factor, place, node.get("nearest_mode", "round_prefer_floor"))
         return x
     if mode != "linear" or place not in ("half_pixel", "pytorch_half_pixel", "align_corners") or x.dim() not in (3, 4):
         raise NotCoveredError(f"operator Resize, {mode} {place} in {x.dim() - 2} dimensions")
@@ -121,19 +119,19 @@ def resize(
     return F.interpolate(x, wanted[2:], mode=name, align_corners=place == "align_corners")
 
 
-def _nearest(old: int, new: int, scale: float, place: str, rounding: str) -> np.ndarray:
-    """Which of the `old` elements of an axis each of the `new` ones is."""
-    at = np.arange(new)
+def _nearest(x: Tensor, axis: int, new: int, scale: float, place: str, rounding: str) -> Tensor:
+    """`x` with `new` elements on an axis, each the nearest one."""
     if place not in ("asymmetric", "half_pixel"):
         raise NotCoveredError(f"operator Resize, nearest {place}")
+    at = torch.arange(new, device=x.device, dtype=torch.float64)
     where = at / scale if place == "asymmetric" else (at + 0.5) / scale - 0.5
     rounded = {
-        "floor": np.floor,
-        "ceil": np.ceil,
-        "round_prefer_floor": lambda p: np.ceil(p - 0.5),
-        "round_prefer_ceil": lambda p: np.floor(p + 0.5),
-    }[rounding](where)
-    return np.clip(rounded, 0, old - 1).astype(np.int64)
+        "floor": where.floor(),
+        "ceil": where.ceil(),
+        "round_prefer_floor": (where - 0.5).ceil(),
+        "round_prefer_ceil": (where + 0.5).floor(),
+    }[rounding]
+    return x.index_select(axis, rounded.clamp(0, x.shape[axis] - 1).long())
 
 
 def layer_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -46,11 +46,13 @@ class Interpreter:
     Attributes:
         fused: the nodes that fused attention replaced; their tensors are not computed.
         widened: the nodes that PyTorch has no half kernel for here. They ran in FP32 and were rounded once.
+        waits: whether the host and the device exchanged values during a run, such as a shape that is computed.
     """
 
     def __init__(self, model: ir.Model, device: str, *, attention: bool = False) -> None:
         self.device = torch.device(device)
         self.widened: set[str] = set()
+        self.waits = False
         self._arrays: dict[str, np.ndarray] = {}
         self._body = self._read(model.graph)
         unknown = sorted({node.op for node in _every_node(self._body)} - OPERATORS.keys() - {"If", "Loop"})
@@ -130,6 +132,7 @@ class Interpreter:
 
         def read(name: str) -> Tensor:
             if name in values:
+                self.waits |= not on_host and values[name].device.type != self.device.type
                 return values[name] if on_host else values[name].to(self.device)
             return weights[name] if name in weights else self._weights[name]
 
@@ -139,7 +142,10 @@ class Interpreter:
         ]
 
     def _as_numbers(self, name: str, values: Mapping[str, Tensor]) -> Any:
-        return values[name].tolist() if name in values else self._numbers[name]
+        if name not in values:
+            return self._numbers[name]
+        self.waits |= values[name].device.type != "cpu"
+        return values[name].tolist()
 
     def _run_body(self, body: Body, outer: Mapping[str, Tensor], given: Sequence[Tensor] = ()) -> list[Tensor]:
         values = {**outer, **dict(zip(body.inputs, given, strict=True))}
@@ -156,7 +162,9 @@ class Interpreter:
         while (count is None or turn < count) and condition is not False:
             told = [torch.tensor(turn), torch.tensor(True)]
             found = self._run_body(body, values, [*told, *carried])
-            condition = bool(found[0]) if node.inputs[1] else condition
+            if node.inputs[1]:
+                self.waits |= found[0].device.type != "cpu"
+                condition = bool(found[0])
             carried, turn = found[1 : 1 + len(carried)], turn + 1
             for kept, tensor in zip(collected, found[1 + len(carried) :], strict=True):
                 kept.append(tensor)

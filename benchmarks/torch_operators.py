@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody calls it
 from torch import Tensor
@@ -160,12 +159,12 @@ def _slice(
 ) -> Tensor:
     starts, ends = starts or node.get("starts"), ends or node.get("ends")
     axes = axes or node.get("axes") or list(range(len(starts)))
-    for axis, start, end, step in zip(axes, starts, ends, steps or [1] * len(starts), strict=True):
-        picked = range(*slice(start, end, step).indices(x.shape[axis]))
+    for axis, *bounds in zip(axes, starts, ends, steps or [1] * len(starts), strict=True):
+        start, stop, step = slice(*bounds).indices(x.shape[axis])
         if step > 0:
-            x = x[(slice(None),) * (axis % x.dim()) + (slice(picked.start, max(picked.start, picked.stop), step),)]
+            x = x[(slice(None),) * (axis % x.dim()) + (slice(start, max(start, stop), step),)]
         else:
-            x = x.index_select(axis, torch.tensor(list(picked), dtype=torch.int64, device=x.device))
+            x = x.index_select(axis, torch.arange(start, min(start, stop), step, device=x.device))
     return x
 
 
@@ -206,8 +205,10 @@ def _pad(
         raise NotCoveredError(f"operator Pad, mode {mode}")
     for axis in padded:
         before, after = amounts[axis]
-        places = np.pad(np.arange(x.shape[axis]), (before, after), mode)  # type: ignore[call-overload]
-        x = x.index_select(axis, torch.from_numpy(places).to(x.device))
+        last = x.shape[axis] - 1
+        places = torch.arange(-before, last + 1 + after, device=x.device)
+        places = last - (last - places.abs()).abs() if mode == "reflect" else places.clamp(0, last)
+        x = x.index_select(axis, places)
     return x
 
 
