@@ -51,7 +51,7 @@ MADE = (
     "bert_base",
 )
 SMALL_ZOO = ("clean_attention", "variance_by_moments")
-SMALL_MADE = ("lstm_tagger", "bert_base")
+SMALL_MADE = ("bert_base",)
 SMALL_SCALE = 0.1
 MOST_SAMPLES = 4
 SEARCH = 60  # seconds that a search may take; then the best plan so far is taken
