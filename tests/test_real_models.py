@@ -60,7 +60,7 @@ def test_the_emulator_says_what_the_typed_file_computes(tmp_path, name, pinned):
     model_case = real(name)
     plan = Plan() if pinned == "nothing" else Plan.of(model_case.graph.candidates[::3])
     expected = run_with_pairs(model_case.write(plan, tmp_path), model_case.feed)
-    found = model_case.emulator.run(plan, model_case.feed)
+    found = model_case.one_step.run(plan, model_case.feed)
     assert list(found) == list(expected)
     for output, array in expected.items():
         np.testing.assert_array_equal(found[output], array, err_msg=output)

@@ -71,6 +71,10 @@ class Reading(Enum):
     WORST = "worst"  # as typical, and products and sums are accumulated in half
 
 
+READINGS = (Reading.TYPICAL, Reading.EXACT, Reading.WORST)
+"""The readings that an answer is judged by."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The layers that stay in FP32, and those that compute in BF16. Everything else is FP16."""
@@ -140,6 +144,11 @@ class Tolerance:
     def of(self, output: TensorName) -> tuple[float, float]:
         """(atol, rtol) for this output."""
         return self.per_output.get(output, (self.atol, self.rtol))
+
+    def times(self, factor: float) -> Tolerance:
+        """The tolerance with every allowed error multiplied by `factor`."""
+        per_output = {name: (factor * atol, factor * rtol) for name, (atol, rtol) in self.per_output.items()}
+        return Tolerance(factor * self.atol, factor * self.rtol, self.stat, per_output)
 
 
 @dataclass(frozen=True, slots=True)

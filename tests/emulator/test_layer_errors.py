@@ -208,7 +208,6 @@ def test_a_layer_rounds_inside_if_its_weights_are_no_halves_or_its_kernel_takes_
     assert model_case("shared_initializer").one_step.rounds_inside("one")
     assert not model_case("all_half").one_step.rounds_inside("product")
     assert not model_case("residual").emulator.rounds_inside("join")
-    assert model_case("mixed_softmax").emulator.rounds_inside("softmax")
 
 
 def test_an_injection_that_changes_one_element_of_many_is_followed(tmp_path):

@@ -17,7 +17,7 @@ from trt_helper.inputs.samples import RANDOM_WARNING, Sample
 from trt_helper.inputs.shapes import parse_shapes, samples_in
 from trt_helper.onnx_model.graph import Graph, load_graph
 from trt_helper.system.array_store import ArrayStore
-from trt_helper.values import Plan, Rewrite, Statistic, Tolerance
+from trt_helper.values import Plan, Reading, Rewrite, Statistic, Tolerance
 
 if TYPE_CHECKING:
     from trt_helper.search.oracle import OracleFactory
@@ -136,6 +136,7 @@ def judging(
     graph: Graph,
     samples: Sequence[Sample],
     tactics: tuple[Mapping[str, Any], ...] = (),
+    readings: Sequence[Reading] = (Reading.TYPICAL,),
 ) -> Iterator[tuple[str, OracleFactory | None]]:
     """The name of the runner, and what makes its oracle, here or on the cluster of `--ray`; None for the emulator.
 
@@ -154,7 +155,7 @@ def judging(
         from trt_helper.runners.ray_cluster import Cluster
     except ImportError as error:
         raise MachineError(f"--ray needs Ray: {error}", fix="pip install 'trt-helper[ray]'") from error
-    with Cluster(ray, make, gpus=int(not emulates)) as cluster:
+    with Cluster(ray, make, gpus=int(not emulates), readings=readings) as cluster:
         yield name, cluster.oracle
 
 

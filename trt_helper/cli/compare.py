@@ -12,7 +12,7 @@ from trt_helper.cli import options
 if TYPE_CHECKING:
     from trt_helper.inputs.samples import Sample
     from trt_helper.onnx_model.graph import Graph
-    from trt_helper.values import LayerReport, Plan, TensorError, Tolerance
+    from trt_helper.values import LayerReport, Plan, Reading, TensorError, Tolerance
 
 
 def run(
@@ -34,6 +34,7 @@ def run(
     check_error_stat: options.Stat = None,
     shapes: options.Shapes = None,
     reference: options.Reference = None,
+    kernels: options.Kernels = "typical",
     rows: Annotated[int, typer.Option("--rows", min=1, help="Layers to show; --json has all.")] = 40,
     record: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Write the run record.", show_default=False)
@@ -51,6 +52,7 @@ def run(
     from trt_helper.cli.console import show, show_json
     from trt_helper.report.record import compared_json, write_record
     from trt_helper.system.files import require_writable
+    from trt_helper.values import Reading
 
     plan_file, path = common.open_config(config, model)
     if record:
@@ -59,7 +61,7 @@ def run(
     tolerance = common.tolerance(graph, atol, rtol, check_error_stat, plan_file.tolerance)
     samples = common.open_samples(graph, inputs, data_loader_script, shapes)
     original = common.open_reference(graph, reference)
-    errors, reports = _measure(graph, plan, samples, tolerance, original)
+    errors, reports = _measure(graph, plan, samples, tolerance, original, Reading(kernels))
     passed = all(error.passes(tolerance) for outputs in errors for error in outputs)
     sources = [sample.source for sample in samples]
     result = compared_json(graph, plan, tolerance, list(zip(sources, errors, strict=True)), reports)
@@ -73,7 +75,7 @@ def run(
 
 
 def _measure(
-    graph: Graph, plan: Plan, samples: list[Sample], tolerance: Tolerance, original: Graph
+    graph: Graph, plan: Plan, samples: list[Sample], tolerance: Tolerance, original: Graph, reading: Reading
 ) -> tuple[list[tuple[TensorError, ...]], tuple[LayerReport, ...]]:
     """The errors of every output of every sample against `original`, and of every layer."""
     from trt_helper.cli.console import progress
@@ -82,7 +84,7 @@ def _measure(
     from trt_helper.emulator.layer_errors import measure_layers
     from trt_helper.inputs.references import references
 
-    emulator = Emulator(graph)
+    emulator = Emulator(graph, reading=reading)
     with progress() as report:
         expected = references(original, samples)
         errors = []

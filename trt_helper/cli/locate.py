@@ -67,6 +67,13 @@ def run(
     ] = None,
     runner: options.Runner = "auto",
     repeats: options.Repeats = 2,
+    kernels: options.Kernels = "typical",
+    robust: Annotated[
+        bool, typer.Option("--robust", help="Find a plan that passes with typical, exact and worst kernels alike.")
+    ] = False,
+    margin: Annotated[
+        float, typer.Option(metavar="F", help="The part of the tolerance that the plan may use, 0.5 for half.")
+    ] = 1.0,
     ray: options.Ray = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -81,10 +88,13 @@ def run(
     from trt_helper.search.saved import SavedSearch
     from trt_helper.system.array_store import ArrayStore
     from trt_helper.system.files import make_folder_of, require_writable
+    from trt_helper.values import READINGS, Reading
 
     kinds = _kinds(rewrites)
     if (metric is None) != (metric_threshold is None):
         raise typer.BadParameter("--metric and --metric-threshold go together")
+    _require_emulated(runner, kernels, robust=robust)
+    _require_margin(margin, metric)
     run_record = record or record_path(output)
     for target in (output, run_record):
         require_writable(target, keep=(model, *(inputs or ())))
@@ -97,8 +107,13 @@ def run(
     store = ArrayStore.within(memory_limit << 20 if memory_limit else None, output.absolute().parent, on_file=warn)
     samples = common.open_samples(graph, inputs, data_loader_script, shapes, store)
     judged_by = load_metric(metric, metric_threshold) if metric and metric_threshold is not None else None
-    provenance = _provenance(inputs, data_loader_script, shapes, tolerance, output)
-    with common.judging(runner, repeats, ray, graph, samples, base.exclude_tactics) as (runner_name, oracle):
+    provenance = {
+        **_provenance(inputs, data_loader_script, shapes, tolerance, output),
+        **_judged_with(kernels, robust=robust, margin=margin),
+    }
+    readings = READINGS if robust else (Reading(kernels),)
+    tactics = base.exclude_tactics
+    with common.judging(runner, repeats, ray, graph, samples, tactics, readings) as (runner_name, oracle):
         if runner_name != "emulate":
             provenance["runner"] = runner
         with _saved_plan_is_named(), progress() as report:
@@ -109,10 +124,13 @@ def run(
                 rewrites=kinds,
                 metric=judged_by,
                 budget=Budget(max_trials, max_pins, time_limit),
-                saved=SavedSearch(output, provenance, base.exclude_tactics),
+                saved=SavedSearch(output, provenance, tactics),
                 every_layer=as_json or record is not None,
                 oracle=oracle,
                 runner=runner_name,
+                kernels=Reading(kernels),
+                robust=robust,
+                margin=margin,
                 store=store,
                 on_event=_Bar(report).show,
                 on_warning=warn,
@@ -124,15 +142,30 @@ def run(
     if as_json:
         show_json(result)
     else:
-        show(tables.before_after(located))
-        if located.without_rewrite or located.plan.bf16:
-            show("", tables.rewrites(located))
-        if located.plan.fp32:
-            show("", tables.pins(located))
-        if located.intermediate_errors:
-            show("", tables.intermediate_errors(located.intermediate_errors, 20))
-        show("", tables.summary(located, output, run_record))
+        show(*tables.located(located, output, run_record))
     raise typer.Exit(_status(located.after))
+
+
+def _require_emulated(runner: str, kernels: str, *, robust: bool) -> None:
+    if runner not in ("auto", "emulate") and (robust or kernels != "typical"):
+        raise typer.BadParameter(f"--kernels and --robust are about emulated FP16; --runner {runner} runs real kernels")
+    if robust and kernels != "typical":
+        raise typer.BadParameter("--robust judges by all of --kernels; leave that out")
+
+
+def _require_margin(margin: float, metric: str | None) -> None:
+    if not 0 < margin <= 1:
+        raise typer.BadParameter(f"--margin {margin:g}: a part of the tolerance is above 0 and at most 1")
+    if margin < 1 and metric:
+        raise typer.BadParameter("--margin is a part of the tolerance; with a metric raise --metric-threshold instead")
+
+
+def _judged_with(kernels: str, *, robust: bool, margin: float) -> dict[str, Any]:
+    """What else verdicts depend on, for `gate` and for a search that is resumed."""
+    return {
+        **({"judged-with": "robust" if robust else kernels} if robust or kernels != "typical" else {}),
+        **({"margin": margin} if margin < 1 else {}),
+    }
 
 
 def _kinds(rewrites: str) -> frozenset[str]:

@@ -79,6 +79,12 @@ Runner = Annotated[
     Literal["auto", "emulate", "cuda", "tensorrt", "tensorrt-rtx"],
     typer.Option(help="Where FP16 figures come from. auto: emulate."),
 ]
+Kernels = Annotated[
+    Literal["typical", "exact", "worst"],
+    typer.Option(
+        help="What kernels compute in FP16, where it is emulated: as read from TensorRT-RTX, or better, or worse."
+    ),
+]
 Repeats = Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each plan on a GPU; they have to agree.")]
 Ray = Annotated[
     str | None,

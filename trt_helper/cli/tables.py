@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from trt_helper.format.text import batch_text, cell, figure, plain, rate, table
 from trt_helper.onnx_model.graph import Graph
 from trt_helper.search.located import Located
 from trt_helper.system.machine import Ability
-from trt_helper.values import IntermediateError, LayerReport, TensorError, Tolerance, Trial
+from trt_helper.values import IntermediateError, LayerReport, TensorError, Tolerance, Trial, Verdict
 
 LONGEST_PROOF = 400
 UNPROVEN = {
@@ -23,6 +23,18 @@ UNPROVEN = {
     "gone": "not provable for {}, because {}: folded, or moved without arithmetic",
     "unknown": "not provable for {}, because {}",
 }
+
+
+def located(answer: Located, output: Path, record: Path) -> Iterator[Table | str]:
+    """All that `locate` shows."""
+    yield before_after(answer)
+    if answer.without_rewrite or answer.plan.bf16:
+        yield from ("", rewrites(answer))
+    if answer.plan.fp32:
+        yield from ("", pins(answer))
+    if answer.intermediate_errors:
+        yield from ("", intermediate_errors(answer.intermediate_errors, 20))
+    yield from ("", summary(answer, output, record))
 
 
 def before_after(located: Located) -> Table:
@@ -177,14 +189,36 @@ def summary(located: Located, output: Path, record: Path) -> str:
     )
     said = f"FP16 is accurate{cured}: no layer needs FP32" if not count else f"{count} of {of} layers stay in FP32"
     held = f", {len(located.held_out)} of them held out of the search" if located.held_out else ""
+    kernels = _kernels(located)
     judged = "emulated FP16" if located.runner == "emulate" else f"judged by {located.runner}"
     return (
         f"{said} ({located.because}).\n"
         f"{len(located.samples)} samples{held}; {len(located.trials)} trials, {located.inferences} inferences,"
         f" {located.seconds:.1f} s, {judged}.\n"
+        f"{kernels}"
         f"Plan written to {output}, how it was found to {record}.\n"
         f"Next: trt-helper report {record}; trt-helper convert --config {output}"
     )
+
+
+NEAR = 0.6  # of the tolerance; other kernels, or another order of sums, may be beyond it
+
+
+def _kernels(located: Located) -> str:
+    """Whether the answer holds on other kernels, and how much of the tolerance it uses."""
+    if not located.by_reading:
+        return ""
+    ratios = ", ".join(f"{reading.value} {figure(trial.error_ratio)}" for reading, trial in located.by_reading.items())
+    said = [f"Of what is allowed, with kernels as read from TensorRT-RTX, better, worse: {ratios}."]
+    if located.pins_by_one is not None:
+        said.append(f"{located.pins_by_one} pins are enough with typical kernels; {len(located.plan)} hold with each.")
+    after = located.after.verdict is Verdict.PASS
+    failed = [reading.value for reading, trial in located.by_reading.items() if trial.verdict is not Verdict.PASS]
+    if after and failed:
+        said.append(f"It fails with {' and '.join(failed)} kernels: locate --robust finds a plan that does not.")
+    elif after and not located.metric and located.after.error_ratio > NEAR:
+        said.append("That is near the edge: another kernel may be beyond it; locate --margin 0.5 leaves room.")
+    return "\n".join(said) + "\n"
 
 
 def measured(found: Iterable[Measured]) -> Table:

@@ -11,13 +11,20 @@ from typing import Any
 
 from trt_helper.config.plan_file import Config
 from trt_helper.system.files import tidy
-from trt_helper.values import LayerName
+from trt_helper.values import READINGS, LayerName, Reading
 
 
 def given_shapes(config: Config) -> tuple[str, ...]:
     """The values of --shapes that `locate` ran with."""
     shapes = config.evidence.get("given-shapes")
     return tuple(map(str, shapes)) if isinstance(shapes, list) else ()
+
+
+def recorded_reading(config: Config) -> Reading:
+    """What `locate` took kernels to compute; for a plan that passes by every reading, the least exact one."""
+    name = config.evidence.get("judged-with")
+    named = Reading.WORST.value if name == "robust" else name
+    return next((reading for reading in READINGS if reading.value == named), Reading.TYPICAL)
 
 
 def recorded_inputs(config: Config) -> tuple[Path, ...]:

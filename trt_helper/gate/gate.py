@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from trt_helper.builder.settings import BuildSettings
-from trt_helper.config.evidence import given_shapes, recorded_additions, recorded_guards, recorded_inputs, recorded_pins
+from trt_helper.config.evidence import (
+    given_shapes,
+    recorded_additions,
+    recorded_guards,
+    recorded_inputs,
+    recorded_pins,
+    recorded_reading,
+)
 from trt_helper.config.plan_file import Config, model_path, pin_lines, read_config, tolerance_yaml
 from trt_helper.errors import ConfigError, InputError, MachineError, TrtHelperError, nearest
 from trt_helper.gate import baseline as base
@@ -167,7 +174,7 @@ def _run_plan(graph: Graph, config: Config, criteria: Criteria, runner: Runner |
     """Run the plan on every sample: emulated without a runner, else as `convert` builds it."""
     plan = graph.plan(config.fp32_layers, config.bf16_layers)
     if runner is None:
-        return EmulatedPlanRun(graph, plan, criteria)
+        return EmulatedPlanRun(graph, plan, criteria, recorded_reading(config))
     settings = BuildSettings(tensorrt=runner.name == "tensorrt", exclude_tactics=config.exclude_tactics)
     oracle = RunnerOracle(
         graph,

@@ -19,7 +19,7 @@ from trt_helper.inputs.metric import Metric
 from trt_helper.onnx_model.graph import Graph
 from trt_helper.runners.oracle import RunnerOracle
 from trt_helper.search.oracle import Criteria, EmulatedOracle
-from trt_helper.values import Array, LayerName, PerSample, Plan, Tensors, Trial, Verdict
+from trt_helper.values import Array, LayerName, PerSample, Plan, Reading, Tensors, Trial, Verdict
 
 
 class PlanRun(Protocol):
@@ -53,15 +53,15 @@ class PlanRun(Protocol):
 
 
 class EmulatedPlanRun:
-    """A plan run on the emulator."""
+    """A plan run on the emulator, by one reading of what kernels compute."""
 
-    def __init__(self, graph: Graph, plan: Plan, criteria: Criteria) -> None:
+    def __init__(self, graph: Graph, plan: Plan, criteria: Criteria, reading: Reading = Reading.TYPICAL) -> None:
         self.graph, self.plan, self.criteria = graph, plan, criteria
         self.pins = graph.in_order(plan.kept)
         self.overflow: dict[LayerName, int] = {}
         self.outputs: Sequence[Tensors] = ()
         self.per_sample: PerSample = ()
-        self._emulator = Emulator(graph)
+        self._emulator = Emulator(graph, reading=reading)
         self.trial = self._run()
 
     def _run(self) -> Trial:

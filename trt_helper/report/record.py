@@ -82,6 +82,14 @@ def located_json(located: Located) -> Json:
         "excess": {"before": number(located.before.error_ratio), "after": number(located.after.error_ratio)},
         "not_computed": {"before": located.before.why, "after": located.after.why},
         "because": located.because,
+        "kernels": {
+            "verdicts": {reading.value: trial.verdict.value for reading, trial in located.by_reading.items()},
+            "excess": {reading.value: number(trial.error_ratio) for reading, trial in located.by_reading.items()},
+            "pins": {"typical": located.pins_by_one, "robust": len(located.plan)}
+            if located.pins_by_one is not None
+            else None,
+            "margin": located.margin,
+        },
         "share": share_json(located.graph, located.plan, located.estimate),
         "per_sample": _per_sample_json(located),
         "search": list(_search_json(located)),

@@ -30,7 +30,7 @@ from trt_helper.onnx_model.load import Model
 from trt_helper.search.oracle import Criteria, Judgement, Oracle, OracleFactory, emulated
 from trt_helper.search.strategy import Speculative, no_plans
 from trt_helper.system.versions import versions
-from trt_helper.values import Array, IntermediateError, Plan, Rewrite, Trial, Verdict
+from trt_helper.values import Array, IntermediateError, Plan, Reading, Rewrite, Trial, Verdict
 
 RETRIES = 3  # times that a trial is begun again after its worker was lost
 LARGE = 1 << 10  # bytes; larger weights travel beside the model, and every worker of a machine reads the same copy
@@ -47,15 +47,24 @@ class Cluster:
             program that is connected already that connection is used, and left open.
         make: makes the oracle, on the workers; None for the emulator.
         gpus: the number of GPUs that each trial needs.
+        readings: what kernels are taken to compute, for the emulator.
 
     Raises:
         MachineError: on entering, where there is no such cluster, or where it has too few GPUs.
     """
 
-    def __init__(self, address: str = "auto", make: OracleFactory | None = None, *, gpus: int = 0) -> None:
+    def __init__(
+        self,
+        address: str = "auto",
+        make: OracleFactory | None = None,
+        *,
+        gpus: int = 0,
+        readings: Sequence[Reading] = (Reading.TYPICAL,),
+    ) -> None:
         self._address = address
         self._make = make
         self._gpus = gpus
+        self._readings = tuple(readings)
         self._ours = False
         self._running: dict[Key, ray.ObjectRef] = {}
 
@@ -80,7 +89,7 @@ class Cluster:
         """Make the oracle of a graph: the `oracle` of `locate`."""
         cpus = 1 if self._make else min(len(criteria.samples), self._smallest_machine())
         slots = int(self._total("GPU") // self._gpus if self._gpus else self._total("CPU") // cpus)
-        make = self._make or partial(emulated, threads=cpus)
+        make = self._make or partial(emulated, threads=cpus, readings=self._readings)
         job = ray.put(_Job(_packed(graph), make, criteria, versions()))
         needs = {"num_cpus": cpus, "num_gpus": self._gpus, "max_retries": RETRIES, "max_calls": 0}
         task = ray.remote(**needs)(_judge)

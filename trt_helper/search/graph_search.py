@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -15,11 +15,20 @@ from trt_helper.search.budget import UNLIMITED, Budget
 from trt_helper.search.journal import Journal
 from trt_helper.search.judge import PlanJudge
 from trt_helper.search.located import CurvePoint, Located
-from trt_helper.search.oracle import Criteria, EmulatedOracle, Oracle, OracleFactory, control_error, median_warnings
+from trt_helper.search.oracle import (
+    Criteria,
+    EmulatedOracle,
+    Oracle,
+    OracleFactory,
+    RobustOracle,
+    control_error,
+    emulated,
+    median_warnings,
+)
 from trt_helper.search.predictor import ErrorPredictor
 from trt_helper.search.strategy import Prediction, Stop, Strategy, Try, drive, smallest
 from trt_helper.system.array_store import ArrayStore
-from trt_helper.values import IntermediateError, LayerReport, Plan, Trial, Verdict
+from trt_helper.values import IntermediateError, LayerReport, Plan, Reading, Trial, Verdict
 
 Event = Try | Trial | Stop
 CURVE_STEPS = 64  # sizes of plans that the curve shows, besides those that were tried
@@ -59,6 +68,7 @@ class SearchTask:
         listener: who follows the search.
         oracle: makes the oracle of a graph; None for the emulator.
         runner: what the oracle computes with: 'emulate', or the name of a runner.
+        readings: what kernels are taken to compute, where plans are emulated; a plan has to pass by each.
         budget: where to stop.
         every_layer: measure the errors of every layer also when none is pinned.
         store: where large arrays are kept; None for a new one.
@@ -70,10 +80,15 @@ class SearchTask:
     listener: Listener
     oracle: OracleFactory | None = None
     runner: str = "emulate"
+    readings: Sequence[Reading] = (Reading.TYPICAL,)
     budget: Budget = UNLIMITED
     every_layer: bool = True
     store: ArrayStore | None = None
     started: float = field(default_factory=time.monotonic)
+
+    def make_oracle(self, graph: Graph, criteria: Criteria) -> Oracle:
+        """Make an oracle of its own for a graph."""
+        return self.oracle(graph, criteria) if self.oracle else emulated(graph, criteria, readings=self.readings)
 
 
 def search_graph(graph: Graph, task: SearchTask) -> Located:
@@ -84,9 +99,12 @@ def search_graph(graph: Graph, task: SearchTask) -> Located:
         DisagreementError: repeats of that plan disagree.
     """
     criteria, listener = task.criteria, task.listener
-    emulator = Emulator(graph, task.store)
-    emulated = EmulatedOracle(emulator, criteria)
-    oracle: Oracle = task.oracle(graph, criteria) if task.oracle else emulated
+    emulators = [Emulator(graph, task.store, reading) for reading in task.readings]
+    oracles = [EmulatedOracle(one, criteria) for one in emulators]
+    emulator, alone = emulators[-1], oracles[0]  # the last reading is the least exact: it predicts
+    oracle: Oracle = alone if len(oracles) == 1 else RobustOracle(oracles)
+    if task.oracle:
+        oracle = task.oracle(graph, criteria)
     judge = PlanJudge(graph, oracle, criteria, task.journal, listener.warn, one_sample_first=task.runner == "emulate")
     predictor = ErrorPredictor(emulator, criteria, judge, listener.warn, partial(_progress, task), listener.note)
     stop = _run(smallest(graph.candidates, predictor.predict), graph, judge, task)
@@ -99,7 +117,7 @@ def search_graph(graph: Graph, task: SearchTask) -> Located:
     after = judge.on_every_sample(plan)
     before = judge.on_every_sample(Plan())
     failed_on_runner = task.runner != "emulate" and before.verdict is Verdict.FAIL
-    checked = emulated.judge(Plan(), criteria.every_sample) if failed_on_runner else None
+    checked = alone.judge(Plan(), criteria.every_sample) if failed_on_runner else None
     _warn(judge, after, task, only_on_runner=checked is not None and checked.trial.verdict is Verdict.PASS)
     shapes = predictor.shapes()
     per_sample = {"before": judge.per_sample(Plan()), "after": judge.per_sample(plan)}

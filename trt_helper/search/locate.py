@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
@@ -17,10 +18,11 @@ from trt_helper.search.graph_search import Event, Listener, SearchTask, search_g
 from trt_helper.search.journal import Journal
 from trt_helper.search.located import Located
 from trt_helper.search.oracle import Criteria, OracleFactory
+from trt_helper.search.readings import by_readings
 from trt_helper.search.saved import SavedSearch
 from trt_helper.search.with_rewrites import search_with_rewrites
 from trt_helper.system.array_store import ArrayStore
-from trt_helper.values import Tensors, Tolerance, Trial
+from trt_helper.values import READINGS, Plan, Reading, Tensors, Tolerance, Trial
 
 ONLY_PINS = frozenset(("pins",))
 
@@ -38,6 +40,9 @@ def locate(
     references: Sequence[Tensors] | None = None,
     oracle: OracleFactory | None = None,
     runner: str = "emulate",
+    kernels: Reading = Reading.TYPICAL,
+    robust: bool = False,
+    margin: float = 1.0,
     store: ArrayStore | None = None,
     on_event: Callable[[Event], None] = lambda _event: None,
     on_warning: Callable[[str], None] = lambda _text: None,
@@ -61,6 +66,9 @@ def locate(
         references: the FP32 outputs of each sample, where they are known.
         oracle: makes what judges in place of the emulator (`runners.oracle`, `runners.ray_cluster`).
         runner: what that oracle computes with.
+        kernels: what kernels are taken to compute in half precision, where plans are emulated.
+        robust: find a plan that passes by every reading of what kernels compute.
+        margin: the part of the tolerance that the plan may use, above 0 and at most 1; not with a metric.
         store: where large arrays are kept.
         on_event: called with each decision (Try), each trial, and the end (Stop).
         on_warning: called with each warning when it is known; the result has all of them.
@@ -73,6 +81,7 @@ def locate(
         TrtHelperError: what an oracle, a metric or the disk raises.
     """
     started = time.monotonic()
+    allowed = tolerance if margin == 1 else tolerance.times(margin)
 
     def listen(searched: Graph, event: Event) -> None:
         if saved and isinstance(event, Trial):
@@ -85,17 +94,60 @@ def locate(
             on_warning(f"going on with an interrupted search: {journal.verdicts} trials are known")
         on_progress("FP32 reference", 0, 1)
         expected = reference_outputs(graph, samples, store) if references is None else references
-        criteria = Criteria(samples, expected, tolerance, metric)
+        criteria = Criteria(samples, expected, allowed, metric)
         listener = Listener(listen, on_warning, on_progress, on_note)
-        task = SearchTask(criteria, journal, listener, oracle, runner, budget, every_layer, store, started)
-        only_pins = set(rewrites) == ONLY_PINS
-        located = search_graph(graph, task) if only_pins else search_with_rewrites(graph, task, rewrites)
+        readings = READINGS if robust else (kernels,)
+        task = SearchTask(criteria, journal, listener, oracle, runner, readings, budget, every_layer, store, started)
+
+        def search(task: SearchTask) -> Located:
+            if set(rewrites) == ONLY_PINS:
+                return search_graph(graph, task)
+            return search_with_rewrites(graph, task, rewrites)
+
+        whole = replace(criteria, tolerance=tolerance)
+        passes = len(samples) if references is None else 0
+        by_one = None
+        if robust:
+            by_one = search(replace(task, journal=Journal(), readings=(kernels,), every_layer=False))
+            passes += by_one.inferences
+        located = search(task)
+        if margin < 1:
+            located, judged = _by_the_whole_tolerance(located, task, whole, margin)
+            passes += judged
+        left = math.inf if budget.seconds is None else budget.seconds - (time.monotonic() - started)
+        known = {kernels: located.after} if runner == "emulate" and not robust else {}
+        by_reading, judged = by_readings(located.graph, located.after, whole, known, store, left, on_progress)
         located = replace(
             located,
-            inferences=located.inferences + (len(samples) if references is None else 0),
+            inferences=located.inferences + passes + judged,
             seconds=time.monotonic() - started,
             estimate=estimate(located.graph, located.plan, located.shapes),
+            by_reading=by_reading,
+            pins_by_one=len(by_one.plan) if by_one else None,
         )
         if saved:
             saved.finish(located, journal)
         return located
+
+
+def _by_the_whole_tolerance(
+    located: Located, task: SearchTask, criteria: Criteria, margin: float
+) -> tuple[Located, int]:
+    """The answer of a search within a part of the tolerance, judged by all of it; and the forward passes."""
+    oracle, samples = task.make_oracle(located.graph, criteria), criteria.every_sample
+    before, after = (oracle.judge(plan, samples) for plan in (Plan(), located.plan))
+
+    judged = replace(
+        located,
+        tolerance=criteria.tolerance,
+        margin=margin,
+        before=before.trial,
+        after=after.trial,
+        per_sample={"before": before.per_sample, "after": after.per_sample},
+        trials=tuple(replace(trial, error_ratio=margin * trial.error_ratio) for trial in located.trials),
+        curve=tuple(
+            replace(p, predicted=margin * p.predicted, measured=None if p.measured is None else margin * p.measured)
+            for p in located.curve
+        ),
+    )
+    return judged, before.inferences + after.inferences

@@ -19,6 +19,7 @@ from trt_helper.values import (
     LayerReport,
     PerSample,
     Plan,
+    Reading,
     Rewrite,
     TensorError,
     Tolerance,
@@ -70,6 +71,10 @@ class Located:
         estimate: what the plan costs, for the first sample; None before the search has ended.
         runner: what judged the trials: 'emulate', or the name of a runner.
         intermediate_errors: errors of tensors between the kernels of an engine without pins; they decide nothing.
+        by_reading: the trial of the answer by each reading of what kernels compute, on the sample that decides; one
+            for which there was no time is missing.
+        pins_by_one: with several readings, the number of pins that are enough by the first alone; else None.
+        margin: the part of the tolerance that the search was allowed.
     """
 
     graph: Graph
@@ -94,6 +99,9 @@ class Located:
     estimate: Estimate | None = None
     runner: str = "emulate"
     intermediate_errors: tuple[IntermediateError, ...] = ()
+    by_reading: Mapping[Reading, Trial] = field(default_factory=dict)
+    pins_by_one: int | None = None
+    margin: float = 1.0
 
     @property
     def pins(self) -> tuple[LayerName, ...]:
@@ -129,7 +137,16 @@ def evidence(located: Located) -> dict[str, Any]:
         "before": {error.name: _statistics(error) for error in located.before.outputs},
         "after": {error.name: _statistics(error) for error in located.after.outputs},
         "layers": {pin.name: _pin_evidence(located, pin) for pin in located.pinned_layers},
+        **({"kernels": readings_json(located)} if located.by_reading else {}),
         "versions": versions(),
+    }
+
+
+def readings_json(located: Located) -> dict[str, Any]:
+    """The error of the answer by each reading, as a multiple of what is allowed."""
+    return {
+        reading.value: _four_digits(trial.error_ratio) if math.isfinite(trial.error_ratio) else "not finite"
+        for reading, trial in located.by_reading.items()
     }
 
 

@@ -25,6 +25,7 @@ from trt_helper.values import (
     IntermediateError,
     PerSample,
     Plan,
+    Reading,
     TensorError,
     Tensors,
     Tolerance,
@@ -163,9 +164,44 @@ class EmulatedOracle:
         return ()
 
 
-def emulated(graph: Graph, criteria: Criteria, threads: int | None = None) -> EmulatedOracle:
-    """Make an oracle with an emulator of its own."""
-    return EmulatedOracle(Emulator(graph), criteria, threads)
+class RobustOracle:
+    """Judges plans by several readings of what kernels compute: a plan passes if it passes by each of them.
+
+    Args:
+        oracles: one per reading, the cheapest first; the first one that a plan fails on decides.
+    """
+
+    def __init__(self, oracles: Sequence[EmulatedOracle]) -> None:
+        self._oracles = oracles
+
+    def judge(self, plan: Plan, samples: Sequence[int], _speculative: Speculative = no_plans) -> Judgement:
+        """Run `plan` by each reading; the judgement with the largest error ratio, or the first that failed."""
+        judgements = []
+        for oracle in self._oracles:
+            judgements.append(oracle.judge(plan, samples))
+            if judgements[-1].trial.verdict is not Verdict.PASS:
+                break
+        decisive = judgements[-1]
+        if decisive.trial.verdict is Verdict.PASS:
+            decisive = max(judgements, key=lambda judgement: judgement.trial.error_ratio)
+        return replace(decisive, inferences=sum(judgement.inferences for judgement in judgements))
+
+    def intermediate_errors(
+        self, _plan: Plan, _sample: int, _emulator: Emulator, _on_warning: Callable[[str], None]
+    ) -> tuple[IntermediateError, ...]:
+        """None: nothing runs here but the emulator."""
+        return ()
+
+
+def emulated(
+    graph: Graph,
+    criteria: Criteria,
+    threads: int | None = None,
+    readings: Sequence[Reading] = (Reading.TYPICAL,),
+) -> EmulatedOracle | RobustOracle:
+    """Make an oracle with emulators of its own, one per reading."""
+    oracles = [EmulatedOracle(Emulator(graph, reading=reading), criteria, threads) for reading in readings]
+    return oracles[0] if len(oracles) == 1 else RobustOracle(oracles)
 
 
 def judge_errors(plan: Plan, per_sample: Sequence[Sequence[TensorError]], tolerance: Tolerance) -> Trial:

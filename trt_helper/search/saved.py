@@ -95,6 +95,7 @@ class SavedSearch:
             "tolerance": tolerance_json(tolerance),
             "metric": [metric.name, metric.threshold] if metric else None,
             "versions": versions(),
+            **{name: self._provenance[name] for name in ("judged-with", "margin") if name in self._provenance},
             **({"runner": runner, "tactics": [dict(one) for one in self._tactics]} if runner else {}),
         }
 

@@ -15,7 +15,7 @@ from trt_helper.onnx_model.rewrites import find
 from trt_helper.search.graph_search import SearchTask, search_graph
 from trt_helper.search.journal import label
 from trt_helper.search.located import Located
-from trt_helper.search.oracle import Oracle, emulated
+from trt_helper.search.oracle import Oracle
 from trt_helper.values import Plan, Rewrite, Trial, Verdict
 
 RANGE = frozenset(("overflow", "underflow", "constant"))  # causes that BF16 may remove: it has the range of FP32
@@ -81,7 +81,7 @@ class _RewriteTrials:
         """Judge a plan on all samples."""
         criteria = self._task.criteria
         if graph.rewrites not in self._oracles:
-            self._oracles[graph.rewrites] = (self._task.oracle or emulated)(graph, criteria)
+            self._oracles[graph.rewrites] = self._task.make_oracle(graph, criteria)
         oracle, samples = self._oracles[graph.rewrites], criteria.every_sample
         key = label(samples, graph.rewrites), plan
         trial = self._task.journal.judgement(key, lambda: oracle.judge(plan, samples)).trial
