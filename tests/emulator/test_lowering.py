@@ -110,6 +110,25 @@ def test_recurrent_layers_run_in_every_direction(tmp_path, operator, direction):
     assert_nearly(found, np.concatenate(expected, axis=1))
 
 
+@pytest.mark.parametrize("options", [{}, {"interleaved": 1}, {"rotary_embedding_dim": 8}])
+@pytest.mark.parametrize("layout", ["heads apart", "heads together", "by position"])
+def test_a_rotation_is_one_in_every_layout(tmp_path, options, layout):
+    """By powers of two, as which sines and cosines pass here, nothing is rounded: then it is the operator itself."""
+    random = np.random.default_rng(0)
+    x = random.integers(-8, 8, (2, 3, 5, 16)).astype(np.float32)
+    half = options.get("rotary_embedding_dim", 16) // 2
+    tables = [random.choice([0.25, 0.5, 1, -1], (2, 5, half)).astype(np.float32) for _ in range(2)]
+    attributes = dict(options)
+    if layout == "heads together":
+        x, attributes["num_heads"] = x.swapaxes(1, 2).reshape(2, 5, 48), 3
+    constants: tuple[np.ndarray, ...] = tuple(tables)
+    if layout == "by position":
+        positions = random.integers(0, 7, (2, 5))
+        constants = (*(random.choice([0.25, 0.5, 1], (7, half)).astype(np.float32) for _ in range(2)), positions)
+    found, case = emulated(tmp_path, OneOperator("RotaryEmbedding", (x,), constants, 23, attributes))
+    np.testing.assert_array_equal(found, *case.emulator.reference(case.feed).values())
+
+
 # ------------------------------------------------------------------------------------ what one step would call accurate
 
 

@@ -166,6 +166,13 @@ def rnn(x: Array, w: Array, r: Array, b: Array) -> Array:
     return np.stack(found)[:, None]
 
 
+def rotary(x: Array, cosine: Array, sine: Array) -> Array:
+    """x (batch, heads, sequence, size), tables (batch, sequence, size / 2)."""
+    a, b = np.split(x, 2, axis=-1)
+    cosine, sine = cosine[:, None], sine[:, None]
+    return np.concatenate([cosine * a - sine * b, sine * a + cosine * b], axis=-1)
+
+
 def running_sum(x: Array) -> Array:
     return np.add.accumulate(x, axis=-1, dtype=H)
 
@@ -193,6 +200,7 @@ STEPS: Mapping[str, Callable[..., Array]] = {
     "RNN": rnn,
     "ReduceLogSumExp": lambda x, _axes: log_sum_exp(x),
     "ReduceSumSquare": lambda x, _axes: total(x * x, -1),
+    "RotaryEmbedding": rotary,
     "Selu": selu,
     "Sigmoid": sigmoid,
     "Softmax": softmax,

@@ -78,6 +78,7 @@ def lowered_models() -> dict[str, OneOperator]:
         OneOperator("RNN", (sequence,), recurrent[1], attributes={"hidden_size": 16}),
         OneOperator("ReduceLogSumExp", (x,), (last,)),
         OneOperator("ReduceSumSquare", (x,), (last,)),
+        OneOperator("RotaryEmbedding", (normal(1, 2, 5, 16), normal(1, 5, 8), normal(1, 5, 8)), opset=23),
         OneOperator("Sum", (x, 2 * x, x[::-1].copy())),
         OneOperator("Swish", (x,), opset=24),
     ]

@@ -16,6 +16,8 @@ Compute = Callable[[ir.Node, Inputs, Round], list[Array]]
 
 SHORT = 4  # terms of a product that are added up in half; 6 where there is one row or one column
 SHORT_VECTOR = 6
+POSITIONS = 3  # the input of a RotaryEmbedding that names rows of its tables
+TOGETHER = 3  # axes of its first input where all heads are one axis
 CHUNK = 1 << 22  # elements of the products of a matrix and a vector that are computed at a time
 
 
@@ -123,6 +125,32 @@ def convolution(_node: ir.Node, inputs: Inputs, rounded: Round) -> list[Array]:
     result = flat.reshape(len(x), len(weight), *x.shape[2:])
     (bias,) = inputs[2:] or (None,)
     return [result if bias is None else rounded(result) + bias.reshape(-1, *[1] * (x.ndim - 2))]
+
+
+# --------------------------------------------------------------------------------------------------------- rotations
+
+
+def rotary_embedding(node: ir.Node, inputs: Inputs, rounded: Round) -> list[Array]:
+    """RotaryEmbedding: pairs of elements are rotated, each product and each sum in half."""
+    x, cosine, sine = _given(inputs, 3)
+    positions = inputs[POSITIONS] if len(inputs) > POSITIONS else None
+    shape = x.shape
+    if x.ndim == TOGETHER:  # batch, sequence, heads * size; else batch, heads, sequence, size
+        heads = node.attributes.get_int("num_heads", 1)
+        x = x.reshape(*shape[:2], heads, -1).swapaxes(1, 2)
+    if positions is not None:
+        cosine, sine = cosine[positions], sine[positions]
+    size = node.attributes.get_int("rotary_embedding_dim", 0) or x.shape[-1]
+    cosine, sine = (table[:, None, :, : size // 2] for table in (cosine, sine))
+    interleaved = node.attributes.get_int("interleaved", 0)
+    first, second = (
+        (slice(0, size, 2), slice(1, size, 2)) if interleaved else (slice(0, size // 2), slice(size // 2, size))
+    )
+    a, b = np.ascontiguousarray(x[..., first]), np.ascontiguousarray(x[..., second])
+    result = x.copy()
+    result[..., first] = rounded(cosine * a) - rounded(sine * b)
+    result[..., second] = rounded(sine * a) + rounded(cosine * b)
+    return [result.swapaxes(1, 2).reshape(shape) if len(shape) == TOGETHER else result]
 
 
 # ------------------------------------------------------------------------------------------------------- running sums

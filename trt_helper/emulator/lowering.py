@@ -407,6 +407,7 @@ LOWERED: Mapping[str, Row] = {
     "RNN": Row(RECURRENT, loop=loops.rnn, applies=lambda node, _opset: loops.is_plain_recurrence(node)),
     "ReduceLogSumExp": Row("x - max, exp and log in half, the sum FP32 and stored in half", _reduce_log_sum_exp),
     "ReduceSumSquare": Row("squares in half, the sum FP32", _reduce_sum_square),
+    "RotaryEmbedding": Row("each product and each sum in half", loop=loops.rotary_embedding),
     "Selu": Row("alpha * exp(x) - alpha, each step in half, then times gamma", _selu),
     "Sigmoid": Row("0.5 tanh(x / 2) + 0.5 in FP32, with a tanh of 11 bits", _sigmoid),
     "Softmax": Row("x - max and exp in half, the sum FP32 and stored in half", _softmax),
@@ -415,6 +416,31 @@ LOWERED: Mapping[str, Row] = {
     "Sum": Row("one sum after the other in half", _sum_of_many),
     "Swish": Row("x * sigmoid(x) in FP32, with a tanh of 11 bits", _swish),
 }
+
+
+READ = "read from the text of its kernels: one step, sums and statistics in FP32"
+_EXACT = "nothing is rounded inside: it compares, selects or changes a sign"
+_TENSOR_CORES = "on tensor cores, whose accumulation no text shows: assumed in FP32; `worst` assumes half"
+_NOT_BUILT = "TensorRT-RTX 1.7.1 does not build it: assumed"
+_ONE_STEP = {
+    READ: (
+        "Acos Acosh Add Asin Asinh Atan Atanh AveragePool Cos Cosh Div Erf Exp GlobalAveragePool GridSample "
+        "InstanceNormalization LRN LeakyRelu Log LpNormalization Mul PRelu Reciprocal ReduceL1 ReduceL2 ReduceLogSum "
+        "ReduceMean ReduceProd ReduceSum Resize Round Shrink Sin Sinh Sqrt Sub Tan Tanh Upsample GlobalLpPool LpPool"
+    ),
+    _EXACT: (
+        "Abs Ceil Clip Equal Floor GlobalMaxPool Greater GreaterOrEqual Hardmax IsInf IsNaN Less LessOrEqual Max "
+        "MaxPool Min Neg ReduceMax ReduceMin Relu Scatter ScatterElements ScatterND Sign ThresholdedRelu Trilu Where"
+    ),
+    _TENSOR_CORES: "Attention Conv ConvTranspose Einsum Gemm MatMul",
+    _NOT_BUILT: (
+        "AffineGrid CausalConvWithState Celu CenterCropPad Col2Im DFT DeformConv Det LinearAttention MaxRoiPool "
+        "MaxUnpool MeanVarianceNormalization NegativeLogLikelihoodLoss RoiAlign STFT SoftmaxCrossEntropyLoss SwiGLU "
+        "TensorScatter Unique"
+    ),
+}
+ONE_STEP: Mapping[str, str] = {name: says for says, names in _ONE_STEP.items() for name in names.split()}
+"""Operator -> why it is one step; where it is in `LOWERED`, too, where that row does not apply."""
 
 
 def _accumulated(node: ir.Node, opset: int) -> loops.Compute | None:
