@@ -51,7 +51,7 @@ def test_without_pins_the_best_that_rewrites_reach_is_the_answer(norm_model):
 def test_a_kind_of_rewrite_that_is_none_is_refused(norm_model, kinds):
     result = run("locate", norm_model, *LOCATE, "--cures", kinds)
     assert result.status == 2
-    assert "pins, constants, norms, bf16" in " ".join(result.err.split())
+    assert "pins, constants, norms, logs, bf16" in " ".join(result.err.split())
 
 
 def test_a_rewrite_that_the_model_lacks_is_refused_in_two_lines(norm_model):
@@ -59,3 +59,22 @@ def test_a_rewrite_that_the_model_lacks_is_refused_in_two_lines(norm_model):
     result = run("compare", norm_model, "-c", "plan.yaml", "-i", "x.npz")
     assert result.status == 3
     assert two_lines(result.err) == ("the model offers no cure of 'nrm' by norms", "did you mean 'norm'?")
+
+
+def test_a_logarithm_that_underflows_in_fp32_too_is_said_and_cured(tmp_path, monkeypatch):
+    """No pin helps: an engine computes log(softmax), and exp(-120) is 0 in FP32."""
+    monkeypatch.chdir(tmp_path)
+    net = Net(0)
+    onnx.save(net.model("log", [net("LogSoftmax", net.input("x", [2, 8]), name="log", axis=-1)], [2, 8]), "model.onnx")
+    np.savez("x.npz", x=np.linspace([-120, -1], [0, 1], 8, axis=1, dtype=np.float32))
+    tolerance = ("-i", "x.npz", "--atol", "0.2", "--rtol", "0")
+    failed = run("locate", "model.onnx", *tolerance)
+    assert failed.status == 1
+    assert "underflows in FP32, too: --cures pins,logs" in two_lines(failed.err)[1]
+    found = ok("locate", "model.onnx", *tolerance, "--cures", "pins,logs")
+    assert "computing it without underflow" in found.out
+    assert "FP16 is accurate with 1 cure" in found.out
+    ok("gate", "fp32_layers.yaml")
+    ok("report", "fp32_layers.run.json")
+    ok("convert", "-c", "fp32_layers.yaml", "--typed-onnx", "typed.onnx", "--no-engine")
+    assert "LogSoftmax" not in [node.op_type for node in onnx.load("typed.onnx").graph.node]

@@ -25,7 +25,7 @@ from trt_helper.errors import ConfigError
 from trt_helper.onnx_model.graph import Graph, read_graph
 from trt_helper.onnx_model.load import load
 from trt_helper.onnx_model.rewrites import find
-from trt_helper.values import REWRITE_KINDS, Rewrite
+from trt_helper.values import REWRITE_KINDS, Plan, Rewrite
 
 
 def graph_of(build: Build, folder: Path) -> Graph:
@@ -91,3 +91,53 @@ def test_only_constants_beyond_the_range_are_brought_into_it(tmp_path):
     initializers = read_graph(model, offered).model.graph.initializers
     np.testing.assert_array_equal(initializers["mask"].const_value.numpy(), [-32768.0, 0.0])
     np.testing.assert_array_equal(initializers["big"].const_value.numpy(), np.array([6e4, 3.5], np.float32))
+
+
+# ---------------------------------------------------------------------------------------------- logs
+
+
+def logarithm(folder: Path, kind: str, opset: int = 17, axis: int = -1) -> Graph:
+    nodes = {
+        "softmax": [helper.make_node("LogSoftmax", ["x"], ["y"], name="log", axis=axis)],
+        "sigmoid": [
+            helper.make_node("Sigmoid", ["x"], ["s"], name="sigmoid"),
+            helper.make_node("Log", ["s"], ["y"], name="log"),
+        ],
+    }[kind]
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", 3, 8]) for name in "xy"]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", infos[:1], infos[1:]),
+        opset_imports=[helper.make_opsetid("", opset)],
+        ir_version=8,
+    )
+    path = folder / "log.onnx"
+    onnx.save(model, path)
+    return read_graph(load(path))
+
+
+@pytest.mark.parametrize("opset", [13, 17, 18, 20])
+@pytest.mark.parametrize(("kind", "axis"), [("softmax", -1), ("softmax", 1), ("sigmoid", 0)])
+def test_a_logarithm_is_computed_without_underflow(tmp_path, kind, axis, opset):
+    """In FP64 it is finite everywhere; as it stands it is not, in FP16 or as a kernel computes it in FP32."""
+    graph = logarithm(tmp_path, kind, opset, axis)
+    offered = find(graph.model.graph, ["logs"])
+    assert offered == (Rewrite("logs", "log"),)
+    rewritten = read_graph(graph.source, offered)
+    x = np.random.default_rng(0).uniform(-150, 50, (2, 3, 8)).astype(np.float32)
+    exact = x.astype(np.float64)
+    if kind == "sigmoid":
+        exact = -np.logaddexp(0, -exact)
+    else:
+        exact = exact - exact.max(axis=axis, keepdims=True)
+        exact = exact - np.log(np.exp(exact).sum(axis=axis, keepdims=True))
+    (found,) = Emulator(rewritten).reference({"x": x}).values()
+    np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5)
+    (half,) = Emulator(rewritten).run(Plan(), {"x": x}).values()
+    assert np.abs(half - exact).max() < 0.25, "a few roundings of numbers up to 256"
+    (as_it_was,) = Emulator(graph).run(Plan(), {"x": x}).values()
+    assert not np.isfinite(as_it_was).all()
+    assert rewritten.layers[-1].name == "log"
+
+
+def test_a_softmax_over_several_axes_is_left_alone(tmp_path):
+    assert find(logarithm(tmp_path, "softmax", opset=11, axis=1).model.graph, ["logs"]) == ()

@@ -71,9 +71,11 @@ def pins(located: Located) -> Table:
 
 def rewrites(located: Located) -> Table:
     """Each rewrite and each BF16 layer, and the error without it."""
-    made = table("Cures that cost nothing at run time", "what", "by", "error without it", names=2)
+    made = table("Cures that cost next to nothing at run time", "what", "by", "error without it", names=2)
     for rewrite, without in located.without_rewrite.items():
-        how = f"one {rewrite.op}" if rewrite.op else "bringing it into FP16's range"
+        how = {"norms": f"one {rewrite.op}", "logs": "computing it without underflow"}.get(
+            rewrite.kind, "bringing it into FP16's range"
+        )
         made.add_row(cell(rewrite.name), how, trial_figure(without))
     for name in located.pins:
         if name in located.plan.bf16:

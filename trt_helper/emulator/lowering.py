@@ -412,7 +412,7 @@ LOWERED: Mapping[str, Row] = {
     "Sigmoid": Row("0.5 tanh(x / 2) + 0.5 in FP32, with a tanh of 11 bits", _sigmoid),
     "Softmax": Row("x - max and exp in half, the sum FP32 and stored in half", _softmax),
     "Softplus": Row("log1p(exp(x)), each in half; guarded against overflow", _softplus),
-    "Softsign": Row("1 + |x| in half", _softsign),
+    "Softsign": Row("1 + abs(x) in half", _softsign),
     "Sum": Row("one sum after the other in half", _sum_of_many),
     "Swish": Row("x * sigmoid(x) in FP32, with a tanh of 11 bits", _swish),
 }

@@ -1,10 +1,12 @@
 """Rewrites of a normalised graph that reduce the error of FP16 at no cost in speed.
 
-A rewrite changes the graph and not the precision of a layer. There are two kinds:
+A rewrite changes the graph and not the precision of a layer. There are three kinds:
 
 - constants: a constant beyond the range of FP16 is clipped into that range.
 - norms: a LayerNormalization or RMSNormalization that the exporter decomposed becomes one operator again. Engines
   compute it in FP32 internally, whatever the type of its input.
+- logs: a logarithm of what underflows is computed without it: log(softmax(x)) as x - max - log(sum(exp(x - max))),
+  log(sigmoid(x)) as -softplus(-x). Kernels take them as they stand, so a LogSoftmax underflows in FP32, too.
 
 Whether a rewrite helps, and whether it keeps the outputs right, is decided by trials. The command line and the YAML
 file call rewrites cures.
@@ -27,6 +29,8 @@ from trt_helper.values import Rewrite
 HALF_MAX = 65504.0
 SATURATED = 32768.0  # half of FP16's range: adding activations to a mask of this size does not overflow
 OPSETS = {"LayerNormalization": 17, "RMSNormalization": 23}  # the opset that introduced the operator
+SOFTMAX_OF_ONE_AXIS = 13  # the opset since which Softmax has one axis, and not all from `axis` on
+MAXIMUM_OF_INPUT = 18  # the opset since which ReduceMax has its axes as an input
 CARRY = frozenset(("Reshape", "Expand", "Unsqueeze", "Squeeze", "Identity"))  # exported for a broadcast
 
 
@@ -35,7 +39,7 @@ def find(graph: ir.Graph, kinds: Iterable[str]) -> tuple[Rewrite, ...]:
 
     Args:
         graph: A normalised graph.
-        kinds: Of `values.REWRITE_KINDS`. Only "constants" and "norms" are rewrites of the graph.
+        kinds: Of `values.REWRITE_KINDS`. Only "constants", "norms" and "logs" are rewrites of the graph.
     """
     found: list[Rewrite] = []
     if "constants" in kinds:
@@ -43,6 +47,8 @@ def find(graph: ir.Graph, kinds: Iterable[str]) -> tuple[Rewrite, ...]:
         found += [Rewrite("constants", value.name or "") for value in values if value.uses() and _saturates(value)]
     if "norms" in kinds:
         found += [Rewrite("norms", norm.node.name or "", norm.op) for norm in _norms(graph)]
+    if "logs" in kinds:
+        found += [Rewrite("logs", node.name or "") for node in graph if _is_logarithm(node, graph)]
     return tuple(found)
 
 
@@ -87,6 +93,11 @@ def apply(model: ir.Model, rewrites: Sequence[Rewrite]) -> dict[str, str]:
             raise ConfigError(f"the model offers no cure of {rewrite.name!r} by {rewrite.kind}", fix=hint)
         if rewrite.kind == "constants":
             _saturate(graph.initializers[rewrite.name])
+        elif rewrite.kind == "logs":
+            node = next(node for node in graph if node.name == rewrite.name)
+            if node.op_type == "Log" and (sigmoid := _given(node).producer()):
+                successors[sigmoid.name or ""] = rewrite.name
+            _without_underflow(graph, node)
         else:
             norm = norms[rewrite.name]
             _fuse(graph, norm)
@@ -303,3 +314,84 @@ def _fuse(graph: ir.Graph, norm: _Norm) -> None:
         "", norm.op, [norm.x, scale], attributes, name=norm.node.name, metadata_props=norm.node.metadata_props
     )
     ir.convenience.replace_nodes_and_values(graph, norm.node, [norm.node], [new], [old], [new.outputs[0]])
+
+
+# ----------------------------------------------------------------------------------------------- logs
+
+
+def _is_logarithm(node: ir.Node, graph: ir.Graph) -> bool:
+    """Whether this node is the logarithm of a softmax or of a sigmoid, in FP32."""
+    value = node.inputs[0] if node.inputs else None
+    if value is None or value.dtype is not ir.DataType.FLOAT or not value.shape or not node.outputs[0].shape:
+        return False
+    if node.op_type == "LogSoftmax":
+        return graph.opset_imports.get("", 1) >= SOFTMAX_OF_ONE_AXIS
+    inner = value.producer()
+    return node.op_type == "Log" and inner is not None and inner.op_type == "Sigmoid"
+
+
+def _without_underflow(graph: ir.Graph, node: ir.Node) -> None:
+    """Replace a logarithm by layers that do not underflow; the last of them has its name."""
+    made = _Layers(graph, node)
+    value = _given(node)
+    sigmoid = value.producer()
+    if sigmoid is not None and node.op_type == "Log":
+        x = _given(sigmoid)
+        last = made.add("Neg", [made.add("Softplus", [made.add("Neg", [x])])], last=True)
+    else:
+        axis = node.attributes.get_int("axis", -1) % len(value.shape or ())
+        reduced = [1 if index == axis else size for index, size in enumerate(value.shape or ())]
+        shifted = made.add("Sub", [value, made.reduce("ReduceMax", value, axis, reduced)])
+        total = made.reduce("ReduceSum", made.add("Exp", [shifted]), axis, reduced)
+        last = made.add("Sub", [shifted, made.add("Log", [total], reduced)], last=True)
+    old = node.outputs[0]
+    ir.convenience.replace_nodes_and_values(graph, node, [node], made.nodes, [old], [last])
+
+
+def _given(node: ir.Node) -> ir.Value:
+    """The first input of a node, which `_is_logarithm` has seen."""
+    value = node.inputs[0]
+    if value is None:
+        raise ValueError(f"{node.name} has no input")
+    return value
+
+
+class _Layers:
+    """Layers that take the place of `node`, of its shape where no other is given."""
+
+    def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
+        self.nodes: list[ir.Node] = []
+        self._graph, self._node, self._names = graph, node, names_in(graph)
+
+    def add(
+        self,
+        op: str,
+        inputs: Sequence[ir.Value],
+        shape: Sequence[int | ir.SymbolicDim] | None = None,
+        attributes: Sequence[ir.Attr] = (),
+        *,
+        last: bool = False,
+    ) -> ir.Value:
+        """Add a layer; the last one is called as the layer that all replace."""
+        name = self._node.name if last else free_name(f"{self._node.name}_{op}", self._names)
+        new = ir.Node("", op, inputs, attributes, name=name, metadata_props=self._node.metadata_props)
+        output = new.outputs[0]
+        output.name = free_name(f"{name}_output", self._names)
+        output.type = ir.TensorType(ir.DataType.FLOAT)
+        output.shape = ir.Shape(shape) if shape is not None else self._node.outputs[0].shape
+        self.nodes.append(new)
+        return output
+
+    def reduce(self, op: str, value: ir.Value, axis: int, shape: Sequence[int | ir.SymbolicDim]) -> ir.Value:
+        """Add a reduction over one axis, which is kept; a sum has its axes as an input since opset 13, a maximum 18."""
+        keep = ir.AttrInt64("keepdims", 1)
+        if self._graph.opset_imports.get("", 1) < MAXIMUM_OF_INPUT and op == "ReduceMax":
+            return self.add(op, [value], shape, [ir.AttrInt64s("axes", [axis]), keep])
+        axes = ir.Value(
+            name=free_name(f"{self._node.name}_axes", self._names),
+            type=ir.TensorType(ir.DataType.INT64),
+            shape=ir.Shape([1]),
+            const_value=ir.Tensor(np.array([axis], np.int64)),
+        )
+        self._graph.register_initializer(axes)
+        return self.add(op, [value, axes], shape, [keep])

@@ -205,6 +205,8 @@ def cure_words(rewrite: Mapping[str, Any]) -> str:
     if "norms" in rewrite:
         label = short([rewrite["norms"]])[0]
         return f"The norm that ends in {label} is one {plain(rewrite.get('as', 'operator'), 40)} again, at no cost"
+    if "logs" in rewrite:
+        return f"The logarithm {short([rewrite['logs']])[0]} is computed without underflow, at next to no cost"
     return f"The constant {plain(rewrite.get('constants', ''), 60)} is brought into FP16's range, at no cost"
 
 

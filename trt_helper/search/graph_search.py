@@ -11,6 +11,7 @@ from itertools import count
 from trt_helper.emulator.emulator import Emulator
 from trt_helper.emulator.layer_errors import measure_layers
 from trt_helper.onnx_model.graph import Graph
+from trt_helper.onnx_model.rewrites import find
 from trt_helper.search.budget import UNLIMITED, Budget
 from trt_helper.search.journal import Journal
 from trt_helper.search.judge import PlanJudge
@@ -110,7 +111,9 @@ def search_graph(graph: Graph, task: SearchTask) -> Located:
     stop = _run(smallest(graph.candidates, predictor.predict), graph, judge, task)
     if stop.best is None:
         control = next(reversed(judge.trials.values()))
-        raise control_error(control, [criteria.samples[index] for index in judge.searched], criteria.tolerance)
+        samples = [criteria.samples[index] for index in judge.searched]
+        logs = [one for one in find(graph.model.graph, ["logs"]) if graph.nodes[one.name].op_type == "LogSoftmax"]
+        raise control_error(control, samples, criteria.tolerance, logs)
     plan = stop.best
     if task.budget.pins is not None and len(plan) > task.budget.pins:
         stop, plan = _best_within(task.budget.pins, len(plan), judge, predictor.prediction)

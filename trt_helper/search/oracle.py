@@ -26,6 +26,7 @@ from trt_helper.values import (
     PerSample,
     Plan,
     Reading,
+    Rewrite,
     TensorError,
     Tensors,
     Tolerance,
@@ -213,13 +214,16 @@ def judge_errors(plan: Plan, per_sample: Sequence[Sequence[TensorError]], tolera
     return Trial(plan, Verdict.PASS if passed else Verdict.FAIL, outputs, ratios[decisive], decisive)
 
 
-def control_error(trial: Trial, samples: Sequence[Sample], tolerance: Tolerance) -> TrtHelperError:
+def control_error(
+    trial: Trial, samples: Sequence[Sample], tolerance: Tolerance, logs: Sequence[Rewrite] = ()
+) -> TrtHelperError:
     """The error to raise when the plan that pins every layer does not pass.
 
     Args:
         trial: that plan's trial.
         samples: the samples that it was judged on.
         tolerance: what it was judged by.
+        logs: logarithms that underflow in FP32, too, and that a rewrite can compute without.
     """
     if trial.why.startswith(DISAGREE):
         return DisagreementError(
@@ -234,10 +238,10 @@ def control_error(trial: Trial, samples: Sequence[Sample], tolerance: Tolerance)
             f"{error.name!r} is off by {tolerance.stat.value} {error.max:.3g} at {list(error.worst)}"
             f" on {samples[trial.sample].source}" + (f", {error.non_finite} not finite" if error.non_finite else "")
         )
-    return ControlError(
-        f"with every layer in FP32 the model already misses the tolerance: {reason}",
-        fix="precision is not the cause; loosen --atol, or check the model and its inputs in ONNX Runtime",
-    )
+    fix = "precision is not the cause; loosen --atol, or check the model and its inputs in ONNX Runtime"
+    if logs:
+        fix = f"{logs[0].name!r} is computed as log(softmax), which underflows in FP32, too: --cures pins,logs"
+    return ControlError(f"with every layer in FP32 the model already misses the tolerance: {reason}", fix=fix)
 
 
 def median_warnings(after: Trial, tolerance: Tolerance) -> list[str]:

@@ -1,4 +1,4 @@
-"""The search with rewrites of the graph: they cost nothing at run time, so they are tried before pins.
+"""The search with rewrites of the graph: they cost next to nothing at run time, so they are tried before pins.
 
 Every rewrite has to be sound (the FP32 result stays within the tolerance) and needed (the plan fails without it). BF16
 comes last: pins whose trouble is range compute in BF16 where that passes.
