@@ -17,10 +17,11 @@ import onnxruntime as ort
 
 from trt_helper.emulator.lowered_loops import Compute
 from trt_helper.emulator.lowering import OPSET as STEPS_OPSET
-from trt_helper.emulator.lowering import Steps, lowered
+from trt_helper.emulator.lowering import Steps, exact_sigmoid, lowered
 from trt_helper.errors import ModelError, TrtHelperError, first_line
 from trt_helper.onnx_model.graph import captured, subgraphs
 from trt_helper.onnx_model.ort_session import session_options
+from trt_helper.onnx_model.sigmoids import counts_relatively
 from trt_helper.values import Array, Reading, ReducedPrecision
 
 PLAIN = frozenset(  # attribute types whose values are equal if their `repr` is
@@ -101,7 +102,10 @@ class Kernels:
         Raises:
             ModelError: ONNX Runtime's CPU provider does not implement the operator for these types.
         """
-        key = _kind(node)
+        exact = counts_relatively(node)
+        key = _kind(node), exact
+        if key not in self._kernels and exact:
+            self._kernels[key] = self._of_steps(exact_sigmoid(node))
         if key not in self._kernels:
             self._kernels[key] = self._make(*_single_node(node), node)
         return self._kernels[key]

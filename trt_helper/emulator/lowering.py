@@ -450,6 +450,14 @@ def _accumulated(node: ir.Node, opset: int) -> loops.Compute | None:
     return ACCUMULATED.get(node.op_type)
 
 
+def exact_sigmoid(node: ir.Node) -> Steps:
+    """A Sigmoid as 1 / (1 + exp(-x)) in FP32 (`onnx_model.sigmoids`)."""
+    steps = Steps(node, OPSET, None)
+    power = steps.full("Exp", steps.full("Neg", steps.input(0)))
+    steps.output = steps.full("Reciprocal", steps.full("Add", power, 1.0))
+    return steps
+
+
 def lowered(
     node: ir.Node, opset: int, reduced: ReducedPrecision | None, reading: Reading = Reading.TYPICAL
 ) -> Steps | loops.Compute | None:

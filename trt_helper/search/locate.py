@@ -13,6 +13,7 @@ from trt_helper.inputs.references import references as reference_outputs
 from trt_helper.inputs.samples import Sample
 from trt_helper.onnx_model.cost import estimate
 from trt_helper.onnx_model.graph import Graph
+from trt_helper.onnx_model.sigmoids import counts_relatively
 from trt_helper.search.budget import UNLIMITED, Budget
 from trt_helper.search.graph_search import Event, Listener, SearchTask, search_graph
 from trt_helper.search.journal import Journal
@@ -92,6 +93,11 @@ def locate(
     with opened as journal:
         if journal.verdicts:
             on_warning(f"going on with an interrupted search: {journal.verdicts} trials are known")
+        if inexact := [node.name for node in graph.model.graph if counts_relatively(node)]:
+            on_warning(
+                f"the reference computes {inexact[0]!r} as 1 / (1 + exp(-x)): ONNX Runtime's Sigmoid is wrong by 1e-7, "
+                "which counts where its logarithm is taken or something is divided by it"
+            )
         on_progress("FP32 reference", 0, 1)
         expected = reference_outputs(graph, samples, store) if references is None else references
         criteria = Criteria(samples, expected, allowed, metric)
