@@ -50,6 +50,9 @@ def test_an_answer_is_judged_by_three_readings_and_says_where_it_does_not_hold()
     said = ok("locate", path, "--inputs", x).out
     assert "typical 0, exact 0, worst inf" in said
     assert "It fails with worst kernels: locate --robust" in said
+    assert "Only kernels that accumulate in FP32 get mean (ReduceMean) right: partial sums up to 9e+04" in said
+    (one,) = found.json["kernels"]["partial_sums"]
+    assert one == {"layer": "mean", "op": "ReduceMean", "terms": 300, "largest": pytest.approx(90_000)}
     assert yaml.safe_load(Path("fp32_layers.yaml").read_text())["evidence"]["kernels"]["worst"] == "not finite"
 
 
@@ -79,7 +82,11 @@ def test_what_a_plan_was_judged_with_is_what_gate_judges_it_with():
 @pytest.mark.parametrize(("kernels", "status"), [("typical", 0), ("exact", 0), ("worst", 1)])
 def test_compare_takes_a_reading(kernels, status):
     path, x = mean_of_large()
-    assert run("compare", path, "--inputs", x, "--kernels", kernels).status == status
+    found = run("compare", path, "--inputs", x, "--kernels", kernels, "--json")
+    assert found.status == status
+    assert found.json["kernels"]["reading"] == kernels
+    assert [one["layer"] for one in found.json["kernels"]["partial_sums"]] == ["mean"]
+    assert "partial sums up to 9e+04" in run("compare", path, "--inputs", x).out
 
 
 def test_a_margin_leaves_room_within_the_tolerance():

@@ -32,6 +32,7 @@ from support.onnx_parts import constant, model, node, value
 
 from trt_helper.config.plan_file import read_config
 from trt_helper.search.oracle import EmulatedOracle, Judgement
+from trt_helper.search.strategy import no_plans
 from trt_helper.values import Trial, Verdict
 
 pytestmark = pytest.mark.usefixtures("own_folder")
@@ -168,7 +169,7 @@ def test_a_control_without_a_verdict_is_shown_as_such(monkeypatch):
     """FP16 that cannot be computed has no errors to show: the table has dashes there."""
     judge = EmulatedOracle.judge
 
-    def unresolved(self, plan, which, speculative):
+    def unresolved(self, plan, which, speculative=no_plans):
         unknown = Judgement(Trial(plan, Verdict.UNRESOLVED, why="cannot be computed"))
         return judge(self, plan, which, speculative) if plan.fp32 else unknown
 

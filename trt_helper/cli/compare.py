@@ -10,6 +10,7 @@ import typer
 from trt_helper.cli import options
 
 if TYPE_CHECKING:
+    from trt_helper.emulator.partial_sums import PartialSum
     from trt_helper.inputs.samples import Sample
     from trt_helper.onnx_model.graph import Graph
     from trt_helper.values import LayerReport, Plan, Reading, TensorError, Tolerance
@@ -61,27 +62,31 @@ def run(
     tolerance = common.tolerance(graph, atol, rtol, check_error_stat, plan_file.tolerance)
     samples = common.open_samples(graph, inputs, data_loader_script, shapes)
     original = common.open_reference(graph, reference)
-    errors, reports = _measure(graph, plan, samples, tolerance, original, Reading(kernels))
+    reading = Reading(kernels)
+    errors, reports, sums = _measure(graph, plan, samples, tolerance, original, reading)
     passed = all(error.passes(tolerance) for outputs in errors for error in outputs)
     sources = [sample.source for sample in samples]
-    result = compared_json(graph, plan, tolerance, list(zip(sources, errors, strict=True)), reports)
+    result = compared_json(graph, plan, tolerance, list(zip(sources, errors, strict=True)), reports, reading, sums)
     if record:
         write_record(record, result, "compare", common.command_line())
     if as_json:
         show_json(result)
     else:
         show(text.layers(reports, plan.fp32, rows), "", text.per_sample(sources, errors, tolerance))
+        if any(one.overflows for one in sums):
+            show("", text.sums(sums))
     raise typer.Exit(0 if passed else 1)
 
 
 def _measure(
     graph: Graph, plan: Plan, samples: list[Sample], tolerance: Tolerance, original: Graph, reading: Reading
-) -> tuple[list[tuple[TensorError, ...]], tuple[LayerReport, ...]]:
-    """The errors of every output of every sample against `original`, and of every layer."""
+) -> tuple[list[tuple[TensorError, ...]], tuple[LayerReport, ...], list[PartialSum]]:
+    """The errors of every output of every sample against `original`, of every layer, and sums too large for half."""
     from trt_helper.cli.console import progress
     from trt_helper.emulator.compare import compare_all
     from trt_helper.emulator.emulator import Emulator
     from trt_helper.emulator.layer_errors import measure_layers
+    from trt_helper.emulator.partial_sums import partial_sums
     from trt_helper.inputs.references import references
 
     emulator = Emulator(graph, reading=reading)
@@ -98,7 +103,8 @@ def _measure(
             done += 1
             report("layers", done, total)
 
-        return errors, measure_layers(emulator, plan, [sample.feed for sample in samples], tolerance, count)
+        reports = measure_layers(emulator, plan, [sample.feed for sample in samples], tolerance, count)
+        return errors, reports, partial_sums(emulator, plan.kept, samples[0].feed)
 
 
 def _compare_records(a: Path | None, b: Path | None, *, alone: bool, as_json: bool) -> None:

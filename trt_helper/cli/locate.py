@@ -29,7 +29,7 @@ def run(
     shapes: options.Shapes = None,
     config: Annotated[
         Path | None,
-        typer.Option("--config", "-c", metavar="FILE.yaml", help="Take tolerance and TRT_EXCLUDE_TACTIC from here."),
+        typer.Option("--config", "-c", metavar="FILE.yaml", help="Tolerance and tactics from here."),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.yaml", help="The plan.")] = DEFAULT_OUTPUT,
     metric: Annotated[
@@ -61,19 +61,15 @@ def run(
         typer.Option(
             min=1,
             metavar="MIB",
-            help="Keep in a file what would not fit. [default: half of what is free]",
+            help="Memory for arrays. [default: half the free]",
             show_default=False,
         ),
     ] = None,
     runner: options.Runner = "auto",
     repeats: options.Repeats = 2,
     kernels: options.Kernels = "typical",
-    robust: Annotated[
-        bool, typer.Option("--robust", help="Find a plan that passes with typical, exact and worst kernels alike.")
-    ] = False,
-    margin: Annotated[
-        float, typer.Option(metavar="F", help="The part of the tolerance that the plan may use, 0.5 for half.")
-    ] = 1.0,
+    robust: Annotated[bool, typer.Option("--robust", help="Pass with typical, exact and worst kernels.")] = False,
+    margin: Annotated[float, typer.Option(metavar="F", help="Use this part of the tolerance only.")] = 1.0,
     ray: options.Ray = None,
     as_json: options.AsJson = False,
 ) -> None:

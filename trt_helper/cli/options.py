@@ -77,16 +77,14 @@ class Emit(str, Enum):
 
 Runner = Annotated[
     Literal["auto", "emulate", "cuda", "tensorrt", "tensorrt-rtx"],
-    typer.Option(help="Where FP16 figures come from. auto: emulate."),
+    typer.Option(help="What computes FP16."),
 ]
 Kernels = Annotated[
     Literal["typical", "exact", "worst"],
-    typer.Option(
-        help="What kernels compute in FP16, where it is emulated: as read from TensorRT-RTX, or better, or worse."
-    ),
+    typer.Option(metavar="READING", help="Of FP16: typical, exact, worst."),
 ]
-Repeats = Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each plan on a GPU; they have to agree.")]
+Repeats = Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each plan on a GPU.")]
 Ray = Annotated[
     str | None,
-    typer.Option(metavar="auto|ADDRESS", help="Judge plans side by side on this Ray cluster.", show_default=False),
+    typer.Option(metavar="auto|ADDRESS", help="Judge plans on this Ray cluster.", show_default=False),
 ]

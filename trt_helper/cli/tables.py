@@ -11,6 +11,7 @@ from rich.table import Table
 
 from trt_helper.bench.rows import Estimated, Measured, NotRun
 from trt_helper.builder.convert import Converted
+from trt_helper.emulator.partial_sums import PartialSum
 from trt_helper.format.text import batch_text, cell, figure, plain, rate, table
 from trt_helper.onnx_model.graph import Graph
 from trt_helper.search.located import Located
@@ -220,7 +221,18 @@ def _kernels(located: Located) -> str:
         said.append(f"It fails with {' and '.join(failed)} kernels: locate --robust finds a plan that does not.")
     elif after and not located.metric and located.after.error_ratio > NEAR:
         said.append("That is near the edge: another kernel may be beyond it; locate --margin 0.5 leaves room.")
+    too_large = located.partial_sums
+    if too_large and (failed or any(one.overflows for one in too_large)):
+        said.append(sums(too_large))
     return "\n".join(said) + "\n"
+
+
+def sums(found: Sequence[PartialSum]) -> str:
+    """The layers whose sums half precision cannot accumulate."""
+    first = max(found, key=lambda one: one.largest)
+    others = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    what = f"partial sums up to {first.largest:.3g}" if first.overflows else f"sums of {first.terms} terms"
+    return f"Only kernels that accumulate in FP32 get {plain(first.layer, 60)} ({first.op}){others} right: {what}."
 
 
 def measured(found: Iterable[Measured]) -> Table:

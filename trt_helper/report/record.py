@@ -18,12 +18,13 @@ from trt_helper.format.json_values import SCHEMA, Json, error_json, number, outp
 from trt_helper.system import machine
 from trt_helper.system.files import write_atomically
 from trt_helper.system.versions import versions
-from trt_helper.values import IntermediateError, Layer, LayerReport, Plan, TensorError, Tolerance
+from trt_helper.values import IntermediateError, Layer, LayerReport, Plan, Reading, TensorError, Tolerance
 
 if TYPE_CHECKING:  # a report imports neither onnx nor the search
     import onnx_ir as ir
 
     from trt_helper.builder.convert import Converted
+    from trt_helper.emulator.partial_sums import PartialSum
     from trt_helper.onnx_model.cost import Estimate
     from trt_helper.onnx_model.graph import Graph
     from trt_helper.search.located import Located
@@ -89,6 +90,7 @@ def located_json(located: Located) -> Json:
             if located.pins_by_one is not None
             else None,
             "margin": located.margin,
+            "partial_sums": _sums_json(located.partial_sums),
         },
         "share": share_json(located.graph, located.plan, located.estimate),
         "per_sample": _per_sample_json(located),
@@ -218,12 +220,18 @@ def _pin_json(located: Located, pin: Layer) -> Json:
     }
 
 
+def _sums_json(sums: Sequence[PartialSum]) -> list[Json]:
+    return [{"layer": s.layer, "op": s.op, "terms": s.terms, "largest": number(s.largest)} for s in sums]
+
+
 def compared_json(
     graph: Graph,
     plan: Plan,
     tolerance: Tolerance,
     samples: Sequence[tuple[str, Sequence[TensorError]]],
     reports: Sequence[LayerReport],
+    reading: Reading,
+    sums: Sequence[PartialSum],
 ) -> Json:
     """`compare --json`: every output of every sample, and every layer."""
     passed = all(error.passes(tolerance) for _, outputs in samples for error in outputs)
@@ -241,6 +249,7 @@ def compared_json(
         "samples": [{"source": source, "outputs": outputs_json(errors)} for source, errors in samples],
         "share": share_json(graph, plan),
         "layers": [layer_json(report, pinned=report.layer.name in plan.fp32) for report in reports],
+        "kernels": {"reading": reading.value, "partial_sums": _sums_json(sums)},
         **setting_json(graph),
     }
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
+from trt_helper.emulator.emulator import Emulator
+from trt_helper.emulator.partial_sums import PartialSum, partial_sums
 from trt_helper.inputs.metric import Metric
 from trt_helper.inputs.references import references as reference_outputs
 from trt_helper.inputs.samples import Sample
@@ -123,9 +125,11 @@ def locate(
         left = math.inf if budget.seconds is None else budget.seconds - (time.monotonic() - started)
         known = {kernels: located.after} if runner == "emulate" and not robust else {}
         by_reading, judged = by_readings(located.graph, located.after, whole, known, store, left, on_progress)
+        complete = len(by_reading) == len(READINGS)
         located = replace(
             located,
-            inferences=located.inferences + passes + judged,
+            partial_sums=_sums(located, samples, store) if complete else (),
+            inferences=located.inferences + passes + judged + (2 if complete else 0),
             seconds=time.monotonic() - started,
             estimate=estimate(located.graph, located.plan, located.shapes),
             by_reading=by_reading,
@@ -134,6 +138,12 @@ def locate(
         if saved:
             saved.finish(located, journal)
         return located
+
+
+def _sums(located: Located, samples: Sequence[Sample], store: ArrayStore | None) -> tuple[PartialSum, ...]:
+    """The layers whose sums only kernels get right that accumulate in FP32, on the sample that decides."""
+    emulator = Emulator(located.graph, store)
+    return tuple(partial_sums(emulator, located.plan.kept, samples[located.after.sample].feed))
 
 
 def _by_the_whole_tolerance(

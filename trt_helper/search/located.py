@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trt_helper.emulator.causes import cause
+from trt_helper.emulator.partial_sums import PartialSum
 from trt_helper.inputs.metric import Metric
 from trt_helper.onnx_model.cost import Estimate, Shapes
 from trt_helper.onnx_model.graph import Graph
@@ -73,6 +74,7 @@ class Located:
         intermediate_errors: errors of tensors between the kernels of an engine without pins; they decide nothing.
         by_reading: the trial of the answer by each reading of what kernels compute, on the sample that decides; one
             for which there was no time is missing.
+        partial_sums: layers of the answer whose sums only kernels get right that accumulate in FP32.
         pins_by_one: with several readings, the number of pins that are enough by the first alone; else None.
         margin: the part of the tolerance that the search was allowed.
     """
@@ -100,6 +102,7 @@ class Located:
     runner: str = "emulate"
     intermediate_errors: tuple[IntermediateError, ...] = ()
     by_reading: Mapping[Reading, Trial] = field(default_factory=dict)
+    partial_sums: tuple[PartialSum, ...] = ()
     pins_by_one: int | None = None
     margin: float = 1.0
 
