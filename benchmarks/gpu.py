@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,12 @@ from trt_helper.onnx_model.graph import Graph  # noqa: E402
 from trt_helper.onnx_model.typed import render, write  # noqa: E402
 from trt_helper.search.oracle import Criteria  # noqa: E402
 from trt_helper.system.files import write_atomically  # noqa: E402
-from trt_helper.values import Array, Plan, Role, Tensors  # noqa: E402
+from trt_helper.values import READINGS, Array, Plan, Role, Tensors  # noqa: E402
 
 # The readings of what kernels compute. Each makes an emulator of a graph.
-EMULATORS: dict[str, Callable[[Graph], Emulator]] = {"typical": Emulator}
+EMULATORS: dict[str, Callable[[Graph], Emulator]] = {
+    reading.value: partial(Emulator, reading=reading) for reading in READINGS
+}
 NEGLIGIBLE = 1e-4  # of the largest magnitude of a layer's tensors: a fifth of half a step of half precision
 RESERVE = 30  # seconds of the budget that are left for what is running when time is up
 REPEATS = 5  # timed runs

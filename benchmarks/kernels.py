@@ -28,18 +28,19 @@ from trt_helper.values import Plan  # noqa: E402
 PAGE = ROOT / "docs" / "kernels.md"
 HEAD = """# What kernels compute in half precision
 
-One ONNX operator is not always one step of a kernel: where the kernel rounds in between, so does the emulator. The rows were read from the
-text of the kernels in engines that TensorRT-RTX 1.7.1.116 builds (it compiles them on the user's GPU, so an engine holds their source), and
-`tests/builder/test_kernel_steps.py` reads them again in the version that is installed. No kernel was run for it.
+One ONNX operator is not always one step of a kernel: where the kernel rounds in between, so does the emulator. The
+rows were read from the text of the kernels in engines that TensorRT-RTX 1.7.1.116 builds (it compiles them on the
+user's GPU, so an engine holds their source), and `tests/builder/test_kernel_steps.py` reads them again in the version
+that is installed. No kernel was run for it.
 
-The last two columns: the row's model on the emulator, and by the same steps in numpy's float16, in code that shares nothing with it
-(`tests/support/kernel_steps.py`). "equal" is the share of equal elements; "apart" the largest difference, in steps of half precision
-(units in the last place). What is left are functions (exp, tanh, erf) that numpy and ONNX Runtime round to different neighbours.
+The last two columns: the row's model on the emulator, and by the same steps in numpy's float16, in code that shares
+nothing with it (`tests/support/kernel_steps.py`). "equal" is the share of equal elements; "apart" the largest
+difference, in steps of half precision (units in the last place).
 """
 ONE = """
 ## One step
 
-These read rounded values, compute in FP32 and are rounded once. Rows above whose condition does not hold are one step, too.
+These read rounded values, compute in FP32 and are rounded once, as rows above whose condition does not hold.
 
 | why | operators |
 |---|---|
@@ -50,7 +51,7 @@ def main() -> int:
     """Measure every row and write the page."""
     rows = [f"| {name} | {row.says} | {_agreement(lowered_models()[name])} |" for name, row in sorted(LOWERED.items())]
     table = ["| operator | in half precision | equal | apart |", "|---|---|---|---|", *rows]
-    used = f"onnxruntime {versions()["onnxruntime"]}, numpy {np.__version__}"
+    used = f"onnxruntime {versions()['onnxruntime']}, numpy {np.__version__}"
     reasons = dict.fromkeys(ONE_STEP.values())
     one = [f"| {why} | {', '.join(name for name, says in ONE_STEP.items() if says == why)} |" for why in reasons]
     measured = f"\nMeasured {date.today().isoformat()} with {used}.\n"
