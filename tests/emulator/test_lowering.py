@@ -305,3 +305,18 @@ def test_the_exact_reading_rounds_a_chain_once(tmp_path):
     assert case.one_step.run(Plan(), case.feed)["y"] == np.float16(2048 * two) != np.float16(2049 * two)
     pinned = case.graph.plan(["layer1"])
     assert exact.run(pinned, case.feed)["y"] == 2048 * np.float32(2.002), "an FP32 layer reads what was stored"
+
+
+def test_attention_over_many_keys_is_worse_only_where_sums_are_in_half(tmp_path):
+    """softmax(Q K) V over 4096 keys; fused attention on Ampere accumulates in half."""
+    random = np.random.default_rng(0)
+    keys, values = (random.standard_normal(shape).astype(np.float32) for shape in ((64, 4096), (4096, 64)))
+    operators = [("MatMul", ["w0"], {}), ("Mul", ["w1"], {}), ("Softmax", [], {"axis": -1}), ("MatMul", ["w2"], {})]
+    x = random.standard_normal((16, 64)).astype(np.float32)
+    case = save_case(chain(operators, x, (keys, np.array(0.125, np.float32), 6 * values)), tmp_path)
+    reference = case.emulator.reference(case.feed)["y"]
+    errors = {
+        reading: float(np.abs(Emulator(case.graph, reading=reading).run(Plan(), case.feed)["y"] - reference).max())
+        for reading in (Reading.TYPICAL, Reading.EXACT, Reading.WORST)
+    }
+    assert max(errors[Reading.TYPICAL], errors[Reading.EXACT]) < 0.002 < errors[Reading.WORST]

@@ -15,6 +15,7 @@ from trt_helper.inputs.metric import Metric
 from trt_helper.inputs.samples import Sample
 from trt_helper.onnx_model.graph import read_graph
 from trt_helper.onnx_model.load import load
+from trt_helper.search.diagnosis import Kind
 from trt_helper.search.locate import locate
 from trt_helper.search.oracle import EmulatedOracle
 from trt_helper.search.strategy import no_plans
@@ -84,11 +85,13 @@ def test_what_only_the_engine_gets_wrong_is_not_called_precision(task):
 
     oracle = oracle_with(broken)
     loose = Tolerance(1e6, 0.0)
-    assert locate(graph, samples, TOLERANCE, oracle=oracle, runner="broken").warnings == ()
+    right = locate(graph, samples, TOLERANCE, oracle=oracle, runner="broken")
+    assert (right.warnings, right.diagnosis) == ((), Kind.PRECISION)
     located = locate(graph, samples, loose, oracle=oracle, runner="broken")
     assert located.plan.fp32 == {culprit}
     (warning,) = located.warnings
-    assert "a fusion or a kernel is the cause, not precision" in warning
+    assert "is a fault, not precision" in warning
+    assert located.diagnosis is Kind.FAULT
 
 
 # --------------------------------------------------------------------------------------------------------- many samples

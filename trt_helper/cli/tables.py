@@ -14,6 +14,7 @@ from trt_helper.builder.convert import Converted
 from trt_helper.emulator.partial_sums import PartialSum
 from trt_helper.format.text import batch_text, cell, figure, plain, rate, table
 from trt_helper.onnx_model.graph import Graph
+from trt_helper.search.diagnosis import SENTENCES
 from trt_helper.search.located import Located
 from trt_helper.system.machine import Ability
 from trt_helper.values import IntermediateError, LayerReport, TensorError, Tolerance, Trial, Verdict
@@ -193,6 +194,8 @@ def summary(located: Located, output: Path, record: Path) -> str:
     said = f"FP16 is accurate{cured}: no layer needs FP32" if not count else f"{count} of {of} layers stay in FP32"
     held = f", {len(located.held_out)} of them held out of the search" if located.held_out else ""
     kernels = _kernels(located)
+    if located.diagnosis:
+        kernels += f"What FP16 gets wrong there is {SENTENCES[located.diagnosis]}.\n"
     judged = "emulated FP16" if located.runner == "emulate" else f"judged by {located.runner}"
     return (
         f"{said} ({located.because}).\n"

@@ -83,6 +83,7 @@ def located_json(located: Located) -> Json:
         "excess": {"before": number(located.before.error_ratio), "after": number(located.after.error_ratio)},
         "not_computed": {"before": located.before.why, "after": located.after.why},
         "because": located.because,
+        **({"diagnosis": located.diagnosis.value} if located.diagnosis else {}),
         "kernels": {
             "verdicts": {reading.value: trial.verdict.value for reading, trial in located.by_reading.items()},
             "excess": {reading.value: number(trial.error_ratio) for reading, trial in located.by_reading.items()},

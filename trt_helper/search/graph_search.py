@@ -13,12 +13,14 @@ from trt_helper.emulator.layer_errors import measure_layers
 from trt_helper.onnx_model.graph import Graph
 from trt_helper.onnx_model.rewrites import find
 from trt_helper.search.budget import UNLIMITED, Budget
+from trt_helper.search.diagnosis import SENTENCES, Kind, diagnose
 from trt_helper.search.journal import Journal
 from trt_helper.search.judge import PlanJudge
 from trt_helper.search.located import CurvePoint, Located
 from trt_helper.search.oracle import (
     Criteria,
     EmulatedOracle,
+    Judgement,
     Oracle,
     OracleFactory,
     RobustOracle,
@@ -120,8 +122,15 @@ def search_graph(graph: Graph, task: SearchTask) -> Located:
     after = judge.on_every_sample(plan)
     before = judge.on_every_sample(Plan())
     failed_on_runner = task.runner != "emulate" and before.verdict is Verdict.FAIL
-    checked = alone.judge(Plan(), criteria.every_sample) if failed_on_runner else None
-    _warn(judge, after, task, only_on_runner=checked is not None and checked.trial.verdict is Verdict.PASS)
+    _warn(judge, after, task)
+    checked, diagnosis = 0, None
+    if failed_on_runner:
+        by_reading = _by_reading(graph, alone, task)
+        checked = sum(judgement.inferences for judgement in by_reading.values())
+        trials = {reading: judgement.trial for reading, judgement in by_reading.items()}
+        diagnosis = diagnose(before, trials, criteria.tolerance)
+        if diagnosis is not Kind.PRECISION:
+            listener.warn(f"what FP16 gets wrong on {task.runner} is {SENTENCES[diagnosis]}")
     shapes = predictor.shapes()
     per_sample = {"before": judge.per_sample(Plan()), "after": judge.per_sample(plan)}
     layers = _layers(emulator, task) if plan.fp32 or task.every_layer else ()
@@ -142,10 +151,7 @@ def search_graph(graph: Graph, task: SearchTask) -> Located:
         after=after,
         trials=tuple(judge.trials.values()),
         layers=layers,
-        inferences=judge.inferences
-        + predictor.inferences
-        + passes_of_layers
-        + (checked.inferences if checked is not None else 0),
+        inferences=judge.inferences + predictor.inferences + passes_of_layers + checked,
         seconds=time.monotonic() - task.started,
         warnings=tuple(listener.warnings),
         curve=tuple(_curve(judge, predictor.prediction)),
@@ -153,6 +159,7 @@ def search_graph(graph: Graph, task: SearchTask) -> Located:
         shapes=shapes,
         runner=task.runner,
         intermediate_errors=intermediate,
+        diagnosis=diagnosis,
     )
 
 
@@ -187,7 +194,14 @@ def _best_within(pins: int, enough: int, judge: PlanJudge, prediction: Predictio
     return Stop(best, minimal=False, because=because), best
 
 
-def _warn(judge: PlanJudge, after: Trial, task: SearchTask, *, only_on_runner: bool) -> None:
+def _by_reading(graph: Graph, typical: EmulatedOracle, task: SearchTask) -> dict[Reading, Judgement]:
+    """Everything in FP16 on the emulator: as kernels were read, and as they are at worst."""
+    worst = EmulatedOracle(Emulator(graph, task.store, Reading.WORST), task.criteria)
+    oracles = {Reading.TYPICAL: typical, Reading.WORST: worst}
+    return {reading: oracle.judge(Plan(), task.criteria.every_sample) for reading, oracle in oracles.items()}
+
+
+def _warn(judge: PlanJudge, after: Trial, task: SearchTask) -> None:
     """Say what makes the answer less certain than it looks."""
     if task.criteria.metric is None:
         for text in median_warnings(after, task.criteria.tolerance):
@@ -195,10 +209,6 @@ def _warn(judge: PlanJudge, after: Trial, task: SearchTask, *, only_on_runner: b
     if unjudged := [trial.why for trial in judge.trials.values() if trial.verdict is Verdict.UNRESOLVED]:
         of = f"{len(unjudged)} of {len(judge.trials)} plans"
         task.listener.warn(f"{of} could not be judged and count as failed, so fewer pins may do: {unjudged[-1]}")
-    if only_on_runner:
-        task.listener.warn(
-            "emulated FP16 is accurate: a fusion or a kernel is the cause, not precision; pins may not help"
-        )
 
 
 def _layers(emulator: Emulator, task: SearchTask) -> tuple[LayerReport, ...]:

@@ -12,6 +12,7 @@ from trt_helper.emulator.partial_sums import PartialSum
 from trt_helper.inputs.metric import Metric
 from trt_helper.onnx_model.cost import Estimate, Shapes
 from trt_helper.onnx_model.graph import Graph
+from trt_helper.search.diagnosis import Kind
 from trt_helper.system.versions import versions
 from trt_helper.values import (
     IntermediateError,
@@ -72,6 +73,7 @@ class Located:
         estimate: what the plan costs, for the first sample; None before the search has ended.
         runner: what judged the trials: 'emulate', or the name of a runner.
         intermediate_errors: errors of tensors between the kernels of an engine without pins; they decide nothing.
+        diagnosis: what makes everything in FP16 fail on a runner; None where it passes, or where nothing else runs.
         by_reading: the trial of the answer by each reading of what kernels compute, on the sample that decides; one
             for which there was no time is missing.
         partial_sums: layers of the answer whose sums only kernels get right that accumulate in FP32.
@@ -101,6 +103,7 @@ class Located:
     estimate: Estimate | None = None
     runner: str = "emulate"
     intermediate_errors: tuple[IntermediateError, ...] = ()
+    diagnosis: Kind | None = None
     by_reading: Mapping[Reading, Trial] = field(default_factory=dict)
     partial_sums: tuple[PartialSum, ...] = ()
     pins_by_one: int | None = None
