@@ -34,6 +34,9 @@ def test_the_story_tells_what_broke_why_what_was_done_and_how_sure_that_is(run_r
     assert "Each pin was taken out once more and the result did not pass" in found["How sure that is"]
     assert "5 samples, 1 of which the search did not see" in found["How sure that is"]
     assert "emulated on a CPU" in found["How sure that is"]
+    assert (
+        "It holds with better and with worse kernels (error over what is allowed: typical" in found["How sure that is"]
+    )
     assert story.warnings(record) == []
 
 

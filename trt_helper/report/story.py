@@ -11,7 +11,7 @@ from typing import Any
 
 from trt_helper.format.text import figure, plain
 from trt_helper.report.read import errors_of, tolerance_of
-from trt_helper.values import Statistic, TensorError, Tolerance
+from trt_helper.values import READINGS, Statistic, TensorError, Tolerance
 
 Record = Mapping[str, Any]
 RANDOM = "random (seed"  # the start of the source of a random sample, see inputs/samples.py
@@ -282,6 +282,22 @@ def _done(record: Record) -> Iterator[str]:
         )
 
 
+def _by_reading(record: Record) -> Iterator[str]:
+    """Whether the answer holds on kernels that are better or worse than those that were read."""
+    kernels = record.get("kernels", {})
+    verdicts, ratios = (kernels.get(key, {}) for key in ("verdicts", "excess"))
+    known = [reading.value for reading in READINGS if reading.value in verdicts]
+    if len(known) > 1:
+        shown = ", ".join(
+            f"{name} {'not finite' if ratios.get(name) is None else figure(ratios[name])}" for name in known
+        )
+        failed = [name for name in known if verdicts[name] != "pass"]
+        said = (
+            f"It fails with {' and '.join(failed)} kernels" if failed else "It holds with better and with worse kernels"
+        )
+        yield f"{said} (error over what is allowed: {shown})."
+
+
 def _sure(record: Record, engine: Record | None) -> Iterator[str]:
     pins = record.get("pins", ())
     proofs = [pin for pin in pins if pin["without"] or pin["not_computed"]]
@@ -295,9 +311,10 @@ def _sure(record: Record, engine: Record | None) -> Iterator[str]:
     unseen = f", {held} of which the search did not see" if held else ""
     yield f"Judged on {len(found)} {'sample' if len(found) == 1 else 'samples'}{unseen}; the worst sample decides."
     if record["runner"] == "emulate":
-        yield "FP16 was emulated on a CPU: every rounding of the plan, but not the kernels of an engine."
+        yield "FP16 was emulated on a CPU: every rounding of the plan, in the steps that TensorRT-RTX's kernels take."
     else:
         yield f"FP16 was run with {plain(record['runner'])}."
+    yield from _by_reading(record)
     if engine:
         honoured = sum(pin["state"] == "honoured" for pin in engine["pins"])
         yield (
