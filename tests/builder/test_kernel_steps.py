@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from support.builder_models import needs_rtx
 from support.lowered_models import OneOperator, lowered_models
 from support.model_cases import save_case
@@ -131,6 +131,21 @@ def test_recurrent_cells_and_short_convolutions_compute_in_half(tmp_path, operat
     assert set(rounding_calls(engine_of(tmp_path, lowered_models()[operator]))) - {"mul"} == set(calls.split()) - {
         "mul"
     }
+
+
+@needs_rtx
+@pytest.mark.parametrize(("terms", "columns", "in_half"), [(3, 3, True), (256, 64, False)])
+def test_few_terms_are_added_up_in_half_however_many_rows(tmp_path, terms, columns, in_half):
+    shapes = (np.ones((1, terms), np.float32),), (np.ones((terms, columns), np.float32),)
+    model = OneOperator("MatMul", *shapes).model(TensorProto.FLOAT16)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "n"
+    model.graph.output[0].Clear()
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT16, ["n", columns]))
+    typed, engine = tmp_path / "typed.onnx", tmp_path / "model.trt"
+    onnx.save(model, typed)
+    profile = {"x0": ((1, terms), (500, terms), (1000, terms))}
+    build(typed, engine, profiles=[profile], settings=BuildSettings())
+    assert {"add", "mul"} <= set(rounding_calls(engine)) if in_half else not rounding_calls(engine)
 
 
 # ----------------------------------------------------------------------------------------------------------- one step

@@ -90,6 +90,22 @@ def test_few_terms_are_added_up_in_half(tmp_path, terms):
     assert same.all() if terms <= 4 else np.mean(same) < 0.95
 
 
+@pytest.mark.parametrize(
+    ("terms", "rows", "by_terms"), [(3, "n", True), (5, "n", False), (256, "n", False), (256, 1, True)]
+)
+def test_rows_that_are_not_known_may_be_many_but_few_terms_are_few(tmp_path, terms, rows, by_terms):
+    """As read from kernels for shapes with a range of rows (tests/builder/test_kernel_steps.py)."""
+    one = OneOperator("MatMul", (np.ones((1, terms), np.float32),), (np.ones((terms, 8), np.float32),))
+    model = one.model()
+    model.graph.input[0].type.tensor_type.shape.dim[0].Clear()
+    if rows == "n":
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = rows
+    else:
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = rows
+    case = save_case(Case("rows", model, one.case().feed), tmp_path)
+    assert case.emulator.rounds_inside("layer") == by_terms
+
+
 def test_a_softmax_of_an_old_opset_is_over_all_axes_behind_the_first(tmp_path):
     x = NORMAL((2, 3, 4)).astype(np.float32)
     found, _ = emulated(tmp_path, OneOperator("Softmax", (x,), opset=11, attributes={"axis": 1}))

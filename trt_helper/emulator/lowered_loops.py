@@ -25,18 +25,22 @@ CHUNK = 1 << 22  # elements of the products of a matrix and a vector that are co
 
 
 def runs_without_tensor_cores(a: Sequence[object], b: Sequence[object]) -> bool:
-    """Whether a product of these shapes is computed term by term, each term in half: with one row or column, or short.
+    """Whether a product of these shapes is computed term by term, each term in half: with few terms, one row or column.
 
-    Only shapes that are known when the engine is built count. With one row or column TensorRT-RTX takes either this
-    or tensor cores, by sizes and in ways that are not documented; this is the less exact one.
+    A row or a column has to be known when the engine is built. With one, TensorRT-RTX takes either this or tensor
+    cores, by sizes and in ways that are not documented; this is the less exact one.
     """
-    sizes = [size for size in (*a, *b) if isinstance(size, int)]
-    if not a or not b or len(sizes) < len(a) + len(b):
+    if not a or not b:
+        return False
+    terms = a[-1] if isinstance(a[-1], int) else b[0 if len(b) == 1 else -2]
+    if isinstance(terms, int) and terms <= SHORT:
+        return True
+    if not all(isinstance(size, int) for size in (*a, *b)):
         return False
     rows, columns = 1 if len(a) == 1 else a[-2], 1 if len(b) == 1 else b[-1]
     above, below = a[:-2], b[:-2]
     one_row = rows == 1 and (list(above) == list(below) or all(size == 1 for size in above))
-    return one_row or columns == 1 or sizes[len(a) - 1] <= SHORT
+    return one_row or columns == 1
 
 
 def product(a: Array, b: Array, rounded: Round) -> Array:

@@ -367,7 +367,7 @@ def _exponent(node: ir.Node) -> float:
     return float(constant.numpy().reshape(-1)[0]) if constant is not None and constant.size == 1 else 0.0
 
 
-PRODUCT = "static, one row, one column or at most 4 terms: each term in half, the sum FP32; short sums in half"
+PRODUCT = "one row or one column, static, or at most 4 terms: each term in half, the sum FP32; short sums in half"
 RECURRENT = "both products, every sum, gate and state in half; sigmoid by a tanh of 11 bits"
 
 LOWERED: Mapping[str, Row] = {
