@@ -114,12 +114,13 @@ def with_bias(
 def is_short_convolution(node: ir.Node) -> bool:
     """Whether a convolution is a short product for each position: with a kernel of 1, and few channels."""
     weight = node.inputs[1]
-    sizes = [size for size in weight.shape or () if isinstance(size, int)] if weight is not None else []
+    if weight is None or weight.shape is None or not all(isinstance(size, int) for size in weight.shape):
+        return False
+    _, channels, *places = (int(size) for size in weight.shape if isinstance(size, int))
     moved = {"pads": 0, "strides": 1}
     plain = all(set(node.attributes.get_ints(name, ())) <= {same} for name, same in moved.items())
-    _, channels, *places = sizes if weight is not None and len(sizes) == len(weight.shape or ()) else (0, 0, 0)
     one_place = all(size == 1 for size in places) and node.attributes.get_int("group", 1) == 1
-    return plain and one_place and 0 < channels <= SHORT
+    return plain and one_place and channels <= SHORT
 
 
 def convolution(_node: ir.Node, inputs: Inputs, rounded: Round) -> list[Array]:
