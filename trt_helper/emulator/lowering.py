@@ -124,7 +124,7 @@ def _softmax_parts(steps: Steps, x: str, axis: int) -> tuple[str, str]:
 
 
 def _log_softmax(steps: Steps) -> str:
-    """The logarithm of the softmax, also in FP32: 0 where x - max is below -17 in half, -104 in FP32."""
+    """The logarithm of the softmax, also in FP32: -inf where x - max is below -17 in half, -104 in FP32."""
     quotient = _softmax(steps)
     steps.rounded.append("Div")
     return steps.full("Log", steps.round(quotient, steps.reduced))
