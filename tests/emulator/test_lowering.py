@@ -10,9 +10,12 @@ from support.kernel_steps import STEPS, gelu_tanh, short_product, vector_product
 from support.lowered_models import OneOperator, lowered_models
 from support.model_cases import save_case
 from support.models import Case
+from support.zoo import Net
 
 from trt_helper.emulator.emulator import Emulator
 from trt_helper.emulator.lowering import LOWERED
+from trt_helper.onnx_model.graph import read_graph
+from trt_helper.onnx_model.load import load
 from trt_helper.values import Plan, Reading
 
 ONE_HALF = 2.0**-10  # a function that numpy and ONNX Runtime compute apart may be rounded to the next half
@@ -336,3 +339,20 @@ def test_attention_over_many_keys_is_worse_only_where_sums_are_in_half(tmp_path)
         for reading in (Reading.TYPICAL, Reading.EXACT, Reading.WORST)
     }
     assert max(errors[Reading.TYPICAL], errors[Reading.EXACT]) < 0.002 < errors[Reading.WORST]
+
+
+def test_the_exact_reading_stores_what_is_an_output_or_has_two_readers(tmp_path):
+    """2049 becomes 2048 where it is stored; only a tensor that one pointwise layer reads is not."""
+    net = Net(0)
+    x = net.input("x", [1])
+    shown = net("Add", x, 1.0, name="shown")
+    y = net("Mul", shown, 3.0, name="y")
+    twice = net("Add", x, 1.0, name="twice")
+    z = net("Mul", twice, net("Mul", twice, 2.0**-10, name="small"), name="z")
+    path = tmp_path / "model.onnx"
+    onnx.save(net.model("model", [shown, y, z], [1]), path)
+    exact = Emulator(read_graph(load(path)), reading=Reading.EXACT)
+    found = exact.run(Plan(), {"x": np.full(1, 2048, np.float32)})
+    assert found["shown"] == 2048
+    assert found["y"] == 3 * 2048
+    assert found["z"] == 2048 * 2, "and not 2049 * 2.001, which is 4100"
