@@ -101,7 +101,7 @@ class Plan:
         return len(self.fp32)
 
 
-REWRITE_KINDS = ("pins", "constants", "norms", "logs", "bf16")
+REWRITE_KINDS = ("pins", "constants", "norms", "logs", "rows", "bf16")
 
 
 @dataclass(frozen=True, slots=True)

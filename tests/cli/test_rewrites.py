@@ -51,7 +51,7 @@ def test_without_pins_the_best_that_rewrites_reach_is_the_answer(norm_model):
 def test_a_kind_of_rewrite_that_is_none_is_refused(norm_model, kinds):
     result = run("locate", norm_model, *LOCATE, "--cures", kinds)
     assert result.status == 2
-    assert "pins, constants, norms, logs, bf16" in " ".join(result.err.split())
+    assert "pins, constants, norms, logs, rows, bf16" in " ".join(result.err.split())
 
 
 def test_a_rewrite_that_the_model_lacks_is_refused_in_two_lines(norm_model):
@@ -78,3 +78,20 @@ def test_a_logarithm_that_underflows_in_fp32_too_is_said_and_cured(tmp_path, mon
     ok("report", "fp32_layers.run.json")
     ok("convert", "-c", "fp32_layers.yaml", "--typed-onnx", "typed.onnx", "--no-engine")
     assert "LogSoftmax" not in [node.op_type for node in onnx.load("typed.onnx").graph.node]
+
+
+def test_a_product_with_one_row_whose_terms_underflow_is_cured(tmp_path, monkeypatch):
+    """A kernel for one row multiplies 1e-4 by 1e-4 in half, which is 0; with two rows it takes tensor cores."""
+    monkeypatch.chdir(tmp_path)
+    net = Net(0)
+    x = net("MatMul", net.input("x", [1, 256]), np.full((256, 8), 1e-4, np.float32), name="product")
+    onnx.save(net.model("row", [net("Mul", x, 6e4, name="scale")], [1, 8]), "model.onnx")
+    np.savez("x.npz", x=np.full((1, 256), 1e-4, np.float32))
+    tolerance = ("-i", "x.npz", "--atol", "0.005", "--rtol", "0")
+    assert ok("locate", "model.onnx", *tolerance, "--json").json["fp32_layers"] == ["product"]
+    found = ok("locate", "model.onnx", *tolerance, "--cures", "pins,rows", "--json").json
+    assert (found["fp32_layers"], found["cures"][0]["rows"]) == ([], "product")
+    ok("gate", "fp32_layers.yaml")
+    ok("report", "fp32_layers.run.json")
+    ok("convert", "-c", "fp32_layers.yaml", "--typed-onnx", "typed.onnx", "--no-engine")
+    assert [node.op_type for node in onnx.load("typed.onnx").graph.node if node.op_type in ("Concat", "Slice")] != []

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from support.builder_models import needs_rtx
 from support.rewritable_models import (
     SPELLINGS,
     WIDTH,
@@ -20,12 +22,16 @@ from support.rewritable_models import (
 )
 from support.zoo import Net
 
+from trt_helper.builder.build import build
+from trt_helper.builder.engine_program import read_program
+from trt_helper.builder.settings import BuildSettings
 from trt_helper.emulator.emulator import Emulator
 from trt_helper.errors import ConfigError
 from trt_helper.onnx_model.graph import Graph, read_graph
 from trt_helper.onnx_model.load import load
 from trt_helper.onnx_model.rewrites import find
-from trt_helper.values import REWRITE_KINDS, Plan, Rewrite
+from trt_helper.onnx_model.typed import render, write
+from trt_helper.values import REWRITE_KINDS, Plan, Reading, Rewrite
 
 
 def graph_of(build: Build, folder: Path) -> Graph:
@@ -141,3 +147,79 @@ def test_a_logarithm_is_computed_without_underflow(tmp_path, kind, axis, opset):
 
 def test_a_softmax_over_several_axes_is_left_alone(tmp_path):
     assert find(logarithm(tmp_path, "softmax", opset=11, axis=1).model.graph, ["logs"]) == ()
+
+
+# ---------------------------------------------------------------------------------------------- rows
+
+ROWS = {
+    "row": ("MatMul", (1, 64), (64, 8), {}),
+    "row of a batch of one": ("MatMul", (1, 1, 64), (64, 8), {}),
+    "row of each batch": ("MatMul", (4, 1, 64), (4, 64, 8), {}),
+    "column": ("MatMul", (5, 64), (64, 1), {}),
+    "Gemm": ("Gemm", (1, 64), (64, 8), {}),
+    "Gemm transposed": ("Gemm", (1, 64), (8, 64), {"transB": 1, "alpha": 0.5, "beta": 2.0}),
+    "Gemm column": ("Gemm", (64, 5), (64, 1), {"transA": 1}),
+}
+
+
+def product(folder: Path, op: str, a: tuple, b: tuple, attributes: dict) -> tuple[Graph, dict[str, np.ndarray]]:
+    random = np.random.default_rng(0)
+    weights = {"w": random.standard_normal(b).astype(np.float32)}
+    if op == "Gemm":
+        columns = b[0] if attributes.get("transB") else b[1]
+        weights["c"] = random.standard_normal(columns).astype(np.float32)
+    model = helper.make_model(
+        helper.make_graph(
+            [helper.make_node(op, ["x", *weights], ["y"], name="product", **attributes)],
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, a)],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(array, name) for name, array in weights.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    path = folder / "product.onnx"
+    onnx.save(onnx.shape_inference.infer_shapes(model), path)
+    return read_graph(load(path)), {"x": random.standard_normal(a).astype(np.float32)}
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_a_product_with_one_row_is_computed_with_two(tmp_path, kind):
+    graph, feed = product(tmp_path, *ROWS[kind])
+    offered = find(graph.model.graph, ["rows"])
+    assert offered == (Rewrite("rows", "product"),)
+    rewritten = read_graph(graph.source, offered)
+    assert [layer.op for layer in rewritten.layers] == ["Concat", ROWS[kind][0], "Slice"]
+    emulator = Emulator(rewritten)
+    (found,) = emulator.reference(feed).values()
+    np.testing.assert_allclose(found, reference(graph, feed), rtol=1e-5, atol=1e-5)
+    (half,), (rounded_once,) = (
+        e.run(Plan(), feed).values() for e in (emulator, Emulator(graph, reading=Reading.ONE_STEP))
+    )
+    assert np.abs(half - rounded_once).max() <= 2.0**-10 * np.abs(half).max()
+    assert find(rewritten.model.graph, ["rows"]) == ()
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [((2, 64), (64, 8)), ((1, 4), (4, 8)), (("n", 64), (64, 8)), ((2, 1, 64), (64, 8)), ((64,), (64, 8))]
+)
+def test_any_other_product_is_left_alone(tmp_path, a, b):
+    graph, _ = product(tmp_path, "MatMul", tuple(2 if size == "n" else size for size in a), b, {})
+    if "n" in a:
+        graph.model.graph.inputs[0].shape = ir.Shape(a)
+    assert find(graph.model.graph, ["rows"]) == ()
+
+
+@needs_rtx
+@pytest.mark.parametrize("kind", ROWS)
+def test_the_kernel_that_is_built_for_two_rows_multiplies_on_tensor_cores(tmp_path, kind):
+    """And the one for one row does not, at these sizes."""
+    graph, _ = product(tmp_path, *ROWS[kind])
+    found = []
+    for rewrites in ((), find(graph.model.graph, ["rows"])):
+        write(render(read_graph(graph.source, rewrites), Plan()), tmp_path / "typed.onnx")
+        build(tmp_path / "typed.onnx", tmp_path / "model.trt", profiles=[], settings=BuildSettings())
+        found.append([step.kind for step in read_program(tmp_path / "model.trt").steps])
+    assert found[0] == []
+    assert found[1][0] == "fully_connected"

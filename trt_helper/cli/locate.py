@@ -47,7 +47,7 @@ def run(
     ] = None,
     rewrites: Annotated[
         str,
-        typer.Option("--cures", metavar="KIND,...", help="What may be done: pins, constants, norms, logs, bf16."),
+        typer.Option("--cures", metavar="KIND,...", help="What may be done: pins, constants, norms, logs, rows, bf16."),
     ] = "pins",
     time_limit: Annotated[
         float | None, typer.Option(min=0, metavar="S", help="Stop after S seconds.", show_default=False)

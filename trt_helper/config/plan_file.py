@@ -199,7 +199,7 @@ def _tactic_fault(fields: Mapping[str, Any]) -> str:
 
 
 def _rewrites(value: object, path: Path) -> tuple[Rewrite, ...]:
-    """The rewrites, each from {constants: TENSOR}, {norms: LAYER, as: OPERATOR}, {logs: LAYER} or {bf16: LAYER}."""
+    """The rewrites, each from {KIND: NAME} or {norms: LAYER, as: OPERATOR}."""
     if value is None:
         return ()
     if not isinstance(value, list):
@@ -213,7 +213,7 @@ def _rewrites(value: object, path: Path) -> tuple[Rewrite, ...]:
         if not sound or (kind == "norms") != bool(op):
             raise ConfigError(
                 f"{path}: cures holds {_shown(entry)}",
-                fix="an entry is {constants: TENSOR}, {norms: LAYER, as: OPERATOR}, {logs: LAYER} or {bf16: LAYER}",
+                fix="an entry is {norms: LAYER, as: OPERATOR}, or one of constants, logs, rows, bf16: {bf16: LAYER}",
             )
         found.append(Rewrite(kind, name, op))
     return tuple(found)

@@ -1,12 +1,14 @@
 """Rewrites of a normalised graph that reduce the error of FP16 at no cost in speed.
 
-A rewrite changes the graph and not the precision of a layer. There are three kinds:
+A rewrite changes the graph and not the precision of a layer. There are four kinds:
 
 - constants: a constant beyond the range of FP16 is clipped into that range.
 - norms: a LayerNormalization or RMSNormalization that the exporter decomposed becomes one operator again. Engines
   compute it in FP32 internally, whatever the type of its input.
 - logs: a logarithm of what underflows is computed without it: log(softmax(x)) as x - max - log(sum(exp(x - max))),
   log(sigmoid(x)) as -softplus(-x). Kernels take them as they stand, so a LogSoftmax underflows in FP32, too.
+- rows: a product with one row or column is computed with two, of which one is kept. TensorRT-RTX 1.7.1 then takes
+  tensor cores, which multiply exactly, in place of a kernel that multiplies in half (seen with Concat, Pad, Expand).
 
 Whether a rewrite helps, and whether it keeps the outputs right, is decided by trials. The command line and the YAML
 file call rewrites cures.
@@ -30,6 +32,8 @@ HALF_MAX = 65504.0
 SATURATED = 32768.0  # half of FP16's range: adding activations to a mask of this size does not overflow
 OPSETS = {"LayerNormalization": 17, "RMSNormalization": 23}  # the opset that introduced the operator
 SOFTMAX_OF_ONE_AXIS = 13  # the opset since which Softmax has one axis, and not all from `axis` on
+SHORT = 4  # terms of a product that kernels add up in half, however many rows it has
+MATRIX = 2  # axes of a matrix
 MAXIMUM_OF_INPUT = 18  # the opset since which ReduceMax has its axes as an input
 CARRY = frozenset(("Reshape", "Expand", "Unsqueeze", "Squeeze", "Identity"))  # exported for a broadcast
 
@@ -39,7 +43,7 @@ def find(graph: ir.Graph, kinds: Iterable[str]) -> tuple[Rewrite, ...]:
 
     Args:
         graph: A normalised graph.
-        kinds: Of `values.REWRITE_KINDS`. Only "constants", "norms" and "logs" are rewrites of the graph.
+        kinds: Of `values.REWRITE_KINDS`. All but "pins" and "bf16" are rewrites of the graph.
     """
     found: list[Rewrite] = []
     if "constants" in kinds:
@@ -49,6 +53,8 @@ def find(graph: ir.Graph, kinds: Iterable[str]) -> tuple[Rewrite, ...]:
         found += [Rewrite("norms", norm.node.name or "", norm.op) for norm in _norms(graph)]
     if "logs" in kinds:
         found += [Rewrite("logs", node.name or "") for node in graph if _is_logarithm(node, graph)]
+    if "rows" in kinds:
+        found += [Rewrite("rows", node.name or "") for node in graph if _single(node)]
     return tuple(found)
 
 
@@ -98,6 +104,8 @@ def apply(model: ir.Model, rewrites: Sequence[Rewrite]) -> dict[str, str]:
             if node.op_type == "Log" and (sigmoid := _given(node).producer()):
                 successors[sigmoid.name or ""] = rewrite.name
             _without_underflow(graph, node)
+        elif rewrite.kind == "rows":
+            _doubled(graph, next(node for node in graph if node.name == rewrite.name))
         else:
             norm = norms[rewrite.name]
             _fuse(graph, norm)
@@ -337,13 +345,13 @@ def _without_underflow(graph: ir.Graph, node: ir.Node) -> None:
     sigmoid = value.producer()
     if sigmoid is not None and node.op_type == "Log":
         x = _given(sigmoid)
-        last = made.add("Neg", [made.add("Softplus", [made.add("Neg", [x])])], last=True)
+        last = made.add("Neg", [made.add("Softplus", [made.add("Neg", [x])])], named=True)
     else:
         axis = node.attributes.get_int("axis", -1) % len(value.shape or ())
         reduced = [1 if index == axis else size for index, size in enumerate(value.shape or ())]
         shifted = made.add("Sub", [value, made.reduce("ReduceMax", value, axis, reduced)])
         total = made.reduce("ReduceSum", made.add("Exp", [shifted]), axis, reduced)
-        last = made.add("Sub", [shifted, made.add("Log", [total], reduced)], last=True)
+        last = made.add("Sub", [shifted, made.add("Log", [total], reduced)], named=True)
     old = node.outputs[0]
     ir.convenience.replace_nodes_and_values(graph, node, [node], made.nodes, [old], [last])
 
@@ -366,14 +374,14 @@ class _Layers:
     def add(
         self,
         op: str,
-        inputs: Sequence[ir.Value],
+        inputs: Sequence[ir.Value | None],
         shape: Sequence[int | ir.SymbolicDim] | None = None,
         attributes: Sequence[ir.Attr] = (),
         *,
-        last: bool = False,
+        named: bool = False,
     ) -> ir.Value:
-        """Add a layer; the last one is called as the layer that all replace."""
-        name = self._node.name if last else free_name(f"{self._node.name}_{op}", self._names)
+        """Add a layer; the one that is `named` is called as the layer that all replace."""
+        name = self._node.name if named else free_name(f"{self._node.name}_{op}", self._names)
         new = ir.Node("", op, inputs, attributes, name=name, metadata_props=self._node.metadata_props)
         output = new.outputs[0]
         output.name = free_name(f"{name}_output", self._names)
@@ -387,11 +395,72 @@ class _Layers:
         keep = ir.AttrInt64("keepdims", 1)
         if self._graph.opset_imports.get("", 1) < MAXIMUM_OF_INPUT and op == "ReduceMax":
             return self.add(op, [value], shape, [ir.AttrInt64s("axes", [axis]), keep])
-        axes = ir.Value(
-            name=free_name(f"{self._node.name}_axes", self._names),
+        return self.add(op, [value, self.integer("axes", axis)], shape, [keep])
+
+    def integer(self, what: str, value: int) -> ir.Value:
+        """Add an initializer of one integer."""
+        made = ir.Value(
+            name=free_name(f"{self._node.name}_{what}", self._names),
             type=ir.TensorType(ir.DataType.INT64),
             shape=ir.Shape([1]),
-            const_value=ir.Tensor(np.array([axis], np.int64)),
+            const_value=ir.Tensor(np.array([value], np.int64)),
         )
-        self._graph.register_initializer(axes)
-        return self.add(op, [value, axes], shape, [keep])
+        self._graph.register_initializer(made)
+        return made
+
+
+# ----------------------------------------------------------------------------------------------- rows
+
+
+def _single(node: ir.Node) -> tuple[int, int] | None:
+    """Which input of a product in FP32 has one row or one column, and along which axis; None for any other layer.
+
+    A short product, whose sums are in half with any number of rows, is none.
+    """
+    if node.op_type not in ("MatMul", "Gemm") or node.inputs[0] is None or node.inputs[1] is None:
+        return None
+    shapes = [list(value.shape) if value is not None and value.shape is not None else [] for value in node.inputs[:2]]
+    if node.inputs[0].dtype is not ir.DataType.FLOAT or any(len(shape) < MATRIX for shape in shapes):
+        return None
+    turned = [node.attributes.get_int(name, 0) for name in ("transA", "transB")]
+    row, column = (-1 if turned[0] else -2), (-2 if turned[1] else -1)
+    terms = shapes[0][-2 if turned[0] else -1]
+    known = all(isinstance(size, int) for shape in shapes for size in shape)
+    if not known or (isinstance(terms, int) and terms <= SHORT):
+        return None
+    if shapes[0][row] == 1 and (shapes[0][:-2] == shapes[1][:-2] or all(size == 1 for size in shapes[0][:-2])):
+        return 0, row
+    return (1, column) if shapes[1][column] == 1 else None
+
+
+def _doubled(graph: ir.Graph, node: ir.Node) -> None:
+    """Compute a product with two rows or columns, and keep the first of them."""
+    found, out = _single(node), node.outputs[0]
+    if found is None or out.shape is None:
+        raise ValueError(f"{node.name} has no single row or column")
+    index, axis = found
+    made = _Layers(graph, node)
+    inputs = list(node.inputs)
+    value = inputs[index]
+    if value is None:
+        raise ValueError(f"{node.name} has no input {index}")
+    along = (-2, -1)[index]  # the axis of the result
+    inputs[index] = made.add(
+        "Concat", [value, value], _with_two(value, axis), [ir.AttrInt64("axis", _place(value, axis))]
+    )
+    attributes = list(node.attributes.values())
+    both = made.add(node.op_type, inputs, _with_two(out, along), attributes, named=True)
+    ends = (made.integer("starts", 0), made.integer("ends", 1), made.integer("axes", _place(out, along)))
+    first = made.add("Slice", [both, *ends])
+    ir.convenience.replace_nodes_and_values(graph, node, [node], made.nodes, [out], [first])
+
+
+def _with_two(value: ir.Value, axis: int) -> list[int | ir.SymbolicDim]:
+    shape = list(value.shape or ())
+    shape[axis] = 2
+    return shape
+
+
+def _place(value: ir.Value, axis: int) -> int:
+    """A negative axis counted from the first one."""
+    return axis + len(value.shape or ())

@@ -207,6 +207,8 @@ def cure_words(rewrite: Mapping[str, Any]) -> str:
         return f"The norm that ends in {label} is one {plain(rewrite.get('as', 'operator'), 40)} again, at no cost"
     if "logs" in rewrite:
         return f"The logarithm {short([rewrite['logs']])[0]} is computed without underflow, at next to no cost"
+    if "rows" in rewrite:
+        return f"The product {short([rewrite['rows']])[0]} is computed with two rows, at next to no cost"
     return f"The constant {plain(rewrite.get('constants', ''), 60)} is brought into FP16's range, at no cost"
 
 
