@@ -356,3 +356,119 @@ def test_the_exact_reading_stores_what_is_an_output_or_has_two_readers(tmp_path)
     assert found["shown"] == 2048
     assert found["y"] == 3 * 2048
     assert found["z"] == 2048 * 2, "and not 2049 * 2.001, which is 4100"
+
+
+# ------------------------------------------------------------------------------------------------------------- options
+
+H = np.float16
+
+
+@pytest.mark.parametrize("terms", [5, 6, 7])
+def test_a_row_of_up_to_six_terms_is_added_up_in_half(tmp_path, terms):
+    one = OneOperator("MatMul", (NORMAL((1, terms)).astype(np.float32), NORMAL((terms, 500)).astype(np.float32)))
+    found, _ = emulated(tmp_path, one)
+    share = float(np.mean(found == short_product(*one.arrays)))
+    assert share == 1 if terms <= 6 else share < 0.98
+
+
+def test_a_row_times_alpha_plus_beta_times_the_third_input(tmp_path):
+    arrays = (NORMAL((1, 64)), NORMAL((200, 64)), NORMAL(200))
+    x, w, c = (array.astype(np.float32) for array in arrays)
+    one = OneOperator("Gemm", (x,), (w, c), attributes={"transB": 1, "alpha": 0.3, "beta": 0.7})
+    found, _ = emulated(tmp_path, one)
+    a, b, d = one.arrays
+    product = (np.float32(0.3) * vector_product(a, b.T).astype(np.float32)).astype(H)
+    assert_nearly(found, product + (np.float32(0.7) * d.astype(np.float32)).astype(H))
+
+
+@pytest.mark.parametrize("exclusive", [0, 1])
+@pytest.mark.parametrize("reverse", [0, 1])
+def test_a_running_sum_runs_either_way(tmp_path, exclusive, reverse):
+    x = NORMAL((3, 200)).astype(np.float32) * 10
+    attributes = {"exclusive": exclusive, "reverse": reverse}
+    found, _ = emulated(tmp_path, OneOperator("CumSum", (x,), (np.array(1),), attributes=attributes))
+    half = x.astype(H)[:, ::-1] if reverse else x.astype(H)
+    sums = np.add.accumulate(half, axis=1, dtype=H)
+    if exclusive:
+        sums = np.concatenate([np.zeros((3, 1), H), sums[:, :-1]], axis=1)
+    np.testing.assert_array_equal(found, (sums[:, ::-1] if reverse else sums).astype(np.float32))
+
+
+def test_a_gru_that_resets_before_its_product(tmp_path):
+    whole = lowered_models()["GRU"]
+    attributes = {"hidden_size": 16}
+    found, case = emulated(tmp_path, OneOperator("GRU", whole.inputs, whole.constants, attributes=attributes))
+    (exact,) = case.emulator.reference(case.feed).values()
+    (one_step,) = case.one_step.run(Plan(), case.feed).values()
+    assert np.abs(found - exact).max() < 0.01
+    assert not np.array_equal(found, one_step), "its state is in half"
+    (other,) = Emulator(case.graph, reading=Reading.WORST).run(Plan(), case.feed).values()
+    np.testing.assert_array_equal(found, other)
+
+
+@pytest.mark.parametrize(("operator", "states"), [("LSTM", 2), ("GRU", 1), ("RNN", 1)])
+def test_a_recurrent_layer_begins_with_the_states_that_are_given(tmp_path, operator, states):
+    """Two steps are one step, and one more from the state that it left."""
+    whole = lowered_models()[operator]
+    x, batch = whole.inputs[0], whole.inputs[0].shape[1]
+
+    def run(x, given):
+        names = ["x", "w", "r", "b", "", *(f"s{index}" for index in range(states))][: 5 + len(given)]
+        weights = dict(zip("wrb", whole.constants, strict=True)) | {f"s{i}": s for i, s in enumerate(given)}
+        outputs = ["y", "h", "c"][: 1 + states]
+        node = helper.make_node(operator, names if given else names[:4], outputs, name="layer", **whole.attributes)
+        graph = helper.make_graph(
+            [node],
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+            [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        return save_case(Case("states", onnx.shape_inference.infer_shapes(model), {"x": x}), tmp_path).emulator
+
+    x = x.astype(H).astype(np.float32)
+    all_at_once = run(x, []).run(Plan(), {"x": x})
+    first = run(x[:2], []).run(Plan(), {"x": x[:2]})
+    left = [first["h"], first["c"]][:states] if states > 1 else [first["h"]]
+    assert left[0].shape == (1, batch, 16)
+    rest = run(x[2:], left).run(Plan(), {"x": x[2:]})
+    np.testing.assert_array_equal(rest["y"], all_at_once["y"][2:])
+    np.testing.assert_array_equal(rest["h"], all_at_once["h"])
+
+
+def test_a_recurrent_layer_with_other_activations_is_one_step(tmp_path):
+    whole = lowered_models()["RNN"]
+    attributes = {**whole.attributes, "activations": ["Relu"]}
+    _, case = emulated(tmp_path, OneOperator("RNN", whole.inputs, whole.constants, attributes=attributes))
+    found, expected = (e.run(Plan(), case.feed) for e in (case.emulator, case.one_step))
+    np.testing.assert_array_equal(*found.values(), *expected.values())
+
+
+@pytest.mark.parametrize("keepdims", [0, 1])
+@pytest.mark.parametrize("axes", [[-1], [0, 1], None])
+def test_a_log_of_a_sum_of_powers_over_any_axes(tmp_path, keepdims, axes):
+    x = NORMAL((2, 3, 4)).astype(np.float32) * 5
+    constants = (np.array(axes),) if axes else ()
+    one = OneOperator("ReduceLogSumExp", (x,), constants, 18, {"keepdims": keepdims})
+    found, case = emulated(tmp_path, one)
+    (exact,) = case.emulator.reference(case.feed).values()
+    assert found.shape == exact.shape
+    np.testing.assert_allclose(found, exact, rtol=2e-3)
+
+
+@pytest.mark.parametrize("shape", [(4, 8), (2, 8, 5), (2, 8, 3, 3, 3)])
+def test_a_batch_norm_of_any_rank(tmp_path, shape):
+    channels = [NORMAL(8), NORMAL(8), NORMAL(8) * 30, np.abs(NORMAL(8)) + 0.1]
+    one = OneOperator(
+        "BatchNormalization", (NORMAL(shape).astype(np.float32),), tuple(c.astype(np.float32) for c in channels)
+    )
+    found, _ = emulated(tmp_path, one)
+    assert_nearly(found, STEPS["BatchNormalization"](*one.arrays))
+
+
+def test_a_swish_with_a_factor(tmp_path):
+    x = np.linspace(-4, 4, 101, dtype=np.float32)[None]
+    found, case = emulated(tmp_path, OneOperator("Swish", (x,), opset=24, attributes={"alpha": 2.0}))
+    (exact,) = case.emulator.reference(case.feed).values()
+    np.testing.assert_allclose(found, exact, atol=4e-3)
