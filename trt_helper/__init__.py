@@ -22,6 +22,7 @@ _MODULES = {  # name: the module that defines it, and its name there where that 
     "Graph": "onnx_model.graph",
     "Located": "search.located",
     "Plan": "values",
+    "Reading": "values",
     "Sample": "inputs.samples",
     "SavedSearch": "search.saved",
     "SearchInterrupted": "search.saved",

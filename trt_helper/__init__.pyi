@@ -10,7 +10,7 @@ from trt_helper.search.budget import Budget
 from trt_helper.search.locate import locate
 from trt_helper.search.located import Located
 from trt_helper.search.saved import SavedSearch, SearchInterrupted
-from trt_helper.values import Plan, Statistic, Tolerance, Verdict
+from trt_helper.values import Plan, Reading, Statistic, Tolerance, Verdict
 
 __version__: str
 
@@ -21,6 +21,7 @@ __all__ = [
     "Graph",
     "Located",
     "Plan",
+    "Reading",
     "Sample",
     "SavedSearch",
     "SearchInterrupted",
