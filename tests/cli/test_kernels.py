@@ -11,6 +11,8 @@ import yaml
 from support.command_line import ok, run, save_input, saved
 from support.onnx_parts import constant, model, node, value
 
+from trt_helper.values import Verdict
+
 pytestmark = pytest.mark.usefixtures("own_folder")
 
 
@@ -63,6 +65,18 @@ def test_a_plan_for_worse_kernels_pins_what_they_get_wrong(option):
     assert found["fp32_layers"] == ["mean"]
     assert set(found["kernels"]["verdicts"].values()) == {"pass"}
     assert found["kernels"]["pins"] == ({"typical": 0, "robust": 1} if option == ["--robust"] else None)
+
+
+def test_a_robust_search_saves_no_plan_that_is_not_robust(monkeypatch):
+    """Typical kernels need no pin here; Ctrl-C must not leave that as the best plan so far."""
+    offered = []
+    monkeypatch.setattr("trt_helper.search.saved.SavedSearch.offer", lambda _self, _graph, trial: offered.append(trial))
+    path, x = mean_of_large()
+    found = ok("locate", path, "--inputs", x, "--robust", "--json").json
+    assert found["kernels"]["pins"] == {"typical": 0, "robust": 1}
+    assert len(offered) == found["trials"]
+    assert [trial.plan.fp32 for trial in offered if trial.verdict is Verdict.PASS][-1] == {"mean"}
+    assert all(trial.plan.fp32 for trial in offered if trial.verdict is Verdict.PASS)
 
 
 def test_what_a_plan_was_judged_with_is_what_gate_judges_it_with():

@@ -114,14 +114,16 @@ def locate(
 
         whole = replace(criteria, tolerance=tolerance)
         passes = len(samples) if references is None else 0
-        by_one = None
-        if robust:
-            by_one = search(replace(task, journal=Journal(), readings=(kernels,), every_layer=False))
-            passes += by_one.inferences
         located = search(task)
         if margin < 1:
             located, judged = _by_the_whole_tolerance(located, task, whole, margin)
             passes += judged
+        by_one = None
+        if robust and not budget.spent_seconds(started):  # only to say what robustness costs: nothing of it is saved
+            unheard = Listener(lambda _graph, _event: None, lambda _text: None, on_progress, lambda _text: None)
+            alone = replace(task, journal=Journal(), listener=unheard, oracle=None, readings=(kernels,))
+            by_one = search(replace(alone, every_layer=False))
+            passes += by_one.inferences
         left = math.inf if budget.seconds is None else budget.seconds - (time.monotonic() - started)
         known = {kernels: located.after} if runner == "emulate" and not robust else {}
         by_reading, judged = by_readings(located.graph, located.after, whole, known, store, left, on_progress)
@@ -133,7 +135,7 @@ def locate(
             seconds=time.monotonic() - started,
             estimate=estimate(located.graph, located.plan, located.shapes),
             by_reading=by_reading,
-            pins_by_one=len(by_one.plan) if by_one else None,
+            pins_by_one=len(by_one.plan) if by_one and by_one.minimal else None,
         )
         if saved:
             saved.finish(located, journal)
