@@ -19,8 +19,8 @@ import numpy as np
 import onnx_ir as ir
 
 from trt_helper.emulator.kernels import EmulationError, Kernel, Settings, operator_kernel
-from trt_helper.emulator.lowering import SOFTMAX_OF_ONE_AXIS
 from trt_helper.onnx_model.graph import captured
+from trt_helper.onnx_model.rewrites import SOFTMAX_OF_ONE_AXIS
 from trt_helper.onnx_model.roles import MOVEMENT, SHAPE_INPUTS, SHAPE_READING
 from trt_helper.values import Array, TensorName, Tensors
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from trt_helper.onnx_model.rewrites import SHORT
 from trt_helper.values import Array
 
 Round = Callable[[Array], Array]
@@ -14,8 +15,7 @@ Inputs = Sequence["Array | None"]
 Compute = Callable[[ir.Node, Inputs, Round], list[Array]]
 """Node, inputs (None where absent) and what rounds to the layer's type; all outputs, the last step not yet rounded."""
 
-SHORT = 4  # terms of a product that are added up in half; 6 where there is one row or one column
-SHORT_VECTOR = 6
+SHORT_VECTOR = 6  # terms of a product with one row or column that are added up in half; `SHORT` with more
 POSITIONS = 3  # the input of a RotaryEmbedding that names rows of its tables
 TOGETHER = 3  # axes of its first input where all heads are one axis
 CHUNK = 1 << 22  # elements of the products of a matrix and a vector that are computed at a time

@@ -18,10 +18,10 @@ import onnx_ir as ir
 
 from trt_helper.emulator import lowered_loops as loops
 from trt_helper.emulator.accumulated import ACCUMULATED
+from trt_helper.onnx_model.rewrites import SOFTMAX_OF_ONE_AXIS
 from trt_helper.values import Reading, ReducedPrecision
 
 OPSET = 18  # of the steps, whatever the opset of the model
-SOFTMAX_OF_ONE_AXIS = 13  # opset; before it a softmax is over all axes from one on
 GROUP_NORM_OF_CHANNELS = 21  # opset; before it scale and bias are for groups
 STORED_AS = {ReducedPrecision.FP16: onnx.TensorProto.FLOAT16, ReducedPrecision.BF16: onnx.TensorProto.BFLOAT16}
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trt_helper.emulator.causes import HALF_MAX
 from trt_helper.emulator.emulator import Emulator
 from trt_helper.emulator.gradients import EvaluatedLayer
 from trt_helper.emulator.kernels import EmulationError
 from trt_helper.values import Array, LayerName, TensorName
 
-HALF_MAX = 65504.0
 LONG = 2048  # equal terms; half has 11 bits, so that a total of so many does not change when one more is added
 
 
