@@ -123,14 +123,17 @@ def test_a_margin_leaves_room_within_the_tolerance():
 def test_a_journal_of_another_reading_is_not_gone_on_with(monkeypatch):
     """A verdict depends on what kernels are taken to compute."""
     path, x = mean_of_large()
-    monkeypatch.setattr(
-        "trt_helper.search.saved.SavedSearch.finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
-    )
-    assert run("locate", path, "--inputs", x).status == 130
-    assert Path("fp32_layers.yaml.journal").exists()
-    monkeypatch.undo()
-    again = run("locate", path, "--inputs", x, "--kernels", "worst")
-    assert "going on with" not in again.err
+
+    def interrupted(*_args):
+        raise KeyboardInterrupt
+
+    for kernels, known in (("typical", True), ("worst", False)):
+        with monkeypatch.context() as patch:
+            patch.setattr("trt_helper.search.saved.SavedSearch.finish", interrupted)
+            assert run("locate", path, "--inputs", x).status == 130
+        assert Path("fp32_layers.yaml.journal").exists()
+        again = ok("locate", path, "--inputs", x, "--kernels", kernels)
+        assert ("going on with an interrupted search" in again.err) == known
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import onnx_ir as ir
 from trt_helper.emulator import lowered_loops as loops
 from trt_helper.emulator.accumulated import ACCUMULATED
 from trt_helper.onnx_model.rewrites import SOFTMAX_OF_ONE_AXIS
+from trt_helper.onnx_model.sigmoids import EXACT
 from trt_helper.values import Reading, ReducedPrecision
 
 OPSET = 18  # of the steps, whatever the opset of the model
@@ -451,10 +452,11 @@ def _accumulated(node: ir.Node, opset: int) -> loops.Compute | None:
 
 
 def exact_sigmoid(node: ir.Node) -> Steps:
-    """A Sigmoid as 1 / (1 + exp(-x)) in FP32 (`onnx_model.sigmoids`)."""
+    """A Sigmoid as the reference has it (`onnx_model.sigmoids`), in FP32."""
     steps = Steps(node, OPSET, None)
-    power = steps.full("Exp", steps.full("Neg", steps.input(0)))
-    steps.output = steps.full("Reciprocal", steps.full("Add", power, 1.0))
+    steps.output = steps.input(0)
+    for operator in EXACT:
+        steps.output = steps.full(operator, steps.output)
     return steps
 
 

@@ -2,16 +2,16 @@
 
 ONNX Runtime's CPU provider computes a Sigmoid to 1e-7 absolute (measured on 1.32): below some -8 a relative error of
 1e-4, below -18 nothing is right. That is harmless, unless its logarithm is taken or something is divided by it. There
-the reference is 1 / (1 + exp(-x)), which is what kernels compute in FP32.
+the reference is exp(-softplus(-x)), right to the last digits; kernels compute 1 / (1 + exp(-x)) in FP32, as right.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
 from trt_helper.onnx_model.names import free_name, names_in
 
+EXACT = ("Neg", "Softplus", "Neg", "Exp")  # one after the other: a sigmoid without a constant, so of any type
 RELATIVE = frozenset(("Log", "Reciprocal", "Div", "Pow", "Sqrt"))  # the relative error of what they read counts
 
 
@@ -21,25 +21,27 @@ def counts_relatively(node: ir.Node) -> bool:
 
 
 def with_exact_sigmoids(model: ir.Model) -> ir.Model:
-    """`model`, or, if its main graph has such sigmoids, a copy that computes these as 1 / (1 + exp(-x))."""
-    if not any(counts_relatively(node) for node in model.graph):
+    """`model`, or, if its main graph has such sigmoids, a copy that computes these as exp(-softplus(-x)).
+
+    A model with FP64 in it is left as it is: ONNX Runtime has no Softplus of that type.
+    """
+    if _has_double(model.graph) or not any(counts_relatively(node) for node in model.graph):
         return model
     copy = model.clone()
     names = names_in(copy.graph)
-    one = ir.Value(
-        name=free_name("one", names),
-        type=ir.TensorType(ir.DataType.FLOAT),
-        shape=ir.Shape([]),
-        const_value=ir.Tensor(np.array(1, np.float32)),
-    )
-    copy.graph.register_initializer(one)
-    for node in [node for node in copy.graph if counts_relatively(node) and node.inputs[0] is not None]:
-        negative = ir.Node("", "Neg", [node.inputs[0]], name=free_name(f"{node.name}_Neg", names))
-        power = ir.Node("", "Exp", [negative.outputs[0]], name=free_name(f"{node.name}_Exp", names))
-        total = ir.Node("", "Add", [power.outputs[0], one], name=free_name(f"{node.name}_Add", names))
-        quotient = ir.Node("", "Reciprocal", [total.outputs[0]], name=free_name(f"{node.name}_Reciprocal", names))
-        for made in (negative, power, total):
-            made.outputs[0].name = free_name(f"{made.name}_output", names)
-        nodes, old = [negative, power, total, quotient], node.outputs[0]
-        ir.convenience.replace_nodes_and_values(copy.graph, node, [node], nodes, [old], [quotient.outputs[0]])
+    for node in [node for node in copy.graph if counts_relatively(node)]:
+        made: list[ir.Node] = []
+        for operator in EXACT:
+            inputs = made[-1].outputs if made else node.inputs
+            made.append(ir.Node("", operator, inputs, name=free_name(f"{node.name}_{operator}", names)))
+            made[-1].outputs[0].name = free_name(f"{made[-1].name}_output", names)
+        ir.convenience.replace_nodes_and_values(copy.graph, node, [node], made, node.outputs, made[-1].outputs)
     return copy
+
+
+def _has_double(graph: ir.Graph) -> bool:
+    """Whether FP64 comes into the graph: by an input, a weight or a cast. Types in between may be unknown."""
+    double = ir.DataType.DOUBLE
+    given = (*graph.inputs, *graph.initializers.values())
+    casts = any(node.op_type == "Cast" and node.attributes.get_int("to", 0) == double for node in graph)
+    return casts or any(value.dtype is double for value in given)

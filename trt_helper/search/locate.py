@@ -97,8 +97,8 @@ def locate(
             on_warning(f"going on with an interrupted search: {journal.verdicts} trials are known")
         if inexact := [node.name for node in graph.model.graph if counts_relatively(node)]:
             on_warning(
-                f"the reference computes {inexact[0]!r} as 1 / (1 + exp(-x)): ONNX Runtime's Sigmoid is wrong by 1e-7, "
-                "which counts where its logarithm is taken or something is divided by it"
+                f"the reference computes {inexact[0]!r} as exp(-softplus(-x)): ONNX Runtime's Sigmoid is wrong by "
+                "1e-7, which counts where its logarithm is taken or something is divided by it"
             )
         on_progress("FP32 reference", 0, 1)
         expected = reference_outputs(graph, samples, store) if references is None else references
