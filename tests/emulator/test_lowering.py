@@ -473,3 +473,12 @@ def test_a_swish_with_a_factor(tmp_path):
     found, case = emulated(tmp_path, OneOperator("Swish", (x,), opset=24, attributes={"alpha": 2.0}))
     (exact,) = case.emulator.reference(case.feed).values()
     np.testing.assert_allclose(found, exact, atol=4e-3)
+
+
+def test_a_pinned_log_softmax_has_an_error_of_its_own(tmp_path):
+    """It underflows in FP32, too: the layer is to blame, and not what comes before it."""
+    case = save_case(chain([("LogSoftmax", [], {})], np.array([[0.0, -120.0]], np.float32), ()), tmp_path)
+    (step,) = case.emulator.walk(case.graph.all_pinned(), case.feed)
+    assert np.isfinite(step.reference["y"]).all()
+    assert np.isneginf(step.isolated["y"][0, 1])
+    assert np.isneginf(step.accumulated["y"][0, 1])
