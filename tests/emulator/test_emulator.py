@@ -90,7 +90,7 @@ def test_the_reference_is_the_all_pinned_plan(model_case, name):
     """But for outputs that are half for the user: the reference does not round them."""
     case = model_case(name)
     expected = {
-        name: as_half(array) if name in case.graph.half_io else array
+        name: as_half(array) if name in case.graph.io_types else array
         for name, array in case.emulator.reference(case.feed).items()
     }
     assert_same(case.emulator.run(case.graph.all_pinned(), case.feed), expected)

@@ -30,7 +30,7 @@ def test_a_walk_arrives_where_a_run_arrives(model_case, name):
         }
         for output, expected in case.emulator.run(plan, case.feed).items():
             if output in arrived:
-                found = as_half(arrived[output]) if output in case.graph.half_io else arrived[output]
+                found = as_half(arrived[output]) if output in case.graph.io_types else arrived[output]
                 np.testing.assert_array_equal(found, expected, err_msg=f"{why}: {output}")
 
 
@@ -51,7 +51,7 @@ def test_the_reference_of_a_walk_is_the_fp32_file(model_case, name):
     expected = every_tensor(case.write(control), case.feed)
     for step in case.emulator.walk(Plan(), case.feed):
         for tensor, array in step.reference.items():
-            if tensor in expected and tensor not in case.graph.half_io:
+            if tensor in expected and tensor not in case.graph.io_types:
                 np.testing.assert_array_equal(array, expected[tensor], err_msg=tensor)
 
 

@@ -160,7 +160,7 @@ def test_dynamic_dimensions_are_one_unless_a_shape_is_given_for_any_input_that_s
     assert sample.shapes == {"a": (4, 3), "b": (4, 7), "ids": (2,), "keep": (4,)}
 
 
-def test_strings_cannot_be_made_up(tmp_path):
-    model = parsed("g (string[2] s, float[2] x) => (float[2] y) { [exp] y = Exp(x) }")
+def test_complex_numbers_cannot_be_made_up(tmp_path):
+    model = parsed("g (complex64[2] s, float[2] x) => (float[2] y) { [exp] y = Exp(x) }")
     with pytest.raises(InputError, match="'s' holds"):
-        load_samples(save_case(Case("strings", model, {}), tmp_path).graph, [])
+        load_samples(save_case(Case("complex", model, {}), tmp_path).graph, [])

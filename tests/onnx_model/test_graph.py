@@ -37,7 +37,7 @@ def made(folder, text, **weights):
         ("top_k", {"topk": MOVEMENT, "argmax": MOVEMENT, "trunc": MOVEMENT, "layer": COMPUTE}),
         ("resize_computed_scales", {"float": FIXED, "more": FIXED, "ratio": FIXED, "resize": COMPUTE}),
         ("lstm", {"lstm": COMPUTE}),
-        ("made_of_shapes", {"fill": MOVEMENT, "test": COMPUTE, "narrow": COMPUTE}),
+        ("made_of_shapes", {"fill": MOVEMENT, "test": COMPUTE}),
     ],
 )
 def test_roles_of_the_layers_of(model_case, name, expected):

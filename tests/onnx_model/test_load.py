@@ -28,7 +28,6 @@ SAYS = {
     "no_outputs": ("the graph has no outputs", "export the model again"),
     "unknown_operator": ("Frobnicate", "export the model again"),
     "all_constant": ("every output is a constant", "nothing to decide"),
-    "bfloat16_input": ("'x' is bfloat16", "FP32 or FP16 inputs"),
     "sequence_left": ("'pieces' is SplitToSequence: TensorRT has no sequences", "without lists"),
     "unfoldable": ("'pieces'", "without this operator"),
 }

@@ -72,11 +72,6 @@ def all_constant():
 
 
 @refused
-def bfloat16_input():
-    return parsed("g (bfloat16[2] x) => (float[2] y) { [up] a = Cast <to=1> (x) [exp] y = Exp(a) }")
-
-
-@refused
 def unfoldable():
     """onnxscript's rule for this operator falls over a split whose shape is unknown."""
     return parsed(

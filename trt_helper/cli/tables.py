@@ -178,7 +178,7 @@ def values(title: str, graph: Graph, which: str) -> Table:
     made = table(title, "name", "type", "shape", names=3)
     for value in graph.inputs if which == "inputs" else graph.model.graph.outputs:
         shape = "?" if value.shape is None else " x ".join(str(d) for d in value.shape) or "scalar"
-        dtype = graph.half_io.get(value.name or "", value.dtype)
+        dtype = graph.io_types.get(value.name or "", value.dtype)
         made.add_row(cell(value.name or ""), dtype.name.lower() if dtype else "?", cell(shape))
     return made
 

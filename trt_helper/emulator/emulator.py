@@ -19,6 +19,7 @@ import onnx_ir as ir
 from trt_helper.emulator.checkpoints import LIMIT, CheckpointStore, Keys
 from trt_helper.emulator.gradients import ELEMENTWISE, EvaluatedLayer
 from trt_helper.emulator.kernels import EmulationError, Kernel, Kernels, LoopKernel, Rounder
+from trt_helper.onnx_model.float_types import REDUCED
 from trt_helper.onnx_model.graph import Graph, captured
 from trt_helper.onnx_model.precision import Precisions, assign
 from trt_helper.system.array_store import ArrayStore
@@ -117,7 +118,7 @@ class Emulator:
             watch: Called with every rounding. With it, all layers are computed.
 
         Returns:
-            FP32 arrays by output name. Outputs that are FP16 in the file are rounded to FP16.
+            FP32 arrays by output name. Outputs that are FP16 or BF16 in the file are rounded to that.
 
         Raises:
             EmulationError: A layer cannot be computed from its inputs, such as a rounded index out of range.
@@ -134,9 +135,8 @@ class Emulator:
         if checkpoints:
             self._checkpoints.keep(checkpoints)
         outputs = self._outputs(values)
-        return {
-            name: self._round[FP16](array) if name in self.graph.half_io else array for name, array in outputs.items()
-        }
+        stored = {name: REDUCED[dtype] for name, dtype in self.graph.io_types.items() if dtype in REDUCED}
+        return {name: self._round[stored[name]](array) if name in stored else array for name, array in outputs.items()}
 
     def _assign(self, plan: Plan) -> tuple[Precisions, Keys]:
         """The precisions under `plan`, and the precision of each layer in order: the keys of checkpoints."""

@@ -83,7 +83,7 @@ class LoopKernel:
                 f"layer {self.node.name!r} ({self.node.op_type}) cannot be computed: {first_line(error)}",
                 fix="check the inputs' shapes; try the model in ONNX Runtime by itself",
             ) from error
-        return [result for value, result in zip(self.node.outputs, results, strict=False) if value.name]
+        return [np.asarray(result) for value, result in zip(self.node.outputs, results, strict=False) if value.name]
 
 
 class Kernels:

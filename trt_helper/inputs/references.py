@@ -13,15 +13,19 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
+from onnx_ir.passes.common import ShapeInferencePass
 
 from trt_helper.errors import InputError, ModelError, first_line
 from trt_helper.inputs.samples import Sample, shape_text
+from trt_helper.onnx_model.float_types import mentions, to_fp32
 from trt_helper.onnx_model.graph import Graph
 from trt_helper.onnx_model.names import name_nodes
 from trt_helper.onnx_model.ort_session import session_options
 from trt_helper.onnx_model.sigmoids import with_exact_sigmoids
 from trt_helper.system.array_store import ArrayStore
 from trt_helper.values import Array, Tensors
+
+FLOATS = {"tensor(float16)": np.float16, "tensor(double)": np.float64}  # other inputs have the type of the feed
 
 
 def references(graph: Graph, samples: Sequence[Sample], store: ArrayStore | None = None) -> list[Tensors]:
@@ -126,24 +130,26 @@ def loadable(graph: Graph) -> str | bytes:
     """The path of the user's file, or a changed model in bytes.
 
     Nodes that share a name, which ONNX Runtime refuses, are renamed; sigmoids whose relative accuracy counts are
-    computed exactly (`onnx_model.sigmoids`).
+    computed exactly (`onnx_model.sigmoids`); a model with BF16, for which ONNX Runtime's CPU provider has few
+    operators, is computed in FP32.
     """
     source = graph.source.ir_model
     model = with_exact_sigmoids(source)
     names = [node.name for node in ir.traversal.RecursiveGraphIterator(model.graph) if node.name]
-    if len(set(names)) == len(names) and model is source:
+    brain = mentions(model, ir.DataType.BFLOAT16)
+    if len(set(names)) == len(names) and model is source and not brain:
         return str(graph.source.path)
     copy = model.clone() if model is source else model
     name_nodes(copy.graph)
+    if brain:
+        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(copy)
+        to_fp32(copy)
     data: bytes = ir.to_proto(copy).SerializeToString()
     return data
 
 
 def _run(session: ort.InferenceSession, types: dict[str, str], sample: Sample, names: Sequence[str]) -> Tensors:
-    feed = {
-        name: array.astype(np.float16) if types.get(name) == "tensor(float16)" else array
-        for name, array in sample.feed.items()
-    }
+    feed = {name: array.astype(FLOATS.get(types.get(name, ""), array.dtype)) for name, array in sample.feed.items()}
     try:
         outputs = session.run(list(names), feed)
     except Exception as error:  # onnxruntime raises its own types, which it does not export

@@ -258,7 +258,7 @@ def _fit_array(graph: Graph, value: ir.Value, array: Array, source: str) -> Arra
 
 def _stored(graph: Graph, value: ir.Value, array: Array) -> Array:
     """`array` in the type of the graph's input, with the rounded values that the reference reads at an FP16 input."""
-    reduced = graph.half_io.get(value.name or "")
+    reduced = graph.io_types.get(value.name or "")
     with np.errstate(over="ignore"):
         rounded = array if reduced is None else array.astype(reduced.numpy())
         return np.ascontiguousarray(rounded, dtype=_numpy_type(value)).reshape(array.shape)

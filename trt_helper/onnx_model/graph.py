@@ -33,7 +33,7 @@ class Graph:
     nodes: Mapping[LayerName, ir.Node]
     ports: Mapping[LayerName, Ports]  # which inputs and outputs follow the precision of the layer
     aliases: Mapping[LayerName, LayerName]  # name of a folded or removed node -> its successor
-    half_io: Mapping[TensorName, ir.DataType]  # graph inputs and outputs that are FP16 in the user's file
+    io_types: Mapping[TensorName, ir.DataType]  # FP16, BF16 and FP64 inputs and outputs of the user's file
     picking: frozenset[LayerName]  # layers that decide something non-float by comparing floats, such as TopK
     inexact: frozenset[TensorName]  # initializers that movement layers mix with tensors and that FP16 would change
     was_half: bool  # the file computes in half precision, at least in part
@@ -137,7 +137,7 @@ def read_graph(model: Model, rewrites: Sequence[Rewrite] = ()) -> Graph:
             **{name: successors.get(successor, successor) for name, successor in normal.aliases.items()},
             **successors,
         },
-        half_io=normal.half_io,
+        io_types=normal.io_types,
         picking=frozenset(name for name, node in nodes.items() if picks(node)),
         inexact=_inexact_constants(layers, nodes, ports),
         was_half=normal.was_half,

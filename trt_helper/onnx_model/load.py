@@ -21,8 +21,13 @@ from onnx_ir.passes.common import TopologicalSortPass
 
 from trt_helper.errors import ModelError, first_line
 
-# Errors of onnx.checker about models that can be used: nodes in another order, an output without a shape.
-HARMLESS = ("topologically sorted", "Field 'shape' of 'type' is required but missing")
+# Errors of onnx.checker about models that can be used: nodes in another order, no shape of an output, no graph name.
+HARMLESS = (
+    "topologically sorted",
+    "Field 'shape' of 'type' is required but missing",
+    "Field 'name' of 'graph' is required to be non-empty",
+    "No Op registered for SimplifiedLayerNormalization",  # of ONNX Runtime; `expanded` knows it
+)
 EXPORT_AGAIN = "export the model again, or give the path of a valid .onnx file"
 CHECKPOINTS = (b"PK", b"\x80\x02", b"\x80\x04")  # first bytes of zip archives and pickles; safetensors has { at byte 8
 
@@ -45,6 +50,7 @@ def load(path: Path) -> Model:
     """
     proto = _parse(path)
     _require_no_recursion(proto, path)
+    _require_tensors(proto, path)
     external = _external_files(proto, path)
     model = _deserialize(proto, path)
     _require_outputs(model, path)
@@ -137,6 +143,33 @@ def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
                     yield item
                 else:
                     waiting.append(item)
+
+
+def _require_tensors(proto: onnx.ModelProto, path: Path) -> None:
+    """Refuse inputs and outputs that are no tensors, or tensors of strings: TensorRT has neither."""
+    values = [("input", value) for value in proto.graph.input] + [("output", value) for value in proto.graph.output]
+    for which, value in values:
+        if (kind := _kind(value.type)) not in ("tensor", ""):
+            raise ModelError(
+                f"{path}: the {which} {value.name!r} is {kind}, and TensorRT has only tensors of numbers",
+                fix="export the model without it"
+                + (": zipmap=False in skl2onnx" if "map" in kind else ", or cut it off with onnx.utils.extract_model"),
+            )
+
+
+def _kind(kind: onnx.TypeProto) -> str:
+    """What a value is, in words; empty where the file does not say."""
+    which = kind.WhichOneof("value") or ""
+    if which == "sequence_type":
+        return f"a sequence of {_kind(kind.sequence_type.elem_type).removeprefix('a ') or 'tensor'}s"
+    if which == "optional_type":
+        return "optional"
+    if which == "map_type":
+        return "a map"
+    if which == "sparse_tensor_type":
+        return "a sparse tensor"
+    strings = which == "tensor_type" and kind.tensor_type.elem_type == onnx.TensorProto.STRING
+    return "a tensor of strings" if strings else which.removesuffix("_type")
 
 
 def _require_no_recursion(proto: onnx.ModelProto, path: Path) -> None:

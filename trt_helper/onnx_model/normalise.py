@@ -9,10 +9,11 @@ rounded, as TensorRT folds them.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 from onnxscript.optimizer import fold_constants
@@ -24,6 +25,8 @@ from onnxscript.rewriter.rules.common import (
 )
 
 from trt_helper.errors import ModelError, TrtHelperError, first_line
+from trt_helper.onnx_model.expanded import EXPANDED, expand
+from trt_helper.onnx_model.float_types import NOT_FP32, author_fp32, computes_in_half, has_type, to_fp32
 from trt_helper.onnx_model.names import name_nodes
 
 BATCHNORM_RULES = (
@@ -31,7 +34,6 @@ BATCHNORM_RULES = (
     fuse_batchnorm_into_conv_transpose_rule,
     fuse_batchnorm_into_gemm_rule,
 )
-HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 FOLD_LIMIT = 1 << 30  # elements of the inputs of a folded node: weights of any usual size may be folded
 GROWTH_LIMIT = 1 << 24  # elements of the result of a folded node, so that an Expand does not fill the memory
 DOMAINS = ("", "ai.onnx")
@@ -47,8 +49,8 @@ class Normalised:
     model: ir.Model
     aliases: dict[str, str]  # name of a folded or removed node -> its successor, a layer of `model`
     author_fp32: frozenset[str]  # layers that the author of a mixed-precision model left in FP32
-    half_io: dict[str, ir.DataType] = field(default_factory=dict)  # graph inputs and outputs that are FP16 in the file
-    was_half: bool = False  # some node other than a Cast had an FP16 or BF16 output; weights and inputs do not count
+    io_types: dict[str, ir.DataType] = field(default_factory=dict)  # FP16, BF16 and FP64 inputs and outputs of the file
+    was_half: bool = False  # some node does arithmetic in FP16 or BF16 in the file; storing and casting do not count
 
 
 @dataclass
@@ -56,7 +58,7 @@ class _State:
     """The model that is being normalised, and what passes record for later passes and for the result."""
 
     model: ir.Model
-    half_io: dict[str, ir.DataType] = field(default_factory=dict)
+    io_types: dict[str, ir.DataType] = field(default_factory=dict)
     was_half: bool = False
     author_fp32: frozenset[str] = frozenset()
     consumers: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of each node, by name, before folding
@@ -87,7 +89,7 @@ def normalise(model: ir.Model) -> Normalised:
         model,
         _aliases(state, remaining),
         frozenset({state.folded_norms.get(name, name) for name in state.author_fp32} & remaining),
-        state.half_io,
+        state.io_types,
         state.was_half,
     )
 
@@ -101,7 +103,20 @@ def inline_functions(state: _State) -> None:
     Requires: a model that `load` accepted.
     Ensures: the model has no functions.
     """
-    passes.InlinePass()(state.model)
+    _inline(state.model)
+
+
+def expand_operators(state: _State) -> None:
+    """Write operators of com.microsoft as standard ones, see `expanded`.
+
+    Requires: functions are inlined.
+    Ensures: no node is one that `expanded.EXPANDED` knows. Nodes of an expansion are called NODE/OPERATOR_NUMBER.
+    """
+    while any((node.domain, node.op_type) in EXPANDED for node in _all_nodes(state.model)):
+        name_nodes(state.model.graph)
+        _infer_what_is_known(state.model)
+        expand(state.model)
+        _inline(state.model)
 
 
 def refuse_unsupported(state: _State) -> None:
@@ -110,7 +125,7 @@ def refuse_unsupported(state: _State) -> None:
     Requires: functions are inlined, because a call of one looks like a custom operator.
     Ensures: every node is a deterministic, unquantised operator of the ONNX standard. The model is unchanged.
     """
-    for node in ir.traversal.RecursiveGraphIterator(state.model.graph):
+    for node in _all_nodes(state.model):
         where = f"node {node.name or node.op_type!r}"
         if node.domain not in DOMAINS:
             raise ModelError(
@@ -148,18 +163,30 @@ def constants_to_initializers(state: _State) -> None:
     passes.LiftSubgraphInitializersToMainGraphPass()(state.model)
 
 
+def free_dimensions(state: _State) -> None:
+    """Make negative dimensions of inputs and outputs, by which old exporters mean dynamic ones, dynamic.
+
+    Ensures: no dimension of an input or output is negative.
+    """
+    for value in (*state.model.graph.inputs, *state.model.graph.outputs):
+        if value.shape is not None and any(isinstance(size, int) and size < 0 for size in value.shape):
+            value.shape = ir.Shape([None if isinstance(d, int) and d < 0 else d for d in value.shape])
+
+
 def infer_types(state: _State) -> None:
     """Infer the types and shapes of all tensors.
 
     Ensures: every tensor that a node reads or that the graph returns has a type. Shapes may stay unknown.
     """
-    passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(state.model)
-    for node in ir.traversal.RecursiveGraphIterator(state.model.graph):
+    _infer_what_is_known(state.model)
+    while sum(_infer_by_schema(node, state.model) for node in _all_nodes(state.model)):
+        _infer_what_is_known(state.model)
+    for node in _all_nodes(state.model):
         for value in node.outputs:
             if value.name and value.type is None and (value.uses() or value.is_graph_output()):
                 raise ModelError(
                     f"the type of {value.name!r}, an output of {node.op_type} {node.name!r}, cannot be inferred",
-                    fix="run onnx.shape_inference on the model, or export it again with type information",
+                    fix="export the model again with type information (value_info)",
                 )
 
 
@@ -172,47 +199,26 @@ def raise_ir_version(state: _State) -> None:
 
 
 def record_half_precision(state: _State) -> None:
-    """Record which graph inputs and outputs are FP16, and whether the file computes in half precision.
-
-    BF16 inputs and outputs are refused: they can neither be fed to the reference nor read from it.
+    """Record the inputs and outputs that are floats other than FP32, and whether the file computes in half precision.
 
     Requires: types are inferred, and half precision is not raised yet.
-    Ensures: `half_io` and `was_half` are set. The model is unchanged.
+    Ensures: `io_types` and `was_half` are set. The model is unchanged.
     """
     graph = state.model.graph
-    found = {v.name: v.dtype for v in (*graph.inputs, *graph.outputs) if v.name and v.dtype in HALVES}
-    for name, dtype in found.items():
-        if dtype is ir.DataType.BFLOAT16:
-            raise ModelError(f"{name!r} is bfloat16", fix="export the model with FP32 or FP16 inputs and outputs")
-    nodes = ir.traversal.RecursiveGraphIterator(graph)
-    state.half_io = found
-    state.was_half = any(out.dtype in HALVES for node in nodes if node.op_type != "Cast" for out in node.outputs)
+    state.io_types = {v.name: v.dtype for v in (*graph.inputs, *graph.outputs) if v.name and v.dtype in NOT_FP32}
+    state.was_half = computes_in_half(state.model)
 
 
 def raise_to_fp32(state: _State) -> None:
-    """Turn every FP16 and BF16 tensor into FP32, without changing a stored value.
+    """Turn every FP16, BF16 and FP64 tensor into FP32, without changing a value stored in half precision.
 
     Requires: types are inferred.
-    Ensures: no tensor, initializer or attribute is FP16 or BF16. A Cast that would now be from FP32 to FP32 is an
-        Identity. In a file that also has half-precision tensors, `author_fp32` names the layers of the main graph
-        that computed in FP32: their author decided that. In a pure FP32 file nobody decided, and it is empty.
+    Ensures: no tensor, initializer or attribute has another float type. A Cast that would now be from FP32 to FP32 is
+        an Identity. `author_fp32` names the layers that the author of a mixed file left in FP32.
     """
-    values = list(_values(state.model))
-    if not any(value.dtype in HALVES for value in values):
-        return
-    state.author_fp32 = frozenset(
-        node.name or ""
-        for node in state.model.graph
-        if node.op_type != "Cast" and any(out.dtype is ir.DataType.FLOAT for out in node.outputs)
-    )
-    for value in values:
-        if value.dtype in HALVES:
-            value.type = ir.TensorType(ir.DataType.FLOAT)
-            if value.const_value is not None:
-                value.const_value = _as_float32(value.const_value)
-    for node in ir.traversal.RecursiveGraphIterator(state.model.graph):
-        _raise_attributes(node)
-    _casts_to_identities(state.model)
+    if has_type(state.model, NOT_FP32):
+        state.author_fp32 = author_fp32(state.model)
+        to_fp32(state.model)
 
 
 def record_names(state: _State) -> None:
@@ -310,7 +316,7 @@ def refuse_sequences(state: _State) -> None:
     Requires: constants are folded, which removes lists of a known length.
     Ensures: no node reads or makes a list or an optional tensor. The model is unchanged.
     """
-    for node in ir.traversal.RecursiveGraphIterator(state.model.graph):
+    for node in _all_nodes(state.model):
         if node.op_type in LISTS or node.op_type.startswith(("Sequence", "Optional")):
             raise ModelError(
                 f"node {node.name!r} is {node.op_type}: TensorRT has no sequences and no optional tensors",
@@ -338,7 +344,9 @@ def refuse_constant_outputs(state: _State) -> None:
 
 
 PASSES: tuple[Callable[[_State], None], ...] = (
+    free_dimensions,
     inline_functions,
+    expand_operators,
     refuse_unsupported,
     make_names_unique,
     constants_to_initializers,
@@ -360,6 +368,68 @@ PASSES: tuple[Callable[[_State], None], ...] = (
 # ------------------------------------------------------------------------------------------------ parts of the passes
 
 
+def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """The nodes of the main graph and of all graphs within it."""
+    return iter(ir.traversal.RecursiveGraphIterator(model.graph))
+
+
+def _inline(model: ir.Model) -> None:
+    """Inline all functions. Versions of the standard that mean the same for a function's operators count as equal."""
+    for function in model.functions.values():
+        for domain, version in function.opset_imports.items():
+            wanted = model.opset_imports.get(domain, version)
+            if all(_same_schema(node, version, wanted) for node in function if node.domain == domain):
+                function.opset_imports[domain] = wanted
+    for node in _all_nodes(model):
+        called = model.functions.get(node.op_identifier())
+        if called is not None and len(node.outputs) < len(called.outputs):  # trailing outputs may be left out
+            node.resize_outputs(len(called.outputs))
+    try:
+        passes.InlinePass()(model)
+    except Exception as error:  # onnx_ir raises ValueError, wrapped by its passes, for every call that does not fit
+        cause = error.__cause__ or error
+        raise ModelError(
+            f"a call of a function cannot be inlined: {first_line(cause)}",
+            fix="export the model without functions, or with calls that fit them",
+        ) from error
+
+
+def _same_schema(node: ir.Node, one: int, other: int) -> bool:
+    """Whether an operator means the same in two versions of its domain."""
+    domain = "" if node.domain in DOMAINS else node.domain
+    try:
+        first, second = (onnx.defs.get_schema(node.op_type, version, domain) for version in (one, other))
+    except onnx.defs.SchemaError:  # another function
+        return True
+    return bool(first.since_version == second.since_version)
+
+
+def _infer_by_schema(node: ir.Node, model: ir.Model) -> bool:
+    """Give outputs without a type that of the inputs which the schema says have the same; whether there was one.
+
+    ONNX has no inference for some operators, such as GroupNormalization of opset 21.
+    """
+    untyped = [index for index, value in enumerate(node.outputs) if value.name and value.type is None]
+    if not untyped:
+        return False
+    try:
+        schema = onnx.defs.get_schema(node.op_type, model.opset_imports.get("", 1))
+    except onnx.defs.SchemaError:
+        return False
+    named = {parameter.type_str: value for parameter, value in zip(schema.inputs, node.inputs, strict=False)}
+    found = False
+    for index in untyped:
+        like = named.get(schema.outputs[min(index, len(schema.outputs) - 1)].type_str)
+        if like is not None and like.type is not None:
+            node.outputs[index].type = like.type
+            found = True
+    return found
+
+
+def _infer_what_is_known(model: ir.Model) -> None:
+    passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+
+
 def _drops_at_random(node: ir.Node) -> bool:
     """A Dropout that was exported in training mode."""
     if node.op_type != "Dropout" or len(node.inputs) < 3 or node.inputs[2] is None:  # noqa: PLR2004 - training_mode
@@ -374,42 +444,11 @@ def _is_inferred(model: ir.Model) -> bool:
     Shape inference makes up symbols for sizes that it cannot compute. It may know the number once constants are folded.
     """
     given = {dim for value in model.graph.inputs for dim in value.shape or () if dim != ir.SymbolicDim(None)}
-    outputs = (v for node in ir.traversal.RecursiveGraphIterator(model.graph) for v in node.outputs if v.name)
+    outputs = (v for node in _all_nodes(model) for v in node.outputs if v.name)
     return all(
         v.type is not None and v.shape is not None and all(isinstance(dim, int) or dim in given for dim in v.shape)
         for v in outputs
     )
-
-
-def _values(model: ir.Model) -> Iterable[ir.Value]:
-    for graph in model.graphs():
-        yield from graph.inputs
-        yield from graph.initializers.values()
-        for node in graph:
-            yield from node.outputs
-
-
-def _as_float32(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    return ir.Tensor(tensor.numpy().astype(np.float32), name=tensor.name)
-
-
-def _raise_attributes(node: ir.Node) -> None:
-    for name in ("to", "dtype"):
-        attribute = node.attributes.get(name)
-        if attribute is not None and attribute.as_int() in HALVES:
-            node.attributes[name] = ir.AttrInt64(name, ir.DataType.FLOAT)
-    value = node.attributes.get("value")
-    if value is not None and value.type is ir.AttributeType.TENSOR and value.as_tensor().dtype in HALVES:
-        node.attributes["value"] = ir.AttrTensor("value", _as_float32(value.as_tensor()))
-
-
-def _casts_to_identities(model: ir.Model) -> None:
-    """Casts from FP32 to FP32 become Identity nodes."""
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        source = node.inputs[0] if node.op_type == "Cast" else None
-        if source is not None and source.dtype is ir.DataType.FLOAT is node.outputs[0].dtype:
-            node.op_type = "Identity"
-            node.attributes.clear()
 
 
 def _absorb_statistics(node: ir.Node) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from trt_helper.onnx_model.float_types import REDUCED
 from trt_helper.onnx_model.graph import Graph
 from trt_helper.onnx_model.roles import SHAPE_READING
 from trt_helper.values import Layer, LayerName, Plan, ReducedPrecision, Role, TensorName
@@ -39,7 +40,7 @@ def assign(graph: Graph, plan: Plan) -> Precisions:
     wanted = _wanted_above_fp16(graph, plan)
     layers: dict[LayerName, ReducedPrecision] = {}
     inputs = {value.name for value in graph.inputs if value.name}
-    tensors = dict.fromkeys(set(graph.half_io) & inputs, ReducedPrecision.FP16)
+    tensors = {name: REDUCED[dtype] for name, dtype in graph.io_types.items() if name in inputs and dtype in REDUCED}
     for layer in graph.layers:
         kind: ReducedPrecision | None = ReducedPrecision.FP16
         if layer.role is Role.FIXED or layer.name in plan.fp32:
@@ -83,7 +84,7 @@ def _reads_only_bf16(graph: Graph, layer: Layer, tensors: Mapping[TensorName, Re
 
 def _wanted_above_fp16(graph: Graph, plan: Plan) -> set[TensorName]:
     """The tensors with a consumer that would read FP32 or BF16 if the tensor had it."""
-    wanted = {name for name in graph.outputs if name not in graph.half_io}
+    wanted = {name for name in graph.outputs if graph.io_types.get(name) is not ir.DataType.FLOAT16}
     for layer in reversed(graph.layers):
         node, ports = graph.nodes[layer.name], graph.ports[layer.name]
         if layer.role is Role.FIXED:

@@ -69,6 +69,9 @@ SHAPE_INPUTS = {
 }
 ALWAYS_FLOAT = {"Resize": (1, 2), "Upsample": (1,)}  # region of interest and scales: FP32 in every layer
 
+# The type of the result is in an attribute, which may be absent, or is that of the bits.
+TYPED_BY_ATTRIBUTE = frozenset(("BitCast", "BlackmanWindow", "HammingWindow", "HannWindow", "MelWeightMatrix"))
+
 
 @dataclass(frozen=True, slots=True)
 class Ports:
@@ -106,7 +109,7 @@ def role_and_ports(node: ir.Node, opset: int, *, shape_only: bool) -> tuple[Role
 
 def _has_no_half(node: ir.Node) -> bool:
     """Whether the node has a subgraph, the type of its result in an attribute, or reads bits as another type."""
-    if "dtype" in node.attributes or node.op_type == "BitCast":
+    if "dtype" in node.attributes or node.op_type in TYPED_BY_ATTRIBUTE:
         return True
     return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
 

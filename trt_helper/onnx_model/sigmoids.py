@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from trt_helper.onnx_model.float_types import mentions
 from trt_helper.onnx_model.names import free_name, names_in
 
 EXACT = ("Neg", "Softplus", "Neg", "Exp")  # one after the other: a sigmoid without a constant, so of any type
@@ -25,7 +26,7 @@ def with_exact_sigmoids(model: ir.Model) -> ir.Model:
 
     A model with FP64 in it is left as it is: ONNX Runtime has no Softplus of that type.
     """
-    if _has_double(model.graph) or not any(counts_relatively(node) for node in model.graph):
+    if mentions(model, ir.DataType.DOUBLE) or not any(counts_relatively(node) for node in model.graph):
         return model
     copy = model.clone()
     names = names_in(copy.graph)
@@ -37,11 +38,3 @@ def with_exact_sigmoids(model: ir.Model) -> ir.Model:
             made[-1].outputs[0].name = free_name(f"{made[-1].name}_output", names)
         ir.convenience.replace_nodes_and_values(copy.graph, node, [node], made, node.outputs, made[-1].outputs)
     return copy
-
-
-def _has_double(graph: ir.Graph) -> bool:
-    """Whether FP64 comes into the graph: by an input, a weight or a cast. Types in between may be unknown."""
-    double = ir.DataType.DOUBLE
-    given = (*graph.inputs, *graph.initializers.values())
-    casts = any(node.op_type == "Cast" and node.attributes.get_int("to", 0) == double for node in graph)
-    return casts or any(value.dtype is double for value in given)

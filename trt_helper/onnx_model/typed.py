@@ -25,9 +25,14 @@ from trt_helper.onnx_model.precision import Precisions, assign
 from trt_helper.system.files import cannot_write
 from trt_helper.values import Plan, ReducedPrecision
 
-FLOAT, HALF, BRAIN = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
+FLOAT, HALF, BRAIN, DOUBLE = (
+    ir.DataType.FLOAT,
+    ir.DataType.FLOAT16,
+    ir.DataType.BFLOAT16,
+    ir.DataType.DOUBLE,
+)
 TYPES = {ReducedPrecision.FP16: HALF, ReducedPrecision.BF16: BRAIN}
-SUFFIX = {FLOAT: "fp32", HALF: "fp16", BRAIN: "bf16"}
+SUFFIX = {FLOAT: "fp32", HALF: "fp16", BRAIN: "bf16", DOUBLE: "fp64"}
 PROTOBUF_LIMIT = 1_800_000_000  # bytes; above it weights go into a file of their own
 
 
@@ -63,6 +68,9 @@ class _Renderer:
         for value in self._values():
             if reduced := self.precisions.tensors.get(value.name or ""):
                 value.type = ir.TensorType(TYPES[reduced])
+        for value in self.graph.inputs:
+            if self.source.io_types.get(value.name or "") is DOUBLE:
+                value.type = ir.TensorType(DOUBLE)
         for node in order:
             self._type_attributes(node)
             self._type_inputs(node)
@@ -141,7 +149,7 @@ class _Renderer:
     def _type_output(self, index: int, value: ir.Value) -> None:
         """Give a graph output the name and type that it has in the user's file."""
         name = value.name or ""
-        wanted = self.source.half_io.get(name, FLOAT)
+        wanted = self.source.io_types.get(name, FLOAT)
         if value.dtype not in SUFFIX or value.dtype is wanted:
             return
         typed = self._as(value, wanted)
@@ -205,12 +213,27 @@ def write(typed: TypedModel, path: Path) -> None:
             if data is None:  # or the written file would refer to the user's external data files
                 ir.external_data.load_to_model(typed.model)
             ir.save(typed.model, written, external_data=data)
-            check(written)
+            _check_written(written)
             for file in (data, path.name):
                 if file:
                     (Path(folder) / file).replace(path.parent / file)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def _check_written(path: Path) -> None:
+    """Check the file; if that fails, without the shapes of the tensors inside, which some exporters state wrong."""
+    try:
+        check(path)
+    except ModelError as error:
+        proto = onnx.load(path, load_external_data=False)
+        for value in proto.graph.value_info:
+            value.type.tensor_type.ClearField("shape")
+        onnx.save(proto, path)
+        try:
+            check(path)
+        except ModelError:
+            raise error from None
 
 
 def check(path: Path) -> None:

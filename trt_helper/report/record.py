@@ -307,6 +307,6 @@ def graph_json(graph: Graph) -> Json:
 
 
 def _value_json(graph: Graph, value: ir.Value) -> Json:
-    dtype = graph.half_io.get(value.name or "", value.dtype)
+    dtype = graph.io_types.get(value.name or "", value.dtype)
     shape = None if value.shape is None else [d if isinstance(d, int) else d.value for d in value.shape]
     return {"name": value.name, "type": dtype.name.lower() if dtype else None, "shape": shape}

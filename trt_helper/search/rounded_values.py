@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trt_helper.emulator.emulator import Emulator
+from trt_helper.onnx_model.float_types import HALVES
 from trt_helper.search.error_model import ValueName
 from trt_helper.values import LayerName, Plan, Role, TensorName
 
@@ -62,7 +63,9 @@ def rounded_values(emulator: Emulator) -> list[Value]:
         if layer.role is Role.COMPUTE and emulator.rounds_inside(layer.name)
     ]
     constants = {value.name or "" for value in graph.model.graph.initializers.values()}
-    producers: dict[TensorName, LayerName] = {v.name or "": "" for v in graph.inputs if v.name not in graph.half_io}
+    producers: dict[TensorName, LayerName] = {
+        v.name or "": "" for v in graph.inputs if graph.io_types.get(v.name or "") not in HALVES
+    }
     producers.update(dict.fromkeys(constants, ""))  # for consumers behind a movement layer
     consumers: dict[TensorName, dict[LayerName, bool]] = {}
     origins: dict[TensorName, tuple[TensorName, ...]] = {name: (name,) for name in producers}
