@@ -26,7 +26,7 @@ Feed = Mapping[str, np.ndarray]
 
 
 def run_on_ort(model: onnx.ModelProto | Path, feed: Feed) -> Feed:
-    """ONNX Runtime's CPU provider, every optimisation off; halves come back as FP32.
+    """ONNX Runtime's CPU provider, every optimisation off; halves and doubles come back as FP32.
 
     A file runs as a user would run it. A model in memory has its weights fed: as initializers they are
     packed beforehand, which can change the last bit of a product.
@@ -53,7 +53,7 @@ def _typed(array: np.ndarray, kind: str) -> np.ndarray:
 
 def as_single(array: np.ndarray) -> np.ndarray:
     array = np.asarray(array)
-    return array.astype(np.float32) if array.dtype == np.float16 else array
+    return array.astype(np.float32) if array.dtype in (np.float16, np.float64) else array
 
 
 def run_in_half(path: Path, feed: Feed) -> Feed:

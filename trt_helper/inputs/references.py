@@ -37,7 +37,7 @@ def references(graph: Graph, samples: Sequence[Sample], store: ArrayStore | None
         store: Keeps the arrays. By default they stay in memory.
 
     Returns:
-        Arrays by output name. FP16 outputs are converted to FP32.
+        Arrays by output name. FP16 and FP64 outputs are converted to FP32.
 
     Raises:
         ModelError: ONNX Runtime cannot load the file.
@@ -162,4 +162,4 @@ def _run(session: ort.InferenceSession, types: dict[str, str], sample: Sample, n
 
 def _as_fp32(array: Array) -> Array:
     array = np.asarray(array)
-    return array.astype(np.float32) if array.dtype == np.float16 else array
+    return array.astype(np.float32) if array.dtype in (np.float16, np.float64) else array
