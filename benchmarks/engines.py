@@ -24,7 +24,8 @@ from support.zoo import CASES  # noqa: E402
 from trt_helper.builder.convert import Converted, convert  # noqa: E402
 from trt_helper.builder.settings import BuildSettings  # noqa: E402
 from trt_helper.errors import TrtHelperError  # noqa: E402
-from trt_helper.inputs.samples import Sample, load_samples  # noqa: E402
+from trt_helper.inputs.sample import Sample  # noqa: E402
+from trt_helper.inputs.samples import load_samples  # noqa: E402
 from trt_helper.inputs.shapes import profile, ranges_of  # noqa: E402
 from trt_helper.onnx_model.graph import Graph, read_graph  # noqa: E402
 from trt_helper.onnx_model.load import load  # noqa: E402

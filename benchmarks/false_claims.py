@@ -21,7 +21,8 @@ from support.false_claims import Claims  # noqa: E402
 from support.zoo import CASES  # noqa: E402
 
 from trt_helper.errors import BuildError  # noqa: E402
-from trt_helper.inputs.samples import Sample, load_samples  # noqa: E402
+from trt_helper.inputs.sample import Sample  # noqa: E402
+from trt_helper.inputs.samples import load_samples  # noqa: E402
 from trt_helper.onnx_model.graph import read_graph  # noqa: E402
 from trt_helper.onnx_model.load import load  # noqa: E402
 

@@ -16,7 +16,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 from support import zoo_cases  # noqa: F401, E402 - registers the cases
 from support.zoo import CASES, Case  # noqa: E402
 
-from trt_helper.inputs.samples import Sample, load_samples  # noqa: E402
+from trt_helper.inputs.sample import Sample  # noqa: E402
+from trt_helper.inputs.samples import load_samples  # noqa: E402
 from trt_helper.onnx_model.graph import Graph, read_graph  # noqa: E402
 from trt_helper.onnx_model.load import load  # noqa: E402
 from trt_helper.search.budget import Budget  # noqa: E402

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
 
-from trt_helper.inputs.samples import Sample
+from trt_helper.inputs.sample import Sample
 from trt_helper.onnx_model.graph import Graph, read_graph
 from trt_helper.onnx_model.load import load
 from trt_helper.search.locate import locate

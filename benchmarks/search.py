@@ -22,7 +22,8 @@ from rich.table import Table
 
 from trt_helper.emulator.emulator import Emulator
 from trt_helper.inputs.references import references
-from trt_helper.inputs.samples import Sample, load_samples
+from trt_helper.inputs.sample import Sample
+from trt_helper.inputs.samples import load_samples
 from trt_helper.onnx_model.graph import Graph, read_graph
 from trt_helper.onnx_model.load import load
 from trt_helper.search.locate import locate

@@ -29,7 +29,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 from support import zoo_cases  # noqa: E402, F401 - registers the cases
 from support.zoo import CASES  # noqa: E402
 
-from trt_helper.inputs.samples import Sample, load_samples  # noqa: E402
+from trt_helper.inputs.sample import Sample  # noqa: E402
+from trt_helper.inputs.samples import load_samples  # noqa: E402
 from trt_helper.onnx_model.graph import Graph, read_graph  # noqa: E402
 from trt_helper.onnx_model.load import load  # noqa: E402
 from trt_helper.search import tuning  # noqa: E402

@@ -13,7 +13,7 @@ import pytest
 
 from trt_helper.config.plan_file import read_config
 from trt_helper.emulator.emulator import Emulator
-from trt_helper.inputs.samples import Sample
+from trt_helper.inputs.sample import Sample
 from trt_helper.onnx_model.graph import read_graph
 from trt_helper.onnx_model.load import load
 from trt_helper.search.locate import locate

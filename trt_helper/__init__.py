@@ -23,7 +23,7 @@ _MODULES = {  # name: the module that defines it, and its name there where that 
     "Located": "search.located",
     "Plan": "values",
     "Reading": "values",
-    "Sample": "inputs.samples",
+    "Sample": "inputs.sample",
     "SavedSearch": "search.saved",
     "SearchInterrupted": "search.saved",
     "Statistic": "values",

@@ -3,7 +3,8 @@
 from trt_helper.builder.convert import Converted, convert
 from trt_helper.builder.settings import BuildSettings
 from trt_helper.errors import TrtHelperError
-from trt_helper.inputs.samples import Sample, load_samples
+from trt_helper.inputs.sample import Sample
+from trt_helper.inputs.samples import load_samples
 from trt_helper.onnx_model.graph import Graph
 from trt_helper.onnx_model.graph import load_graph as load
 from trt_helper.search.budget import Budget

@@ -16,7 +16,7 @@ from trt_helper.builder.layer_info import EngineLayer, EngineTensor
 from trt_helper.builder.proof import prove
 from trt_helper.builder.requested_precision import requested_precisions
 from trt_helper.builder.settings import BuildSettings
-from trt_helper.inputs.samples import Sample
+from trt_helper.inputs.sample import Sample
 from trt_helper.onnx_model.graph import read_graph
 from trt_helper.onnx_model.load import load
 from trt_helper.onnx_model.typed import render, write

@@ -11,7 +11,8 @@ from support.zoo import CASES
 
 from trt_helper.builder.convert import Converted, convert
 from trt_helper.builder.settings import BuildSettings
-from trt_helper.inputs.samples import Sample, load_samples
+from trt_helper.inputs.sample import Sample
+from trt_helper.inputs.samples import load_samples
 from trt_helper.inputs.shapes import profile, ranges_of
 from trt_helper.onnx_model.graph import Graph, read_graph
 from trt_helper.onnx_model.load import load

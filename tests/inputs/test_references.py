@@ -12,7 +12,7 @@ from support.special_models import save_external
 
 from trt_helper.errors import InputError, ModelError
 from trt_helper.inputs.references import references
-from trt_helper.inputs.samples import Sample
+from trt_helper.inputs.sample import Sample
 from trt_helper.onnx_model.graph import read_graph
 from trt_helper.onnx_model.load import load
 

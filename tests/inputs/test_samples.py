@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import onnx
 import pytest
 from support.model_cases import MODELS, save_case
 from support.models import Case, f32, i64, parsed
 
 from trt_helper.errors import InputError
-from trt_helper.inputs.samples import element_count, load_samples, random_sample
+from trt_helper.inputs.made_up import random_sample
+from trt_helper.inputs.references import references
+from trt_helper.inputs.sample import element_count
+from trt_helper.inputs.samples import load_samples
+from trt_helper.onnx_model.graph import load_graph
 
 
 @pytest.fixture
@@ -113,8 +118,8 @@ def {name}():
         ({"a": None}, "lacks the input 'a'", "a, b, ids, keep"),
         ({"a": np.zeros((2, 4), np.float32)}, r"shape \[2, 4\], the model wants \[N, 3\]", "reshape"),
         ({"a": np.zeros(3, np.float32)}, r"shape \[3\]", "reshape"),
-        ({"a": np.zeros((0, 3), np.float32)}, "'a' is empty", "at least one element"),
         ({"a": np.array([[1, 2, np.nan]] * 2, np.float32)}, r"holds nan at \[0, 2\]", "finite"),
+        ({"a": np.array([[1, 2, np.inf]] * 2, np.float32)}, r"holds inf at \[0, 2\]", "finite"),
         ({"ids": np.array([1, 2], np.int32)}, "'ids' is int32, the model wants int64", "convert"),
         ({"a": np.zeros((2, 3), np.int64)}, "'a' is int64, the model wants float32", "convert"),
         ({"b": np.zeros((3, 5), np.float32)}, "'N' is 2 in 'a' and 3 in 'b'", "agree"),
@@ -154,10 +159,92 @@ def test_random_samples_fit_the_model_and_depend_on_the_seed_alone(model_case, n
     )
 
 
-def test_dynamic_dimensions_are_one_unless_a_shape_is_given_for_any_input_that_shares_them(dynamic):
-    assert load_samples(dynamic, [])[0].shapes == {"a": (1, 3), "b": (1, 1), "ids": (2,), "keep": (1,)}
+def test_a_first_dimension_is_one_unless_a_shape_is_given_for_any_input_that_shares_it(dynamic):
+    assert load_samples(dynamic, [])[0].shapes == {"a": (1, 3), "b": (1, 8), "ids": (2,), "keep": (1,)}
     (sample,) = load_samples(dynamic, [], shapes={"b": (4, 7)})
     assert sample.shapes == {"a": (4, 3), "b": (4, 7), "ids": (2,), "keep": (4,)}
+
+
+def test_sizes_are_tried_until_the_model_runs(tmp_path):
+    """Halved and doubled again, two branches meet for multiples of 4 alone; 32 rows and more go through the pool."""
+    model = parsed(
+        """g (float[n,3,H,W] x) => (float[n,3,a,b] y) {
+          [half] p = AveragePool <kernel_shape=[4,4], strides=[4,4]> (x)
+          [twice] u = Resize <mode="nearest"> (p, "", scales)
+          [meet] y = Add(u, x)
+        }""",
+        scales=f32(1, 1, 4, 4),
+    )
+    graph = save_case(Case("branches", model, {}), tmp_path).graph
+    assert load_samples(graph, [])[0].shapes == {"x": (1, 3, 64, 64)}
+
+
+def test_without_a_size_that_works_shapes_are_named(tmp_path):
+    model = parsed("g (float[n,m] x) => (float[n,5] y) { [product] y = MatMul(x, w) }", w=np.ones((7, 5), np.float32))
+    graph = save_case(Case("seven", model, {}), tmp_path).graph
+    with pytest.raises(InputError, match=r"\[n, m\] of input 'x' is dynamic") as error:
+        load_samples(graph, [])
+    assert error.value.fix == "give sizes: --shapes x:NxN"
+    assert load_samples(graph, [], shapes={"x": (2, 7)})[0].shapes == {"x": (2, 7)}
+
+
+def test_a_sum_of_named_dimensions_is_their_sum(tmp_path):
+    """As exporters of transformers write the length of a mask."""
+    value = onnx.helper.make_tensor_value_info
+    past, mask = value("past", 1, [1, "past"]), value("mask", 1, [1, "past + 2"])
+    node = onnx.helper.make_node("Concat", ["past", "two"], ["y"], axis=1)
+    last = onnx.helper.make_node("Add", ["y", "mask"], ["z"])
+    two = onnx.numpy_helper.from_array(np.ones((1, 2), np.float32), "two")
+    graph = onnx.helper.make_graph([node, last], "g", [past, mask], [value("z", 1, None)], [two])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    model.graph.output[0].type.tensor_type.shape.SetInParent()
+    onnx.save(model, tmp_path / "sum.onnx")
+    assert load_samples(load_graph(tmp_path / "sum.onnx"), [])[0].shapes == {"past": (1, 8), "mask": (1, 10)}
+
+
+def test_made_up_values_are_in_the_range_that_the_first_layers_expect(tmp_path):
+    model = parsed(
+        """g (int64[2,9] ids, int64[2,9] types, float[1,500] pixels, float[1,500] root, uint8[300] bytes) =>
+             (float[2,9,4] e, float[1,500] p, float[1,500] r, float[300] b) {
+          [word] w = Gather(table, ids)
+          [kind] k = Gather(kinds, types)
+          [sum] e = Add(w, k)
+          [scale] p = Div(pixels, range)
+          [sqrt] r = Sqrt(root)
+          [cast] b = Cast <to=1> (bytes)
+        }""",
+        table=np.ones((1000, 4), np.float32),
+        kinds=np.ones((2, 4), np.float32),
+        range=np.array(255, np.float32),
+    )
+    feed = load_samples(save_case(Case("ranges", model, {}), tmp_path).graph, [])[0].feed
+    assert feed["ids"].max() > 100
+    assert set(feed["types"].ravel()) == {0, 1}
+    assert feed["pixels"].min() >= 0
+    assert 200 < feed["pixels"].max() <= 255
+    assert feed["root"].min() >= 0
+    assert feed["bytes"].max() > 200
+
+
+def test_an_input_may_be_empty_and_not_all_outputs(tmp_path):
+    """The first step of a decoder has no past."""
+    model = parsed(
+        "g (float[1,p] past, float[1,3] x) => (float[1,q] y) { [join] j = Concat <axis=1> (past, x) [exp] y = Exp(j) }"
+    )
+    graph = save_case(Case("past", model, {}), tmp_path).graph
+    samples = load_samples(graph, [save(tmp_path / "s.npz", past=np.zeros((1, 0), np.float32), x=np.ones((1, 3)))])
+    assert references(graph, samples)[0]["y"].shape == (1, 3)
+    alone = save_case(Case("alone", parsed("g (float[n] x) => (float[n] y) { [exp] y = Exp(x) }"), {}), tmp_path).graph
+    nothing = load_samples(alone, [save(tmp_path / "n.npz", x=np.zeros(0, np.float32))])
+    with pytest.raises(InputError, match="is empty: nothing can be judged"):
+        references(alone, nothing)
+
+
+def test_minus_infinity_may_be_in_a_mask(tmp_path):
+    model = parsed("g (float[1,3] x) => (float[1,3] y) { [soft] y = Softmax(x) }")
+    graph = save_case(Case("mask", model, {}), tmp_path).graph
+    (sample,) = load_samples(graph, [save(tmp_path / "s.npz", x=np.array([[0, -np.inf, 1]], np.float32))])
+    assert np.isneginf(sample.feed["x"]).sum() == 1
 
 
 def test_complex_numbers_cannot_be_made_up(tmp_path):

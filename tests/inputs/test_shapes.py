@@ -10,7 +10,8 @@ from support.command_line import clean, saved
 from support.onnx_parts import constant, model, node, value
 
 from trt_helper.errors import InputError
-from trt_helper.inputs.samples import Sample, random_sample
+from trt_helper.inputs.made_up import random_sample
+from trt_helper.inputs.sample import Sample
 from trt_helper.inputs.shapes import parse_shapes, profile, ranges_of, recorded_ranges
 from trt_helper.onnx_model.graph import read_graph
 from trt_helper.onnx_model.load import load
@@ -112,9 +113,9 @@ def test_the_usual_size_is_that_of_the_middle_sample():
 
 def test_a_random_sample_takes_the_given_size_for_every_input_of_the_same_symbol(pair):
     made = random_sample(pair, {"x": (3, 4)})
-    assert made.shapes == {"x": (3, 4), "ids:0": (3, 1), "fixed": (4,)}
+    assert made.shapes == {"x": (3, 4), "ids:0": (3, 8), "fixed": (4,)}
     assert made.feed["ids:0"].dtype == np.int64
-    assert random_sample(pair, {}).shapes == {"x": (1, 4), "ids:0": (1, 1), "fixed": (4,)}
+    assert random_sample(pair, {}).shapes == {"x": (1, 4), "ids:0": (1, 8), "fixed": (4,)}
 
 
 def test_random_samples_repeat_and_another_seed_gives_others(graph):

@@ -13,7 +13,7 @@ from support.zoo import Net
 
 from trt_helper.emulator.emulator import Emulator
 from trt_helper.inputs.references import references
-from trt_helper.inputs.samples import Sample
+from trt_helper.inputs.sample import Sample
 from trt_helper.onnx_model.graph import read_graph
 from trt_helper.onnx_model.load import load
 from trt_helper.onnx_model.sigmoids import with_exact_sigmoids

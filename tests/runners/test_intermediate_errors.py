@@ -18,7 +18,7 @@ from trt_helper.cli.console import show
 from trt_helper.emulator.emulator import Emulator
 from trt_helper.errors import MachineError
 from trt_helper.inputs.references import references
-from trt_helper.inputs.samples import Sample
+from trt_helper.inputs.sample import Sample
 from trt_helper.onnx_model.graph import read_graph
 from trt_helper.onnx_model.load import load
 from trt_helper.report.record import located_json

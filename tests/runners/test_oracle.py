@@ -11,7 +11,7 @@ from support.overflowing_models import CPU, overflowing_products, samples_of_pro
 from trt_helper.builder.settings import BuildSettings
 from trt_helper.errors import MachineError
 from trt_helper.inputs.references import references
-from trt_helper.inputs.samples import Sample
+from trt_helper.inputs.sample import Sample
 from trt_helper.report.record import located_json
 from trt_helper.runners.oracle import RunnerOracle, agreed
 from trt_helper.runners.run import RUNNERS, runner_here

@@ -38,7 +38,7 @@ from trt_helper.builder.settings import BuildSettings
 from trt_helper.emulator.emulator import Emulator
 from trt_helper.errors import InputError, MachineError
 from trt_helper.inputs.metric import Metric
-from trt_helper.inputs.samples import Sample
+from trt_helper.inputs.sample import Sample
 from trt_helper.onnx_model.graph import read_graph
 from trt_helper.onnx_model.load import load
 from trt_helper.onnx_model.typed import render

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 from support.overflowing_models import CPU, overflowing_products, samples_of_products
 
 from trt_helper.errors import MachineError, RunError
-from trt_helper.inputs.samples import Sample
+from trt_helper.inputs.sample import Sample
 from trt_helper.onnx_model.typed import render, write
 from trt_helper.runners.run import RUNNERS, execute, runner_here
 from trt_helper.system.machine import find_gpu

@@ -17,7 +17,7 @@ from support.zoo import CASES
 
 from trt_helper.emulator.emulator import Emulator
 from trt_helper.inputs.references import references
-from trt_helper.inputs.samples import Sample
+from trt_helper.inputs.sample import Sample
 from trt_helper.search.diagnosis import Kind, diagnose
 from trt_helper.search.oracle import Criteria, EmulatedOracle
 from trt_helper.values import Plan, Reading, Tolerance, Verdict

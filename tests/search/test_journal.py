@@ -17,7 +17,7 @@ from support.judging import FunctionJudge
 from support.overflowing_models import overflowing_norm
 
 from trt_helper.errors import NoVerdictError, OutputError
-from trt_helper.inputs.samples import digest
+from trt_helper.inputs.sample import digest
 from trt_helper.search.journal import ATTEMPTS, Journal
 from trt_helper.search.strategy import Prediction, Stop, Try, drive, smallest
 from trt_helper.values import Plan, TensorError, Trial, Verdict

@@ -8,7 +8,7 @@ from support.overflowing_models import PINS, TOLERANCE, overflowing_norm
 
 from trt_helper.config.plan_file import read_config
 from trt_helper.errors import ControlError
-from trt_helper.inputs.samples import Sample
+from trt_helper.inputs.sample import Sample
 from trt_helper.onnx_model.graph import Graph, read_graph
 from trt_helper.onnx_model.load import load
 from trt_helper.search.locate import locate

@@ -17,7 +17,8 @@ from support.zoo import CASES, Net
 from support.zoo_judge import Judged
 
 from trt_helper.emulator.emulator import Emulator
-from trt_helper.inputs.samples import Sample, load_samples
+from trt_helper.inputs.sample import Sample
+from trt_helper.inputs.samples import load_samples
 from trt_helper.onnx_model.graph import Graph, read_graph
 from trt_helper.onnx_model.load import load
 from trt_helper.onnx_model.rewrites import find

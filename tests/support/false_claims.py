@@ -9,7 +9,7 @@ from trt_helper.builder.build import build
 from trt_helper.builder.proof import PinState, prove
 from trt_helper.builder.requested_precision import requested_precisions
 from trt_helper.builder.settings import BuildSettings
-from trt_helper.inputs.samples import Sample
+from trt_helper.inputs.sample import Sample
 from trt_helper.inputs.shapes import profile, ranges_of
 from trt_helper.onnx_model.graph import Graph
 from trt_helper.onnx_model.typed import TypedModel, render, write

@@ -19,7 +19,7 @@ import onnxruntime as ort
 from support.independent import with_pairs
 from support.zoo import Case, Feed, Hazard
 from trt_helper.emulator.emulator import Emulator
-from trt_helper.inputs.samples import Sample
+from trt_helper.inputs.sample import Sample
 from trt_helper.onnx_model.graph import Graph, read_graph
 from trt_helper.onnx_model.load import load
 from trt_helper.onnx_model.typed import render, write

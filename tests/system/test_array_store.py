@@ -18,7 +18,7 @@ from support.command_line import run
 from support.overflowing_models import overflowing_norm
 
 from trt_helper.emulator.emulator import Emulator
-from trt_helper.inputs.samples import Sample
+from trt_helper.inputs.sample import Sample
 from trt_helper.onnx_model.graph import read_graph
 from trt_helper.onnx_model.load import load
 from trt_helper.search.locate import locate

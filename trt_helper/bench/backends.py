@@ -13,7 +13,7 @@ from trt_helper.builder.convert import convert
 from trt_helper.builder.settings import BuildSettings
 from trt_helper.errors import MachineError
 from trt_helper.inputs.references import loadable
-from trt_helper.inputs.samples import Sample
+from trt_helper.inputs.sample import Sample
 from trt_helper.inputs.shapes import profile, ranges_of
 from trt_helper.onnx_model.graph import Graph
 from trt_helper.runners.run import RUNNERS, Runner, runner_here

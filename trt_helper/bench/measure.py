@@ -13,7 +13,8 @@ from trt_helper.bench.backends import Backend, Engines, Module, Request, backend
 from trt_helper.bench.rows import Estimated, Measured, NotRun, times
 from trt_helper.emulator.emulator import Emulator
 from trt_helper.errors import BuildError, InputError, MachineError, ModelError, RunError
-from trt_helper.inputs.samples import Sample, resized
+from trt_helper.inputs.sample import Sample
+from trt_helper.inputs.samples import resized
 from trt_helper.onnx_model.cost import Gpu, seconds
 from trt_helper.onnx_model.graph import Graph
 from trt_helper.runners.exchange import write_feed

@@ -13,7 +13,8 @@ import typer
 from trt_helper.cli.console import warn
 from trt_helper.config.plan_file import Config, model_path, per_output, read_config, require_same_model
 from trt_helper.errors import ConfigError, MachineError, UsageError
-from trt_helper.inputs.samples import RANDOM_WARNING, Sample
+from trt_helper.inputs.sample import Sample
+from trt_helper.inputs.samples import RANDOM_WARNING
 from trt_helper.inputs.shapes import parse_shapes, samples_in
 from trt_helper.onnx_model.graph import Graph, load_graph
 from trt_helper.system.array_store import ArrayStore

@@ -11,7 +11,7 @@ from trt_helper.cli import options
 
 if TYPE_CHECKING:
     from trt_helper.emulator.partial_sums import PartialSum
-    from trt_helper.inputs.samples import Sample
+    from trt_helper.inputs.sample import Sample
     from trt_helper.onnx_model.graph import Graph
     from trt_helper.values import LayerReport, Plan, Reading, TensorError, Tolerance
 

@@ -19,7 +19,7 @@ from trt_helper.errors import InputError
 from trt_helper.export.specs import Input
 from trt_helper.export.target import ExportTarget, as_array
 from trt_helper.inputs.references import references
-from trt_helper.inputs.samples import Sample
+from trt_helper.inputs.sample import Sample
 from trt_helper.onnx_model.graph import Graph
 from trt_helper.values import Array, TensorError, Tolerance
 

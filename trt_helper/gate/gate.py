@@ -46,7 +46,8 @@ from trt_helper.gate.result import EMULATE, Gated, Request
 from trt_helper.inputs import cache
 from trt_helper.inputs.metric import Metric, load_metric
 from trt_helper.inputs.references import half_warning, require_alike
-from trt_helper.inputs.samples import RANDOM_WARNING, Sample, load_samples
+from trt_helper.inputs.sample import Sample
+from trt_helper.inputs.samples import RANDOM_WARNING, load_samples
 from trt_helper.inputs.shapes import parse_shapes, profile, ranges_of, samples_in
 from trt_helper.onnx_model.graph import Graph, load_graph
 from trt_helper.runners.oracle import RunnerOracle

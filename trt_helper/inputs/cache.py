@@ -24,7 +24,7 @@ import onnx_ir as ir
 
 from trt_helper.errors import OutputError
 from trt_helper.inputs.references import references
-from trt_helper.inputs.samples import Sample, digest
+from trt_helper.inputs.sample import Sample, digest
 from trt_helper.onnx_model.graph import Graph
 from trt_helper.system.files import write_atomically
 from trt_helper.system.versions import versions

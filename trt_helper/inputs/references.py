@@ -16,7 +16,7 @@ import onnxruntime as ort
 from onnx_ir.passes.common import ShapeInferencePass
 
 from trt_helper.errors import InputError, ModelError, first_line
-from trt_helper.inputs.samples import Sample, shape_text
+from trt_helper.inputs.sample import Sample, shape_text
 from trt_helper.onnx_model.float_types import mentions, to_fp32
 from trt_helper.onnx_model.graph import Graph
 from trt_helper.onnx_model.names import name_nodes
@@ -44,7 +44,16 @@ def references(graph: Graph, samples: Sequence[Sample], store: ArrayStore | None
         InputError: The model does not run on a sample.
     """
     run, store = runner(graph), store or ArrayStore.within(None)
-    return [store.keep_all(run(sample)) for sample in samples]
+    found = []
+    for sample in samples:
+        outputs = run(sample)
+        if not any(array.size for array in outputs.values()):
+            raise InputError(
+                f"every output for {sample.source} is empty: nothing can be judged by it",
+                fix="leave this sample out; an input may be empty where an output is not",
+            )
+        found.append(store.keep_all(outputs))
+    return found
 
 
 def require_alike(graph: Graph, reference: Graph) -> None:

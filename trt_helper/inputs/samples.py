@@ -6,13 +6,10 @@ Polygraphy data loader script. Without any of these a sample has seeded random v
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import traceback
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -20,29 +17,17 @@ import numpy as np
 import onnx_ir as ir
 
 from trt_helper.errors import InputError, first_line, nearest
+from trt_helper.inputs.made_up import random_sample
+from trt_helper.inputs.sample import Sample, numpy_type, shape_text, stored
 from trt_helper.inputs.user_code import load_function, running
 from trt_helper.onnx_model.graph import Graph
 from trt_helper.system.array_store import ArrayStore
 from trt_helper.values import Array, Feed
 
-DEFAULT_DIMENSION = 1  # of a dynamic dimension whose size is not given
-SEED = 0
 RANDOM_WARNING = (
     "no --inputs given: judging by seeded random values. Random data blames the wrong layers; "
     "give real inputs before you trust this answer"
 )
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Sample:
-    """One set of arrays for the model's inputs."""
-
-    source: str  # file, index and seed, as reports show it
-    feed: Feed  # in order and types of the graph's inputs; where the file's input is FP16: FP32, rounded to FP16
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(array.shape) for name, array in self.feed.items()}
 
 
 def load_samples(
@@ -72,56 +57,6 @@ def load_samples(
     for sample in samples:
         _require_one_size_per_symbol(graph, sample)
     return samples
-
-
-def random_sample(graph: Graph, shapes: Mapping[str, Sequence[int]], seed: int = SEED) -> Sample:
-    """A sample with standard normal floats, and integers and booleans of 0 and 1.
-
-    Dynamic dimensions are 1 unless `shapes` gives the shape of an input, or the size of a dimension of the same name.
-
-    Raises:
-        InputError: An input is neither numeric nor boolean, or no tensor.
-    """
-    generator = np.random.default_rng(seed)
-    sizes = _symbol_sizes(graph, shapes)
-    feed = {}
-    for value in graph.inputs:
-        name = value.name or ""
-        shape = tuple(shapes[name]) if name in shapes else _default_shape(value, sizes)
-        dtype = _numpy_type(value)
-        if dtype.kind == "f":
-            feed[name] = _stored(graph, value, np.asarray(generator.standard_normal(shape)))
-        elif dtype.kind == "b" or dtype.kind in "iu":
-            feed[name] = generator.integers(0, 2, shape).astype(dtype)
-        else:
-            raise InputError(
-                f"input {name!r} holds {dtype}: it cannot be made up",
-                fix="give real inputs with --inputs FILE.npz",
-            )
-    return Sample(f"random (seed {seed})", feed)
-
-
-def _symbol_sizes(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    """The sizes of named dynamic dimensions, as far as `shapes` gives them for some input."""
-    return {
-        dimension.value: size
-        for value in graph.inputs
-        for dimension, size in zip(value.shape or (), shapes.get(value.name or "", ()), strict=False)
-        if not isinstance(dimension, int) and dimension.value
-    }
-
-
-def _default_shape(value: ir.Value, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    return tuple(d if isinstance(d, int) else sizes.get(d.value or "", DEFAULT_DIMENSION) for d in value.shape or ())
-
-
-def _numpy_type(value: ir.Value) -> np.dtype:
-    if value.dtype is None or not isinstance(value.type, ir.TensorType):
-        raise InputError(
-            f"input {value.name!r} is no tensor",
-            fix="only tensor inputs can be fed; export the model with them",
-        )
-    return np.dtype(value.dtype.numpy())
 
 
 def _read_path(path: Path) -> Iterator[tuple[str, Feed]]:
@@ -230,7 +165,7 @@ def _fit(graph: Graph, feed: Feed, source: str) -> Feed:
 
 
 def _fit_array(graph: Graph, value: ir.Value, array: Array, source: str) -> Array:
-    wanted = _numpy_type(value)
+    wanted = numpy_type(value)
     if array.dtype != wanted and not (array.dtype.kind == wanted.kind == "f"):
         raise InputError(
             f"{source}: input {value.name!r} is {array.dtype}, the model wants {wanted}",
@@ -244,24 +179,14 @@ def _fit_array(graph: Graph, value: ir.Value, array: Array, source: str) -> Arra
             f"{source}: input {value.name!r} has shape {list(array.shape)}, the model wants {shape_text(shape)}",
             fix="reshape it before saving; one file is one sample, batch dimension included",
         )
-    if array.size == 0:
-        raise InputError(f"{source}: input {value.name!r} is empty", fix="give at least one element per dimension")
-    stored = _stored(graph, value, array)
-    if stored.dtype.kind == "f" and not np.isfinite(stored).all():
-        index = tuple(int(i) for i in np.argwhere(~np.isfinite(stored))[0])
+    exact = stored(graph, value, array)
+    if exact.dtype.kind == "f" and not (usable := np.isfinite(exact) | np.isneginf(exact)).all():
+        index = tuple(int(i) for i in np.argwhere(~usable)[0])
         raise InputError(
             f"{source}: input {value.name!r} holds {array[index]} at {list(index)}",
-            fix="give finite numbers in the range of the input's type: no precision can be judged by others",
+            fix="give finite numbers in the range of the input's type, or -inf in a mask: others judge no precision",
         )
-    return stored
-
-
-def _stored(graph: Graph, value: ir.Value, array: Array) -> Array:
-    """`array` in the type of the graph's input, with the rounded values that the reference reads at an FP16 input."""
-    reduced = graph.io_types.get(value.name or "")
-    with np.errstate(over="ignore"):
-        rounded = array if reduced is None else array.astype(reduced.numpy())
-        return np.ascontiguousarray(rounded, dtype=_numpy_type(value)).reshape(array.shape)
+    return exact
 
 
 def _require_one_size_per_symbol(graph: Graph, sample: Sample) -> None:
@@ -279,13 +204,6 @@ def _require_one_size_per_symbol(graph: Graph, sample: Sample) -> None:
                     f"{sample.source}: {symbol!r} is {known} in {owner!r} and {size} in {value.name!r}",
                     fix="give arrays whose dynamic dimensions agree",
                 )
-
-
-def shape_text(shape: ir.Shape | None) -> str:
-    """A shape as text: `[1, batch, ?]` has a size, a named and an unnamed dynamic dimension. `?` is no known rank."""
-    if shape is None:
-        return "?"
-    return "[" + ", ".join(str(d if isinstance(d, int) else (d.value or "?")) for d in shape) + "]"
 
 
 def resized(graph: Graph, sample: Sample, shapes: Mapping[str, tuple[int, ...]], label: str) -> Sample:
@@ -316,18 +234,3 @@ def resized(graph: Graph, sample: Sample, shapes: Mapping[str, tuple[int, ...]],
     other = Sample(f"{sample.source} at {label}", feed)
     _require_one_size_per_symbol(graph, other)
     return other
-
-
-def element_count(sample: Sample) -> int:
-    """The number of elements of all inputs, by which samples are ordered."""
-    return sum(math.prod(shape) for shape in sample.shapes.values())
-
-
-def digest(feeds: Sequence[Mapping[str, Array]]) -> str:
-    """SHA-256, in hexadecimal, over the names, shapes, types and bytes of all samples, in their order."""
-    found = hashlib.sha256()
-    for feed in feeds:
-        for name, array in feed.items():
-            found.update(repr((name, array.shape, str(array.dtype))).encode())
-            found.update(array.tobytes())
-    return found.hexdigest()

@@ -10,9 +10,12 @@ from typing import Any
 import onnx_ir as ir
 
 from trt_helper.errors import InputError, nearest
-from trt_helper.inputs.samples import DEFAULT_DIMENSION, Sample, element_count, load_samples, resized
+from trt_helper.inputs.sample import Sample, element_count
+from trt_helper.inputs.samples import load_samples, resized
 from trt_helper.onnx_model.graph import Graph
 from trt_helper.system.array_store import ArrayStore
+
+DEFAULT_DIMENSION = 1  # in a profile, of a dynamic dimension whose size is not known
 
 Shape = tuple[int, ...]
 Range = tuple[Shape, Shape, Shape]  # min, opt and max shape of one input, as in a TensorRT profile

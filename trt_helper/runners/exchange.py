@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from trt_helper.errors import RunError, first_line
-from trt_helper.inputs.samples import Sample
+from trt_helper.inputs.sample import Sample
 from trt_helper.values import Array
 
 NOTHING: Mapping[str, Array] = {}

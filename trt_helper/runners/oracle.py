@@ -13,7 +13,7 @@ from trt_helper.builder.layer_info import EngineLayer
 from trt_helper.builder.settings import BuildSettings
 from trt_helper.emulator.emulator import Emulator
 from trt_helper.errors import BuildError, RunError, TrtHelperError
-from trt_helper.inputs.samples import Sample
+from trt_helper.inputs.sample import Sample
 from trt_helper.inputs.shapes import Range
 from trt_helper.onnx_model.graph import Graph
 from trt_helper.runners.intermediate_errors import (

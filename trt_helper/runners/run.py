@@ -18,7 +18,7 @@ import numpy as np
 
 from trt_helper.builder.build import PACKAGE_VARIABLE
 from trt_helper.errors import MachineError, RunError
-from trt_helper.inputs.samples import Sample
+from trt_helper.inputs.sample import Sample
 from trt_helper.runners.exchange import write_feed
 from trt_helper.system.child_process import ChildDiedError, Event, Limits, NotImportableError, run, signal_name
 from trt_helper.system.machine import RTX_COMPUTE_CAPABILITIES, find_gpu

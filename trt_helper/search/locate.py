@@ -12,7 +12,7 @@ from trt_helper.emulator.emulator import Emulator
 from trt_helper.emulator.partial_sums import PartialSum, partial_sums
 from trt_helper.inputs.metric import Metric
 from trt_helper.inputs.references import references as reference_outputs
-from trt_helper.inputs.samples import Sample
+from trt_helper.inputs.sample import Sample
 from trt_helper.onnx_model.cost import estimate
 from trt_helper.onnx_model.graph import Graph
 from trt_helper.onnx_model.sigmoids import counts_relatively

@@ -17,7 +17,7 @@ from trt_helper.emulator.emulator import Emulator, Watch
 from trt_helper.emulator.kernels import EmulationError
 from trt_helper.errors import ControlError, DisagreementError, TrtHelperError
 from trt_helper.inputs.metric import Metric
-from trt_helper.inputs.samples import Sample
+from trt_helper.inputs.sample import Sample
 from trt_helper.onnx_model.graph import Graph
 from trt_helper.search.strategy import Speculative, no_plans
 from trt_helper.values import (

@@ -11,7 +11,7 @@ from trt_helper.config.plan_file import Config, write_config
 from trt_helper.errors import NoVerdictError, TrtHelperError
 from trt_helper.format.json_values import tolerance_json
 from trt_helper.inputs.metric import Metric
-from trt_helper.inputs.samples import Sample, digest
+from trt_helper.inputs.sample import Sample, digest
 from trt_helper.inputs.shapes import ranges_of
 from trt_helper.onnx_model.graph import Graph
 from trt_helper.search.journal import Journal
