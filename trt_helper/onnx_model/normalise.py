@@ -287,7 +287,7 @@ def remove_unused_nodes(state: _State) -> None:
 
     Ensures: each node has an output that another node reads or that the graph returns.
     """
-    passes.RemoveUnusedNodesPass()(state.model)
+    remove_unused(state.model)
 
 
 def restore_names(state: _State) -> None:
@@ -366,6 +366,15 @@ PASSES: tuple[Callable[[_State], None], ...] = (
 
 
 # ------------------------------------------------------------------------------------------------ parts of the passes
+
+
+def remove_unused(model: ir.Model) -> None:
+    """Remove unused nodes and initializers, in place. An initializer that the graph returns stays."""
+    passes.RemoveUnusedNodesPass()(model)
+    for value in model.graph.outputs:
+        constant = value.const_value is not None and value.producer() is None and not value.is_graph_input()
+        if constant and value.name not in model.graph.initializers:
+            model.graph.register_initializer(value)
 
 
 def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:

@@ -21,11 +21,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript import version_converter
 
 from trt_helper.errors import ConfigError, ModelError, first_line, nearest
 from trt_helper.onnx_model.names import free_name, names_in
+from trt_helper.onnx_model.normalise import remove_unused
 from trt_helper.values import Rewrite
 
 HALF_MAX = 65504.0
@@ -110,7 +110,7 @@ def apply(model: ir.Model, rewrites: Sequence[Rewrite]) -> dict[str, str]:
             norm = norms[rewrite.name]
             _fuse(graph, norm)
             successors |= {node.name or "": rewrite.name for node in norm.members}
-    RemoveUnusedNodesPass()(model)
+    remove_unused(model)
     alive = {node.name or "" for node in graph}
     return {name: successor for name, successor in successors.items() if name in before - alive}
 

@@ -16,11 +16,11 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from trt_helper.errors import ModelError, first_line
 from trt_helper.onnx_model.graph import Graph, captured, subgraphs
 from trt_helper.onnx_model.names import free_name, names_in
+from trt_helper.onnx_model.normalise import remove_unused
 from trt_helper.onnx_model.precision import Precisions, assign
 from trt_helper.system.files import cannot_write
 from trt_helper.values import Plan, ReducedPrecision
@@ -76,7 +76,7 @@ class _Renderer:
             self._type_inputs(node)
         for index, value in enumerate(self.graph.outputs):
             self._type_output(index, value)
-        RemoveUnusedNodesPass()(self.model)
+        remove_unused(self.model)
         return TypedModel(self.model, plan, self._count_casts(), tuple(self.unrepresentable))
 
     def _values(self) -> Iterator[ir.Value]:
