@@ -141,7 +141,7 @@ def annotated(graph: Graph, plan: Plan, config: Config) -> TypedModel:
     reduced = assign(graph, plan).layers
     layers = {layer.name: layer for layer in graph.layers}
     evidence = config.evidence.get("layers")
-    for node in typed.model.graph:
+    for node in ir.traversal.RecursiveGraphIterator(typed.model.graph):
         layer = layers.get(node.name or "")
         if layer is not None and layer.role is not Role.FIXED:
             _note(node, "precision", reduced[layer.name].name if layer.name in reduced else "FP32")

@@ -125,18 +125,19 @@ def guard(typed: TypedModel, layers: Iterable[LayerName]) -> tuple[LayerName, ..
     Returns:
         The names of the inserted nodes.
     """
-    graph = typed.model.graph
+    nodes = list(ir.traversal.RecursiveGraphIterator(typed.model.graph))
     wanted = frozenset(layers)
-    taken = names_in(graph)
+    taken = names_in(typed.model.graph) | {value.name or "" for node in nodes for value in node.outputs}
     added: list[LayerName] = []
-    for node in [node for node in graph if node.name in wanted]:
+    for node in [node for node in nodes if node.name in wanted]:
         for index, value in enumerate(node.inputs):
             if value is None or value.is_initializer() or value.dtype is not ir.DataType.FLOAT:
                 continue
             name = free_name(f"{node.name}_guard_{index}", taken)
             out = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=value.shape)
             slope = ir.AttrFloat32("alpha", 1.0)
-            graph.insert_before(node, ir.Node("", "LeakyRelu", [value], [slope], outputs=[out], name=name))
+            before = ir.Node("", "LeakyRelu", [value], [slope], outputs=[out], name=name)
+            node.graph.insert_before(node, before)  # type: ignore[union-attr]
             node.replace_input_with(index, out)
             added.append(name)
     return tuple(added)

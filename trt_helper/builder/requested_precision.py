@@ -18,10 +18,10 @@ _LARGE = (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS, ir.AttributeType.GR
 
 
 def requested_precisions(model: ir.Model) -> Mapping[str, RequestedPrecision]:
-    """Return node name -> what is requested of it, for every node of the typed model's main graph."""
+    """Return node name -> what is requested of it, for every node of the typed model."""
     formulas: dict[ir.Value, str] = {}
     found: dict[str, RequestedPrecision] = {}
-    for node in model.graph:
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
         formula = _formula(node, formulas)
         for index, value in enumerate(node.outputs):
             formulas[value] = formula if _only_moves(node) else f"{formula}.{index}"

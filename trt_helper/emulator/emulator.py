@@ -18,7 +18,8 @@ import onnx_ir as ir
 
 from trt_helper.emulator.checkpoints import LIMIT, CheckpointStore, Keys
 from trt_helper.emulator.gradients import ELEMENTWISE, EvaluatedLayer
-from trt_helper.emulator.kernels import EmulationError, Kernel, Kernels, LoopKernel, Rounder
+from trt_helper.emulator.kernels import EmulationError, Kernel, Kernels, LoopKernel, Rounder, SelectKernel
+from trt_helper.onnx_model.branches import Conditions, conditions
 from trt_helper.onnx_model.float_types import REDUCED
 from trt_helper.onnx_model.graph import Graph, captured
 from trt_helper.onnx_model.precision import Precisions, assign
@@ -62,11 +63,15 @@ class _PreparedLayer:
     """The part of a layer's evaluation that does not depend on the plan."""
 
     layer: Layer
-    kernel: Kernel
-    lowered: Mapping[ReducedPrecision | None, Kernel | LoopKernel]  # what computes it in a trial; None: in FP32
+    kernel: Kernel | SelectKernel
+    lowered: Mapping[
+        ReducedPrecision | None, Kernel | LoopKernel | SelectKernel
+    ]  # what computes it in a trial; None: in FP32
     reads: tuple[tuple[TensorName, bool, bool], ...]  # name, follows the layer's precision, is initializer
     writes: tuple[tuple[TensorName, bool], ...]  # name, is rounded when the layer has reduced precision
     last_read: tuple[TensorName, ...]  # tensors that no later layer reads
+    conditions: Conditions  # of the branches that it is in; else it is not computed
+    nothing: Tensors  # its outputs then: empty arrays
 
 
 class Emulator:
@@ -94,6 +99,7 @@ class Emulator:
         self._rounded_away: dict[str, tuple[int, int]] = {}
         self._rounds_inside: dict[str, bool] = {}
         kernels = Kernels(graph.model)
+        self._conditions = conditions(graph.model.graph)
         last_read = _last_read(graph)
         self._last_read_through_movement = _last_read(graph, through_movement=True)
         self._layers = tuple(self._prepare(layer, kernels, last_read.get(layer.name, ())) for layer in graph.layers)
@@ -255,6 +261,8 @@ class Emulator:
             rounded: Collection[TensorName] = by_consumer.get(prepared.layer.name, frozenset())
             if not rounded and not any(read in changed for read, _, _ in prepared.reads):
                 continue
+            if prepared.conditions and self._is_skipped_now(prepared, reference, changed):
+                continue
             computed += 1
             kernel = prepared.lowered[FP16] if "" in rounded else prepared.kernel
             results = kernel.run(self._read_injected(prepared, rounded, reference, changed))
@@ -273,6 +281,8 @@ class Emulator:
         if not name:
             return {output: self._injected(output, (tensor,), reference, {}) for output in self.graph.outputs}
         prepared = self._layers[self._index[name]]
+        if prepared.conditions and self._is_skipped(prepared, reference):
+            return prepared.nothing
         kernel = prepared.kernel if tensor else prepared.lowered[FP16]
         results = kernel.run(self._read_injected(prepared, (tensor,), reference, {}))
         return {output: result for (output, _), result in zip(prepared.writes, results, strict=True)}
@@ -290,6 +300,8 @@ class Emulator:
             return self._weights[name] if name in self._weights else reference.get(name or "")
 
         for prepared in reversed(self._layers):
+            if prepared.conditions and self._is_skipped(prepared, reference):
+                continue
             node = self.graph.nodes[prepared.layer.name]
             moving = [i for i, v in enumerate(node.inputs) if v is not None and v.name not in self._weights]
             inputs, outputs = [array(value) for value in node.inputs], [array(value) for value in node.outputs]
@@ -354,7 +366,20 @@ class Emulator:
         lowered = {
             kind: kernels.lowered(node, kind, self.reading) if rounds else kernel for kind in (None, *ReducedPrecision)
         }
-        return _PreparedLayer(layer, kernel, lowered, tuple(reads), tuple(writes), last_read)
+        nothing = {
+            value.name: np.empty(0, value.dtype.numpy() if value.dtype else np.float32)
+            for value in node.outputs
+            if value.name
+        }
+        required = self._conditions.get(layer.name, ())
+        return _PreparedLayer(layer, kernel, lowered, tuple(reads), tuple(writes), last_read, required, nothing)
+
+    def _is_skipped(self, prepared: _PreparedLayer, values: Mapping[TensorName, Array]) -> bool:
+        """Whether the layer is in a branch that is not taken."""
+        return any(
+            bool((values[name] if name in values else self._weights[name]).reshape(-1)[0]) is not wanted
+            for name, wanted in prepared.conditions
+        )
 
     def _is_weight(self, value: ir.Value) -> bool:
         """Whether the value is an initializer; if so, its array is remembered."""
@@ -363,6 +388,13 @@ class Emulator:
         if value.name and value.name not in self._weights:
             self._weights[value.name] = value.const_value.numpy()
         return True
+
+    def _is_skipped_now(self, prepared: _PreparedLayer, reference: Tensors, changed: Tensors) -> bool:
+        """As `_is_skipped`. Raises EmulationError if rounding makes the model take another branch."""
+        skipped = self._is_skipped(prepared, reference)
+        if skipped is not self._is_skipped(prepared, {**reference, **changed}):
+            raise EmulationError("rounding changes the branch that is taken", fix="keep the condition in FP32")
+        return skipped
 
     def _compute(
         self,
@@ -373,6 +405,8 @@ class Emulator:
         watch: Watch | None = None,
     ) -> Tensors:
         """The outputs of one layer from `values`. `rounded` caches what was rounded for its inputs."""
+        if prepared.conditions and self._is_skipped(prepared, values):
+            return prepared.nothing
         reduced = precisions.layers.get(prepared.layer.name)
         inputs = [
             self._read(name, reduced if follows else None, weight, values, rounded, precisions)

@@ -18,7 +18,8 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from trt_helper.emulator.kernels import EmulationError, Kernel, Settings, operator_kernel
+from trt_helper.emulator.kernels import EmulationError, Kernel, SelectKernel, Settings, operator_kernel
+from trt_helper.onnx_model.branches import SELECT
 from trt_helper.onnx_model.graph import captured
 from trt_helper.onnx_model.rewrites import SOFTMAX_OF_ONE_AXIS
 from trt_helper.onnx_model.roles import MOVEMENT, SHAPE_INPUTS, SHAPE_READING
@@ -51,7 +52,7 @@ class EvaluatedLayer:
     """
 
     node: ir.Node
-    kernel: Kernel
+    kernel: Kernel | SelectKernel
     inputs: Sequence[Array | None]
     outputs: Sequence[Array | None]
     moving: Sequence[int]
@@ -200,6 +201,17 @@ def _unbroadcast(gradient: Array, shape: tuple[int, ...]) -> Array:
         gradient = gradient.sum(axis=tuple(range(1, 1 + extra)))
     axes = tuple(axis for axis, size in enumerate(shape, start=1) if size == 1 and gradient.shape[axis] != 1)
     return gradient.sum(axis=axes, keepdims=True) if axes else gradient
+
+
+@_rule(SELECT)
+def _select(layer: EvaluatedLayer, index: int, gradients: Sequence[Array | None]) -> Array:
+    """To the branch that is taken; the results of the other one are empty."""
+    count = len(layer.node.outputs)
+    gradient, array = gradients[(index - 1) % count], layer.input(index)
+    taken = bool(layer.input(0).reshape(-1)[0]) is (index <= count)
+    if gradient is None or not taken:
+        return np.zeros((next(g for g in gradients if g is not None).shape[0], *array.shape), np.float32)
+    return gradient
 
 
 # ------------------------------------------------------------------------------------------------------ elementwise

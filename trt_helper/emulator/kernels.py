@@ -19,6 +19,7 @@ from trt_helper.emulator.lowered_loops import Compute
 from trt_helper.emulator.lowering import OPSET as STEPS_OPSET
 from trt_helper.emulator.lowering import Steps, exact_sigmoid, lowered
 from trt_helper.errors import ModelError, TrtHelperError, first_line
+from trt_helper.onnx_model.branches import is_select
 from trt_helper.onnx_model.graph import captured, subgraphs
 from trt_helper.onnx_model.ort_session import session_options
 from trt_helper.onnx_model.sigmoids import counts_relatively
@@ -86,6 +87,20 @@ class LoopKernel:
         return [np.asarray(result) for value, result in zip(self.node.outputs, results, strict=False) if value.name]
 
 
+class SelectKernel:
+    """Picks the results of the branch that is taken, see `onnx_model.branches`. As `Kernel`."""
+
+    def run(self, feeds: Sequence[Array]) -> list[Array]:
+        """The results of the first branch if the condition is true, else of the second.
+
+        Args:
+            feeds: The condition, the results of one branch, those of the other. Those of the other may be empty.
+        """
+        condition, *results = feeds
+        half = len(results) // 2
+        return results[:half] if condition.reshape(-1)[0] else results[half:]
+
+
 class Kernels:
     """The kernels of one model. Each is created when it is first needed."""
 
@@ -96,12 +111,14 @@ class Kernels:
         self._options = session_options()
         self._rounders = {kind: Rounder(kind) for kind in ReducedPrecision}
 
-    def of(self, node: ir.Node) -> Kernel:
+    def of(self, node: ir.Node) -> Kernel | SelectKernel:
         """The kernel of `node`.
 
         Raises:
             ModelError: ONNX Runtime's CPU provider does not implement the operator for these types.
         """
+        if is_select(node):
+            return SelectKernel()
         exact = counts_relatively(node)
         key = _kind(node), exact
         if key not in self._kernels and exact:
@@ -112,7 +129,7 @@ class Kernels:
 
     def lowered(
         self, node: ir.Node, reduced: ReducedPrecision | None, reading: Reading = Reading.TYPICAL
-    ) -> Kernel | LoopKernel:
+    ) -> Kernel | LoopKernel | SelectKernel:
         """What computes `node` in the steps of a kernel of this precision; None is FP32. Equal to `of` for one step.
 
         Inputs are FP32 arrays with rounded values, and so are the results of all steps but the last.

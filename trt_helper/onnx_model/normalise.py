@@ -25,6 +25,7 @@ from onnxscript.rewriter.rules.common import (
 )
 
 from trt_helper.errors import ModelError, TrtHelperError, first_line
+from trt_helper.onnx_model.branches import open_branches
 from trt_helper.onnx_model.expanded import EXPANDED, expand
 from trt_helper.onnx_model.float_types import NOT_FP32, author_fp32, computes_in_half, has_type, to_fp32
 from trt_helper.onnx_model.names import name_nodes
@@ -333,6 +334,14 @@ def complete_types(state: _State) -> None:
         infer_types(state)
 
 
+def open_if(state: _State) -> None:
+    """Open the branches of Ifs into the main graph, so that their layers are decided one by one, see `branches`.
+
+    Ensures: no If of the main graph has floats in its branches.
+    """
+    open_branches(state.model)
+
+
 def refuse_constant_outputs(state: _State) -> None:
     """Refuse a model without layers: all its outputs are constants.
 
@@ -362,6 +371,7 @@ PASSES: tuple[Callable[[_State], None], ...] = (
     refuse_sequences,
     complete_types,
     refuse_constant_outputs,
+    open_if,
 )
 
 

@@ -18,6 +18,7 @@ import onnx
 import onnx_ir as ir
 
 from trt_helper.errors import ModelError, first_line
+from trt_helper.onnx_model.branches import close_branches
 from trt_helper.onnx_model.graph import Graph, captured, subgraphs
 from trt_helper.onnx_model.names import free_name, names_in
 from trt_helper.onnx_model.normalise import remove_unused
@@ -77,7 +78,9 @@ class _Renderer:
         for index, value in enumerate(self.graph.outputs):
             self._type_output(index, value)
         remove_unused(self.model)
-        return TypedModel(self.model, plan, self._count_casts(), tuple(self.unrepresentable))
+        casts = self._count_casts()
+        close_branches(self.model)
+        return TypedModel(self.model, plan, casts, tuple(self.unrepresentable))
 
     def _values(self) -> Iterator[ir.Value]:
         yield from self.graph.inputs
