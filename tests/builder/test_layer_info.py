@@ -25,7 +25,7 @@ def test_the_dump_of_rtx_17_is_read():
     assert conv.constants[0].shape == (64, 64, 3, 3)
     assert conv.tactic == "__myelin_CASK_STUB"
     assert summary(jump) == ("__mye17cbr_myl0_2", "cjmp", ["BOOL"], [], [])
-    assert jump.onnx_layers == ("if0",)
+    assert jump.onnx_layers == ("if0", "relu")
 
 
 def test_the_dump_of_rtx_14_is_read():

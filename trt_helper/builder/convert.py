@@ -212,8 +212,15 @@ def _require_pins(build: Build) -> None:
 def _require_half(graph: Graph, plan: Plan, built: EngineBuild) -> None:
     """Raise BuildError for an engine that is all FP32 although the plan leaves layers in FP16."""
     half = [name for name in graph.candidates if name not in plan.fp32]
-    if not half or not built.layers or built.has_reduced:
+    if not built.layers or built.has_reduced:
         return
+    if not half:
+        if graph.candidates:
+            return  # every layer was pinned
+        raise BuildError(
+            f"no layer of {graph.source.path} can be FP16, so the engine is FP32 throughout",
+            fix="build it with TensorRT's own tools, or see `trt-helper inspect` for what keeps its layers in FP32",
+        )
     reduced = ReducedPrecision.BF16 if set(half) <= plan.bf16 else ReducedPrecision.FP16
     raise BuildError(
         f"{len(half)} layers were to be {reduced.name}, and {built.builder} made all {len(built.layers)} layers of "

@@ -66,7 +66,7 @@ def not_parsed(model: str, builder: str, complaints: Sequence[ParserComplaint]) 
     if "Plugin not found" in first.description:
         return BuildError(
             f"{builder} has no operator or plugin {first.operator!r}: {layer} of {model} cannot be built",
-            fix=f"export the model without {first.operator}, or build with a TensorRT that has its plugin",
+            fix=f"give its library with --plugin, or export the model without {first.operator}",
         )
     if first.operator and (first.description == "false" or first.code.endswith("UNSUPPORTED_NODE")):
         return BuildError(

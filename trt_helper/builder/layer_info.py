@@ -40,6 +40,7 @@ _TENSOR = re.compile(
 )
 _ONNX_NAME = re.compile(r"\][\x00-\x1f]*\[ONNX Layer: ")
 _IN_SUBGRAPH = re.compile(r" \((?:then_branch|else_branch|body)\) \| (?P<outermost>.+) \((?:If|Loop|Scan)\)$")
+_IN_BRANCH = re.compile(r"(?P<inner>.+?)(?: \| [^|]* \((?:then|else)_branch\) \| .+? \(If\))+$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,18 +131,20 @@ def type_name(text: str) -> str:
 def onnx_names(metadata: str) -> tuple[str, ...]:
     """Split "[ONNX Layer: a][ONNX Layer: b]" into names without duplicates.
 
-    A node of a subgraph is replaced by the main graph's node that has the subgraph. Control characters can separate two
+    A node of a branch has its own name, one of a loop's body that of the loop. Control characters can separate two
     names (U+001F on RTX). Names with brackets work; only a name that contains "][ONNX Layer: " is split wrongly.
     """
     inner = metadata.strip("\n").removeprefix("[ONNX Layer: ")
     if inner == metadata.strip("\n"):
         return ()
     names = _ONNX_NAME.split(inner.removesuffix("]"))
-    return tuple(dict.fromkeys(_main_graph_name(name) for name in names))
+    return tuple(dict.fromkeys(_layer_name(name) for name in names))
 
 
-def _main_graph_name(name: str) -> str:
-    """Return if0 for "relu | then (then_branch) | if0 (If)", the node relu in a branch of if0."""
+def _layer_name(name: str) -> str:
+    """Return relu for "relu | then (then_branch) | if0 (If)", and loop for "relu | b (body) | loop (Loop)"."""
+    if branch := _IN_BRANCH.match(name):
+        return branch.group("inner")
     found = _IN_SUBGRAPH.search(name)
     return found.group("outermost").rpartition(" | ")[2] if found else name
 

@@ -191,6 +191,7 @@ def summary(located: Located, output: Path, record: Path) -> str:
         if located.without_rewrite
         else " as it is"
     )
+    cured += " where it was judged" if located.graph.unjudged else ""
     said = f"FP16 is accurate{cured}: no layer needs FP32" if not count else f"{count} of {of} layers stay in FP32"
     held = f", {len(located.held_out)} of them held out of the search" if located.held_out else ""
     kernels = _kernels(located)
@@ -201,10 +202,20 @@ def summary(located: Located, output: Path, record: Path) -> str:
         f"{said} ({located.because}).\n"
         f"{len(located.samples)} samples{held}; {len(located.trials)} trials, {located.inferences} inferences,"
         f" {located.seconds:.1f} s, {judged}.\n"
+        f"{unjudged(located.graph)}"
         f"{kernels}"
         f"Plan written to {output}, how it was found to {record}.\n"
         f"Next: trt-helper report {record}; trt-helper convert --config {output}"
     )
+
+
+def unjudged(graph: Graph) -> str:
+    """How much of the model was judged, where that is not all of it."""
+    if not graph.unjudged:
+        return ""
+    of = len(graph.candidates) + sum(graph.unjudged.values())
+    why = "; ".join(f"{count} {reason}" for reason, count in graph.unjudged.items())
+    return f"Judged: {len(graph.candidates)} of {of} layers that compute. Not judged, and FP32: {plain(why)}.\n"
 
 
 NEAR = 0.6  # of the tolerance; other kernels, or another order of sums, may be beyond it

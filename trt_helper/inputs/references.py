@@ -20,7 +20,9 @@ from trt_helper.inputs.sample import Sample, shape_text
 from trt_helper.onnx_model.float_types import mentions, to_fp32
 from trt_helper.onnx_model.graph import Graph
 from trt_helper.onnx_model.names import name_nodes
+from trt_helper.onnx_model.normalise import inline
 from trt_helper.onnx_model.ort_session import session_options
+from trt_helper.onnx_model.plugins import cut_tail
 from trt_helper.onnx_model.sigmoids import with_exact_sigmoids
 from trt_helper.system.array_store import ArrayStore
 from trt_helper.values import Array, Tensors
@@ -140,18 +142,23 @@ def loadable(graph: Graph) -> str | bytes:
 
     Nodes that share a name, which ONNX Runtime refuses, are renamed; sigmoids whose relative accuracy counts are
     computed exactly (`onnx_model.sigmoids`); a model with BF16, for which ONNX Runtime's CPU provider has few
-    operators, is computed in FP32.
+    operators, is computed in FP32; custom operators at the end are cut off.
     """
     source = graph.source.ir_model
     model = with_exact_sigmoids(source)
     names = [node.name for node in ir.traversal.RecursiveGraphIterator(model.graph) if node.name]
     brain = mentions(model, ir.DataType.BFLOAT16)
-    if len(set(names)) == len(names) and model is source and not brain:
+    if len(set(names)) == len(names) and model is source and not brain and graph.tail is None:
         return str(graph.source.path)
     copy = model.clone() if model is source else model
+    if graph.tail is not None:
+        inline(copy)
+        name_nodes(copy.graph)
+        cut_tail(copy)
     name_nodes(copy.graph)
-    if brain:
+    if brain or graph.tail is not None:
         ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(copy)
+    if brain:
         to_fp32(copy)
     data: bytes = ir.to_proto(copy).SerializeToString()
     return data

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from trt_helper.errors import ConfigError, nearest
+from trt_helper.errors import ConfigError, ModelError, nearest
 from trt_helper.onnx_model.load import Model, load
-from trt_helper.onnx_model.normalise import normalise
+from trt_helper.onnx_model.normalise import Normalised, normalise
+from trt_helper.onnx_model.plugins import Tail
 from trt_helper.onnx_model.rewrites import apply, raise_opset
-from trt_helper.onnx_model.roles import Ports, picks, role_and_ports, shape_only_values
+from trt_helper.onnx_model.roles import MOVEMENT, Ports, picks, role_and_ports, shape_only_values
 from trt_helper.values import Layer, LayerName, Plan, Rewrite, Role, TensorName
 
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"  # torch.onnx's dynamo exporter: "['', 'gate', 'gate.norm', 'mul_4']"
@@ -38,6 +39,8 @@ class Graph:
     inexact: frozenset[TensorName]  # initializers that movement layers mix with tensors and that FP16 would change
     was_half: bool  # the file computes in half precision, at least in part
     rewrites: tuple[Rewrite, ...] = ()  # applied after normalising
+    tail: Tail | None = None  # custom operators that were cut off; the typed model has them
+    unjudged: Mapping[str, int] = field(default_factory=dict)  # why -> nodes that compute floats and are never FP16
 
     @property
     def candidates(self) -> tuple[LayerName, ...]:
@@ -84,6 +87,21 @@ class Graph:
             if roles[actual] is Role.COMPUTE:
                 found.add(actual)
         return frozenset(found)
+
+
+def require_half(graph: Graph) -> None:
+    """Refuse a graph in which no layer can be FP16: there is nothing to judge.
+
+    Raises:
+        ModelError: With the reasons.
+    """
+    if any(layer.role is not Role.FIXED for layer in graph.layers):
+        return
+    why = "; ".join(f"{count} layers are {reason}" for reason, count in graph.unjudged.items())
+    raise ModelError(
+        f"no layer of {graph.source.path} can be FP16: {why or 'none computes with floats'}",
+        fix="export the model with its float arithmetic in the main graph, or build it as it is",
+    )
 
 
 def load_graph(path: Path | str, rewrites: Sequence[Rewrite] = ()) -> Graph:
@@ -142,7 +160,35 @@ def read_graph(model: Model, rewrites: Sequence[Rewrite] = ()) -> Graph:
         inexact=_inexact_constants(layers, nodes, ports),
         was_half=normal.was_half,
         rewrites=tuple(rewrites),
+        tail=normal.tail,
+        unjudged=_unjudged(layers, nodes, normal),
     )
+
+
+def _unjudged(layers: list[Layer], nodes: Mapping[LayerName, ir.Node], normal: Normalised) -> dict[str, int]:
+    """`Graph.unjudged`."""
+    loops = sum(_computes(inner) for node in nodes.values() for body in subgraphs(node) for inner in _inside(body))
+    found = {
+        "FP32 by casts in the file": sum(
+            layer.name in normal.author_fp32 and _computes(nodes[layer.name]) for layer in layers
+        ),
+        "inside of a Loop or Scan": loops,
+        f"behind {normal.tail.custom}, a custom operator" if normal.tail else "": normal.tail.layers
+        if normal.tail
+        else 0,
+    }
+    return {why: count for why, count in found.items() if count}
+
+
+def _inside(graph: ir.Graph) -> Iterable[ir.Node]:
+    return ir.traversal.RecursiveGraphIterator(graph)
+
+
+def _computes(node: ir.Node) -> bool:
+    """Whether the node does arithmetic in FP32."""
+    if node.op_type in MOVEMENT or node.op_type == "Cast":
+        return False
+    return any(value is not None and value.dtype is ir.DataType.FLOAT for value in (*node.inputs, *node.outputs))
 
 
 def _inexact_constants(

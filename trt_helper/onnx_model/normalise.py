@@ -29,6 +29,7 @@ from trt_helper.onnx_model.branches import open_branches
 from trt_helper.onnx_model.expanded import EXPANDED, expand
 from trt_helper.onnx_model.float_types import NOT_FP32, author_fp32, computes_in_half, has_type, to_fp32
 from trt_helper.onnx_model.names import name_nodes
+from trt_helper.onnx_model.plugins import DOMAINS, Tail, cut_tail
 
 BATCHNORM_RULES = (
     fuse_batchnorm_into_conv_rule,
@@ -37,7 +38,6 @@ BATCHNORM_RULES = (
 )
 FOLD_LIMIT = 1 << 30  # elements of the inputs of a folded node: weights of any usual size may be folded
 GROWTH_LIMIT = 1 << 24  # elements of the result of a folded node, so that an Expand does not fill the memory
-DOMAINS = ("", "ai.onnx")
 RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
 LISTS = ("SplitToSequence", "ConcatFromSequence")  # also every operator whose name begins with Sequence or Optional
 QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
@@ -52,6 +52,7 @@ class Normalised:
     author_fp32: frozenset[str]  # layers that the author of a mixed-precision model left in FP32
     io_types: dict[str, ir.DataType] = field(default_factory=dict)  # FP16, BF16 and FP64 inputs and outputs of the file
     was_half: bool = False  # some node does arithmetic in FP16 or BF16 in the file; storing and casting do not count
+    tail: Tail | None = None  # custom operators that were cut off
 
 
 @dataclass
@@ -61,6 +62,7 @@ class _State:
     model: ir.Model
     io_types: dict[str, ir.DataType] = field(default_factory=dict)
     was_half: bool = False
+    tail: Tail | None = None
     author_fp32: frozenset[str] = frozenset()
     consumers: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of each node, by name, before folding
     producers: dict[str | None, str | None] = field(default_factory=dict)  # tensor -> node name, before folding
@@ -92,6 +94,7 @@ def normalise(model: ir.Model) -> Normalised:
         frozenset({state.folded_norms.get(name, name) for name in state.author_fp32} & remaining),
         state.io_types,
         state.was_half,
+        state.tail,
     )
 
 
@@ -104,7 +107,7 @@ def inline_functions(state: _State) -> None:
     Requires: a model that `load` accepted.
     Ensures: the model has no functions.
     """
-    _inline(state.model)
+    inline(state.model)
 
 
 def expand_operators(state: _State) -> None:
@@ -117,22 +120,26 @@ def expand_operators(state: _State) -> None:
         name_nodes(state.model.graph)
         _infer_what_is_known(state.model)
         expand(state.model)
-        _inline(state.model)
+        inline(state.model)
+
+
+def cut_before_plugins(state: _State) -> None:
+    """Cut the model before its custom operators, see `plugins`.
+
+    Requires: functions are inlined, because a call of one looks like a custom operator.
+    Ensures: every node is an operator of the ONNX standard. `tail` has what was cut off.
+    """
+    name_nodes(state.model.graph)
+    state.tail = cut_tail(state.model)
 
 
 def refuse_unsupported(state: _State) -> None:
-    """Refuse custom operators, quantised models and random numbers: none of them has an FP32 reference here.
+    """Refuse quantised models and random numbers: they have no FP32 reference here.
 
-    Requires: functions are inlined, because a call of one looks like a custom operator.
     Ensures: every node is a deterministic, unquantised operator of the ONNX standard. The model is unchanged.
     """
     for node in _all_nodes(state.model):
         where = f"node {node.name or node.op_type!r}"
-        if node.domain not in DOMAINS:
-            raise ModelError(
-                f"{where} is {node.domain}::{node.op_type}, a custom operator: it has no reference to judge by",
-                fix="export the model with standard ONNX operators, or cut the custom part off",
-            )
         if node.op_type in QUANTISED or node.op_type.startswith("QLinear"):
             raise ModelError(
                 f"{where} is {node.op_type}: the model is quantised already",
@@ -356,6 +363,7 @@ PASSES: tuple[Callable[[_State], None], ...] = (
     free_dimensions,
     inline_functions,
     expand_operators,
+    cut_before_plugins,
     refuse_unsupported,
     make_names_unique,
     constants_to_initializers,
@@ -392,7 +400,7 @@ def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
     return iter(ir.traversal.RecursiveGraphIterator(model.graph))
 
 
-def _inline(model: ir.Model) -> None:
+def inline(model: ir.Model) -> None:
     """Inline all functions. Versions of the standard that mean the same for a function's operators count as equal."""
     for function in model.functions.values():
         for domain, version in function.opset_imports.items():

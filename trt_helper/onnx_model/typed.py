@@ -22,6 +22,7 @@ from trt_helper.onnx_model.branches import close_branches
 from trt_helper.onnx_model.graph import Graph, captured, subgraphs
 from trt_helper.onnx_model.names import free_name, names_in
 from trt_helper.onnx_model.normalise import remove_unused
+from trt_helper.onnx_model.plugins import attach_tail
 from trt_helper.onnx_model.precision import Precisions, assign
 from trt_helper.system.files import cannot_write
 from trt_helper.values import Plan, ReducedPrecision
@@ -80,6 +81,8 @@ class _Renderer:
         remove_unused(self.model)
         casts = self._count_casts()
         close_branches(self.model)
+        if self.source.tail is not None:
+            attach_tail(self.model, self.source.tail)
         return TypedModel(self.model, plan, casts, tuple(self.unrepresentable))
 
     def _values(self) -> Iterator[ir.Value]:

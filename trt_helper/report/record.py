@@ -93,6 +93,7 @@ def located_json(located: Located) -> Json:
             "margin": located.margin,
             "partial_sums": _sums_json(located.partial_sums),
         },
+        "judged": {"layers": len(located.graph.candidates), "not": dict(located.graph.unjudged)},
         "share": share_json(located.graph, located.plan, located.estimate),
         "per_sample": _per_sample_json(located),
         "search": list(_search_json(located)),

@@ -14,7 +14,7 @@ from trt_helper.inputs.metric import Metric
 from trt_helper.inputs.references import references as reference_outputs
 from trt_helper.inputs.sample import Sample
 from trt_helper.onnx_model.cost import estimate
-from trt_helper.onnx_model.graph import Graph
+from trt_helper.onnx_model.graph import Graph, require_half
 from trt_helper.onnx_model.sigmoids import counts_relatively
 from trt_helper.search.budget import UNLIMITED, Budget
 from trt_helper.search.graph_search import Event, Listener, SearchTask, search_graph
@@ -83,6 +83,7 @@ def locate(
         SearchInterrupted: Ctrl-C, where the search is `saved`: the best plan is on disk.
         TrtHelperError: what an oracle, a metric or the disk raises.
     """
+    require_half(graph)
     started = time.monotonic()
     allowed = tolerance if margin == 1 else tolerance.times(margin)
 
