@@ -45,13 +45,14 @@ def _open(node: ir.Node, graph: ir.Graph, taken: set[str]) -> None:
     results: list[ir.Value | None] = []
     for number, name in enumerate(BRANCHES):
         body = node.attributes[name].as_graph()
-        for value in list(body.initializers.values()):
-            body.initializers.pop(value.name or "")
-            value.name = free_name(value.name or "value", taken)
-            graph.register_initializer(value)
-        inside = list(body)
-        results.extend(list(body.outputs))
+        returned = list(body.outputs)
         body.outputs.clear()
+        for value in list(body.initializers.values()):
+            moved = _initializer(value, graph, taken)
+            ir.convenience.replace_all_uses_with(value, moved)
+            returned = [moved if one is value else one for one in returned]
+        inside = list(body)
+        results.extend(returned)
         body.remove(inside)
         for one in inside:
             one.metadata_props[PATH] = json.dumps([*outer, (node.name, number)])
@@ -64,6 +65,14 @@ def _open(node: ir.Node, graph: ir.Graph, taken: set[str]) -> None:
     for old, new in zip(node.outputs, select.outputs, strict=True):
         new.name, new.type, new.shape = old.name, old.type, old.shape
     ir.convenience.replace_nodes_and_values(graph, node, [node], [select], node.outputs, select.outputs)
+
+
+def _initializer(value: ir.Value, graph: ir.Graph, taken: set[str]) -> ir.Value:
+    """A copy of a branch's initializer in the main graph."""
+    name = free_name(value.name or "value", taken)
+    moved = ir.Value(name=name, type=value.type, shape=value.shape, const_value=value.const_value)
+    graph.register_initializer(moved)
+    return moved
 
 
 def _path(node: ir.Node) -> Path:

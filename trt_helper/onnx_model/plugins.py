@@ -114,14 +114,14 @@ def _only_tail(model: ir.Model, behind: set[str | None], read: list[TensorName])
     """The copy `model` without what is before the tail."""
     graph = model.graph
     by_name = {value.name: value for node in graph for value in node.outputs} | {v.name: v for v in graph.inputs}
+    outputs = [value for value in graph.outputs if getattr(value.producer(), "name", None) in behind]
+    graph.outputs.clear()
     inputs = []
     for name in read:
         old = by_name[name]
         new = ir.Value(name=name, type=old.type, shape=old.shape)
         ir.convenience.replace_all_uses_with(old, new)
         inputs.append(new)
-    outputs = [value for value in graph.outputs if getattr(value.producer(), "name", None) in behind]
-    graph.outputs.clear()
     graph.outputs.extend(outputs)
     graph.remove([node for node in graph if node.name not in behind], safe=True)
     graph.inputs.clear()

@@ -228,11 +228,25 @@ def write(typed: TypedModel, path: Path) -> None:
 
 
 def _check_written(path: Path) -> None:
-    """Check the file; if that fails, without the shapes of the tensors inside, which some exporters state wrong."""
+    """Check the file; if that fails, without the shapes of the tensors inside, which some exporters state wrong.
+
+    Outputs whose rank is not known are left out of what is checked: the checker wants a shape.
+    """
+    proto = onnx.load(path, load_external_data=False)
+    shaped = [value for value in proto.graph.output if value.type.tensor_type.HasField("shape")]
+    checked = path
+    if len(shaped) < len(proto.graph.output):
+        if not shaped:
+            return
+        copy = onnx.ModelProto()
+        copy.CopyFrom(proto)
+        del copy.graph.output[:]
+        copy.graph.output.extend(shaped)
+        checked = path.with_name(f"checked-{path.name}")
+        onnx.save(copy, checked)
     try:
-        check(path)
+        check(checked)
     except ModelError as error:
-        proto = onnx.load(path, load_external_data=False)
         for value in proto.graph.value_info:
             value.type.tensor_type.ClearField("shape")
         onnx.save(proto, path)
