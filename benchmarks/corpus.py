@@ -41,9 +41,9 @@ HEAD = """# Corpus
 ({folders}).
 
 Each went through `inspect`, `locate` (with its own inputs, --atol 1e-2, --time-limit 10) and `convert --no-engine`, and
-{engines} of them, drawn by a seed, through `convert`, too. Written by `benchmarks/corpus.py` on {day} with trt-helper
-{helper}, onnx {onnx}, onnxruntime {ort}, TensorRT-RTX {rtx}. `tests/cli/test_corpus.py` takes a sample of them through the
-same commands whenever the tests run.
+{engines} of them, drawn by a seed, through `convert`, too. Written by `benchmarks/corpus.py` on {day} with
+trt-helper {helper}, onnx {onnx}, onnxruntime {ort}, TensorRT-RTX {rtx}. `tests/cli/test_corpus.py` takes a
+sample of them through the same commands whenever the tests run.
 
 ## How the commands ended
 

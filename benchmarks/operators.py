@@ -26,10 +26,11 @@ import numpy as np  # noqa: E402
 import onnx  # noqa: E402
 import onnx_ir as ir  # noqa: E402
 from onnx import numpy_helper, parser  # noqa: E402
-from support.corpus import node_cases  # noqa: E402
+from support.corpus import forked, node_cases, parser_words  # noqa: E402
 
 from trt_helper import __version__  # noqa: E402
 from trt_helper.builder.build import build  # noqa: E402
+from trt_helper.builder.failures import reason  # noqa: E402
 from trt_helper.builder.settings import BuildSettings  # noqa: E402
 from trt_helper.errors import ModelError, TrtHelperError  # noqa: E402
 from trt_helper.onnx_model.graph import Graph, load_graph, subgraphs  # noqa: E402
@@ -59,12 +60,28 @@ OWN = {
         "agraph (float[n,3] x) => (float[n,3] y) { s = Shape(x)  c = ConstantOfShape(s)  y = Add(x, c) }",
     ),
     "GlobalLpPool": (17, "agraph (float[1,3,4,4] x) => (float[1,3,1,1] y) { y = GlobalLpPool<p=2>(x) }"),
+    "DequantizeLinear": (
+        17,
+        "agraph (int8[2,3] x) => (float[2,3] y) { s = Constant<value = float {0.5}>()  y = DequantizeLinear(x, s) }",
+    ),
+    "LayerNormalization": (
+        17,
+        "agraph (float[2,3] x) => (float[2,3] y) "
+        "{ s = Constant<value = float[3] {1, 2, 3}>()  y = LayerNormalization<axis=-1>(x, s) }",
+    ),
+    "LpPool": (18, "agraph (float[1,3,8,8] x) => (float[1,3,7,7] y) { y = LpPool<p=2, kernel_shape=[2, 2]>(x) }"),
     "MaxRoiPool": (
         17,
         "agraph (float[1,3,8,8] x, float[2,5] r) => (float[2,3,2,2] y) { y = MaxRoiPool<pooled_shape=[2, 2]>(x, r) }",
     ),
     "Multinomial": (17, "agraph (float[1,3] x) => (int32[1,2] y) { y = Multinomial<sample_size=2>(x) }"),
     "Optional": (17, "agraph (float[3] x) => (float[3] y) { o = Optional(x)  y = OptionalGetElement(o) }"),
+    "NonZero": (17, "agraph (float[2,3] x) => (int64[2,k] y) { y = NonZero(x) }"),
+    "QuantizeLinear": (
+        17,
+        "agraph (float[2,3] x) => (int8[2,3] y) { s = Constant<value = float {0.5}>()  "
+        "z = Constant<value = int8 {0}>()  y = QuantizeLinear(x, s, z) }",
+    ),
     "RandomNormal": (17, "agraph (float[3] x) => (float[3] y) { r = RandomNormal<shape=[3]>()  y = Add(x, r) }"),
     "RandomNormalLike": (17, "agraph (float[3] x) => (float[3] y) { y = RandomNormalLike(x) }"),
     "RandomUniform": (17, "agraph (float[3] x) => (float[3] y) { r = RandomUniform<shape=[3]>()  y = Add(x, r) }"),
@@ -302,7 +319,7 @@ def _built(model: Path, example: Example) -> str:
         try:
             build(model, model.with_suffix(".trt"), profiles=[profile] if profile else [], settings=settings)
         except TrtHelperError as error:
-            said = _who(error.message, example)
+            said = _who(error.message, model, example)
         else:
             return ""
     return said
@@ -321,7 +338,7 @@ def _profiles(model: Path, example: Example) -> Iterator[dict[str, tuple[tuple[i
         yield sizes | values
 
 
-def _who(message: str, example: Example) -> str:
+def _who(message: str, model: Path, example: Example) -> str:
     """Whose words they are, and the words."""
     product = rf"TensorRT-RTX {re.escape(version('tensorrt_rtx'))}"
     text = anonymous(re.sub(r"\s*\(phase '[^']*'\)", "", message), example)
@@ -329,8 +346,18 @@ def _who(message: str, example: Example) -> str:
         return f"parsed, not built: {re.sub(rf'^{product} could not build [^:]*: ', '', text)}"
     if "crashed TensorRT-RTX" in text or "time limit" in text:
         return f"parsed, not built: {text}"
-    text = re.sub(rf"^{product} (has no operator or plugin|does not support) (\S+): .*", r"no such operator", text)
-    return f"parser: {re.sub(rf'^{product} ', '', text)}"
+    said, end = forked(parser_words, [model.read_bytes()], TIME_LIMIT)
+    words = said[0] if said else f"it ended with {end}"
+    if words == "false" or "lugin" in words:  # the parser looks for a plugin where it has no operator of the name
+        return "parser: no such operator"
+    return f"parser: {anonymous(_plain(words), example)}"
+
+
+def _plain(words: str) -> str:
+    """The cause in the parser's words."""
+    noise = ("Invalid Node", "cudaError 35")  # the name of the node, and that this machine has no GPU
+    lines = [line for line in words.splitlines() if line.strip() and not any(word in line for word in noise)]
+    return reason(lines[0]) if lines else words
 
 
 # ------------------------------------------------------------------------------------------------------ page

@@ -154,7 +154,7 @@ def outcomes(case: Case, words: Sequence[Sequence[str]], *, limit: float) -> lis
         save(case, work)
         found: list[Outcome] = []
         while len(found) < len(words):
-            made, end = _forked(lambda one: outcome(one, work), words[len(found) :], limit)
+            made, end = forked(lambda one: outcome(one, work), words[len(found) :], limit)
             found += made
             if end:
                 found.append(Outcome(named(words[len(found)]), end, "", "", limit if end == HANG else 0.0))
@@ -178,7 +178,7 @@ def elsewhere(cases: Sequence[Case], *, limit: float) -> dict[str, tuple[bool, b
     found: dict[str, tuple[bool, bool]] = {}
     while len(found) < len(cases):
         left = cases[len(found) :]
-        made, end = _forked(_elsewhere, left, limit)
+        made, end = forked(_elsewhere, left, limit)
         found.update(zip((case.name for case in left), made, strict=False))
         if end:
             found[left[len(made)].name] = (False, False)
@@ -187,7 +187,6 @@ def elsewhere(cases: Sequence[Case], *, limit: float) -> dict[str, tuple[bool, b
 
 def _elsewhere(case: Case) -> tuple[bool, bool]:
     import onnxruntime  # noqa: PLC0415 - in the fork only
-    import tensorrt_rtx  # noqa: PLC0415 - in the fork only
 
     data = case.model.SerializeToString()
     try:
@@ -197,14 +196,26 @@ def _elsewhere(case: Case) -> tuple[bool, bool]:
         runs = True
     except Exception:
         runs = False
+    return runs, parser_words(data) == ""
+
+
+def parser_words(model: bytes) -> str:
+    """What TensorRT-RTX's parser says of a model that it refuses, in its own words; nothing if it takes it.
+
+    To be called in a fork: the parser can end the process.
+    """
+    import tensorrt_rtx  # noqa: PLC0415 - in the fork only
+
     logger = tensorrt_rtx.Logger(tensorrt_rtx.Logger.INTERNAL_ERROR)
     strong = 1 << int(tensorrt_rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = tensorrt_rtx.Builder(logger).create_network(strong)
-    parses = tensorrt_rtx.OnnxParser(network, logger).parse(data) and network.num_layers > 0
-    return runs, bool(parses)
+    parser = tensorrt_rtx.OnnxParser(network, logger)
+    if parser.parse(model):
+        return "" if network.num_layers else "no layers"
+    return parser.get_error(0).desc() if parser.num_errors else "no reason"
 
 
-def _forked(work: Callable[[Any], Any], items: Sequence[Any], limit: float) -> tuple[list[Any], str]:
+def forked(work: Callable[[Any], Any], items: Sequence[Any], limit: float) -> tuple[list[Any], str]:
     """`work` of each item in one fork, each for at most `limit` seconds.
 
     Returns:
