@@ -18,6 +18,7 @@ import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +36,8 @@ from trt_helper.system.versions import versions  # noqa: E402
 
 BUILD, PAGE = ROOT / "build" / "corpus.json", ROOT / "docs" / "corpus.md"
 SEED = 20261128
+COMMANDS = ("inspect", "locate", "convert --no-engine", "convert")
+NOTHING: dict[str, Any] = {"commands": ()}
 HEAD = """# Corpus
 
 {models} models that others made: the tests of the onnx package, and pipelines of scikit-learn as skl2onnx writes them
@@ -79,9 +82,10 @@ def all_cases() -> list[Case]:
 def main() -> int:
     """Run the commands, write the results and the page. Leaves with 1 if there was a bug."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engines", type=int, default=400, help="models that an engine is built of, drawn by a seed")
+    parser.add_argument("--engines", type=int, default=200, help="models that an engine is built of, drawn by a seed")
     parser.add_argument("--limit", type=float, default=90.0, help="seconds for one command")
     parser.add_argument("--only", default="", help="names that contain this")
+    parser.add_argument("--commands", default=",".join(COMMANDS), help="run these, keep the results of the others")
     parser.add_argument("--bugs", type=Path, help="a file that each distinct bug is added to")
     parser.add_argument("--page", action="store_true", help="write the page from the results that are there")
     asked = parser.parse_args()
@@ -91,37 +95,42 @@ def main() -> int:
     if not asked.only:
         PAGE.write_text("".join(page(rows)), encoding="utf-8")
         print(f"wrote {PAGE.relative_to(ROOT)}")
-    return int(any(one["bug"] for row in rows for one in row["commands"]))
+    return int(any(outcome(one).is_bug for row in rows for one in row["commands"]))
 
 
 def measure(asked: argparse.Namespace) -> None:
-    """Run the commands on every model and write build/corpus.json."""
+    """Run the commands on every model and write build/corpus.json; Ctrl-C leaves what there is."""
     cases = [case for case in all_cases() if asked.only in case.name]
     names = [case.name for case in cases]
     drawn = frozenset(random.Random(SEED).sample(names, min(asked.engines, len(names))))  # noqa: S311
+    wanted = asked.commands.split(",")
+    rows = {row["name"]: row for row in json.loads(BUILD.read_text(encoding="utf-8"))} if BUILD.is_file() else {}
     corpus.warm_up(cases[0])
-    rows: list[tuple[Case, list[Outcome]]] = []
     known: set[str] = set()
-    for index, case in enumerate(cases, start=1):
-        found = outcomes(case, commands(case, engine=case.name in drawn), limit=asked.limit)
-        rows.append((case, found))
-        for one in found:
-            if one.is_bug and (key := distinct(one)) not in known:
-                known.add(key)
-                report(case, one, asked.bugs)
-        if index % 100 == 0:
-            print(f"{index} of {len(cases)}: {case.name}", flush=True)
-    refused = [case for case, found in rows if any(one.status == 3 for one in found)]
-    elsewhere = corpus.elsewhere(refused, limit=60)
+    try:
+        for index, case in enumerate(cases, start=1):
+            words = [one for one in commands(case, engine=case.name in drawn) if corpus.named(one) in wanted]
+            found = outcomes(case, words, limit=asked.limit)
+            rows[case.name] = merged(case, found, rows.get(case.name), wanted)
+            for one in found:
+                if one.is_bug and (key := distinct(one)) not in known:
+                    known.add(key)
+                    report(case, one, asked.bugs)
+            if index % 100 == 0:
+                print(f"{index} of {len(cases)}: {case.name}", flush=True)
+    except KeyboardInterrupt:
+        print("interrupted: the results are incomplete")
+    refused = [case for case in cases if any(one["status"] == 3 for one in rows.get(case.name, NOTHING)["commands"])]
+    for name, (runs, parses) in corpus.elsewhere(refused, limit=60).items():
+        rows[name] |= {"onnxruntime runs": runs, "tensorrt-rtx parses": parses}
     BUILD.parent.mkdir(exist_ok=True)
-    text = json.dumps([recorded(case, found, elsewhere.get(case.name)) for case, found in rows], indent=1)
-    BUILD.write_text(text + "\n", encoding="utf-8")
+    BUILD.write_text(json.dumps(list(rows.values()), indent=1) + "\n", encoding="utf-8")
     print(f"wrote {BUILD.relative_to(ROOT)}")
 
 
 def distinct(one: Outcome) -> str:
     """What two ends of commands have in common if they are the same bug."""
-    return f"{one.status} {exception(one.traceback).partition(':')[0]} {frames(one.traceback)}"
+    return " ".join([f"{one.command}: {one.status}", exception(one.traceback), *frames(one.traceback)])
 
 
 def report(case: Case, one: Outcome, file: Path | None) -> None:
@@ -139,26 +148,24 @@ def report(case: Case, one: Outcome, file: Path | None) -> None:
             stream.write("\n".join(lines) + "\n")
 
 
-def recorded(case: Case, found: Sequence[Outcome], elsewhere: tuple[bool, bool] | None) -> dict[str, Any]:
-    """One model as it is in the JSON file."""
+def merged(
+    case: Case, found: Sequence[Outcome], earlier: dict[str, Any] | None, wanted: Sequence[str]
+) -> dict[str, Any]:
+    """One model as it is in the JSON file: the new results, and the earlier ones of other commands."""
+    kept = [one for one in (earlier or NOTHING)["commands"] if one["command"] not in wanted]
+    made = [asdict(one) | {"seconds": round(one.seconds, 3)} for one in found]
     return {
         "name": case.name,
         "operators": list(case.operators),
         "opsets": {opset.domain: opset.version for opset in case.model.opset_import},
         "inputs": case.feed is not None,
-        **({"onnxruntime runs": elsewhere[0], "tensorrt-rtx parses": elsewhere[1]} if elsewhere else {}),
-        "commands": [
-            {
-                "command": one.command,
-                "status": one.status,
-                "says": one.says,
-                "seconds": round(one.seconds, 3),
-                "traceback": one.traceback,
-                "bug": distinct(one) if one.is_bug else "",
-            }
-            for one in found
-        ],
+        "commands": sorted([*kept, *made], key=lambda one: COMMANDS.index(one["command"])),
     }
+
+
+def outcome(one: dict[str, Any]) -> Outcome:
+    """The outcome of which the file has the fields."""
+    return Outcome(**one)
 
 
 # ------------------------------------------------------------------------------------------------------ page
@@ -186,9 +193,9 @@ def page(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield BUGS
     bugs: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        for one in row["commands"]:
-            if one["bug"]:
-                bugs[f"{one['command']}: {one['bug']}"].append(row["name"])
+        for one in map(outcome, row["commands"]):
+            if one.is_bug:
+                bugs[distinct(one)].append(row["name"])
     yield from _table(("bug", "models", "such as"), [(key, len(names), names[0]) for key, names in bugs.items()])
     if not bugs:
         yield "None.\n"
@@ -196,8 +203,7 @@ def page(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 def _counts(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str, int]]:
     counts = Counter((one["command"], str(one["status"])) for row in rows for one in row["commands"])
-    order = ("inspect", "locate", "convert --no-engine", "convert")
-    return [(*key, count) for key, count in sorted(counts.items(), key=lambda item: (order.index(item[0][0]), item[0]))]
+    return [(*key, counts[key]) for key in sorted(counts, key=lambda key: (COMMANDS.index(key[0]), key[1]))]
 
 
 def _messages(rows: Sequence[dict[str, Any]], status: int) -> list[tuple[object, ...]]:
