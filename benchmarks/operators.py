@@ -4,7 +4,7 @@ Each row has a model of its own: one of ONNX's own tests of that operator, or on
 the CPU, with nothing pinned; if that fails, once more with everything in FP32.
 
     python benchmarks/operators.py             # some five minutes on two cores
-    python benchmarks/operators.py Softmax     # print the rows of these operators, write nothing
+    python benchmarks/operators.py Softmax     # the rows of these operators alone
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PAGE = ROOT / "docs" / "operators.md"
 OLDEST, NEWEST = 7, 24  # opsets; a model is of a newer one only where the operator needs it
 TIME_LIMIT = 120.0  # seconds for one build
 
-# Models for operators that ONNX has no test of that says anything: without inputs, or with random numbers.
+# Models for operators where ONNX has no test that is like what exporters write.
 OWN = {
     "Cast": (17, "agraph (float[3] x) => (int32[3] y) { y = Cast<to=6>(x) }"),
     "CastLike": (17, "agraph (float[3] x, int32[3] z) => (int32[3] y) { y = CastLike(x, z) }"),
@@ -69,6 +69,12 @@ OWN = {
         "agraph (float[2,3] x) => (float[2,3] y) "
         "{ s = Constant<value = float[3] {1, 2, 3}>()  y = LayerNormalization<axis=-1>(x, s) }",
     ),
+    "Loop": (
+        17,
+        "agraph (float[3] x) => (float[3] y) { m = Constant<value = int64 {4}>()  t = Constant<value = bool {1}>()  "
+        "y = Loop<body = b (int64 i, bool c, float[3] a) => (bool d, float[3] e) { d = Identity(c)  e = Sin(a) }>"
+        "(m, t, x) }",
+    ),
     "LpPool": (18, "agraph (float[1,3,8,8] x) => (float[1,3,7,7] y) { y = LpPool<p=2, kernel_shape=[2, 2]>(x) }"),
     "MaxRoiPool": (
         17,
@@ -88,6 +94,11 @@ OWN = {
     "RandomUniformLike": (17, "agraph (float[3] x) => (float[3] y) { y = RandomUniformLike(x) }"),
     "Shape": (17, "agraph (float[n,3] x) => (int64[2] y) { y = Shape(x) }"),
     "Size": (17, "agraph (float[n,3] x) => (int64 y) { y = Size(x) }"),
+    "Range": (
+        17,
+        "agraph (float[n] x) => (float[n] y) { s = Shape(x)  i = Constant<value = int64 {0}>()  k = Gather(s, i)  "
+        "j = Constant<value = int64 {1}>()  r = Range(i, k, j)  c = Cast<to=1>(r)  y = Add(x, c) }",
+    ),
     "SequenceAt": (
         17,
         "agraph (float[3] x, float[3] z) => (float[3] y) "
@@ -386,7 +397,7 @@ def rows(page: str) -> dict[str, tuple[str, str, str]]:
 
 
 def main() -> int:
-    """Build a model of every operator, and write the page; with arguments print some rows."""
+    """Build a model of every operator, and write the page; with arguments write their rows again."""
     wanted = sys.argv[1:] or operators()
     lines = []
     for operator in wanted:
@@ -394,6 +405,10 @@ def main() -> int:
         lines.append(f"| {operator} | {opsets(one)} | {helper_column(one)} | {rtx_column(one)} |")
         print(lines[-1], f"<- {one.name}", flush=True)
     if sys.argv[1:]:
+        fresh = dict(zip(wanted, lines, strict=True))
+        old = PAGE.read_text(encoding="utf-8").splitlines()
+        new = [fresh.get(line.split("|")[1].strip(), line) if line.startswith("| ") else line for line in old]
+        PAGE.write_text("\n".join(new) + "\n", encoding="utf-8")
         return 0
     rtx = version("tensorrt_rtx")
     head = HEAD.format(
