@@ -1,0 +1,65 @@
+"""Models that others made: whatever trt-helper says of them, it says it; none is met with a traceback.
+
+`benchmarks/corpus.py` takes all of them through the same commands. Here is a sample.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from support.command_line import own_folder
+from support.corpus import commands, file_cases, node_cases, outcome, save
+
+SEED, NODES, FILES = 7, 24, 8
+TOO_LARGE = "light/"  # whole networks
+# Bugs that are still open: model, and what is wrong.
+OPEN = {
+    "node/matmul_1d_1d": "the emulator hands ONNX Runtime a numpy scalar where a layer computes a single number",
+}
+
+
+@pytest.fixture(scope="module")
+def cases():
+    return {case.name: case for case in (*node_cases(), *file_cases())}
+
+
+def _sample(cases, prefix, count):
+    names = sorted(name for name in cases if name.startswith(prefix) and not name.startswith(TOO_LARGE))
+    return random.Random(SEED).sample(names, count)
+
+
+def _run(case, folder):
+    save(case, folder)
+    return [outcome(words, folder) for words in commands(case, engine=False)]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "count"), [("node/", NODES), ("pytorch-", FILES), ("simple/", FILES)], ids=["node", "pytorch", "simple"]
+)
+def test_no_command_ends_with_a_traceback(cases, prefix, count, tmp_path, monkeypatch):
+    own_folder(tmp_path, monkeypatch)
+    wrong = []
+    for index, name in enumerate(name for name in _sample(cases, prefix, count) if name not in OPEN):
+        folder = tmp_path / "work" / str(index)
+        folder.mkdir()
+        wrong += [(name, one.command, one.traceback) for one in _run(cases[name], folder) if one.is_bug]
+    assert wrong == []
+
+
+def test_the_sample_meets_what_is_judged_and_what_is_refused(cases, tmp_path, monkeypatch):
+    own_folder(tmp_path, monkeypatch)
+    seen = set()
+    for index, name in enumerate(["node/softmax_example", "node/quantizelinear", "simple/sequence_model1"]):
+        folder = tmp_path / "work" / str(index)
+        folder.mkdir()
+        seen |= {one.status for one in _run(cases[name], folder)}
+    assert seen == {0, 3}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=why)) for name, why in OPEN.items()]
+)
+def test_a_model_that_showed_a_bug_is_met_without_a_traceback(cases, name, tmp_path, monkeypatch):
+    own_folder(tmp_path, monkeypatch)
+    assert not any(one.is_bug for one in _run(cases[name], tmp_path / "work"))
