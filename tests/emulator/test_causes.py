@@ -66,7 +66,7 @@ def test_an_epsilon_that_is_added_is_lost_where_the_variance_is_zero(causes):
     }"""
     found = causes(text, {"v": f32(0, 1).reshape(2, 1), "x": ROWS}, eps=f32(1e-12))
     assert found["add"] == ("epsilon", "the constant 1e-12 becomes 0 in FP16, and inverse divides by it")
-    assert found["root"] == ("underflow", "1e-06 becomes 0, and inverse divides by it")
+    assert found["root"] == ("underflow", "1e-12 becomes 0, so 1e-06 does, and inverse divides by it")
     assert found["inverse"][0] == "overflow"  # 1e6 itself is beyond 65504
 
 
@@ -147,6 +147,31 @@ def test_a_sum_that_is_as_large_as_its_operands_is_rounding(causes):
     assert found["add"][0] == "rounding"
 
 
+def test_what_a_subtraction_leaves_as_zero_is_a_cancellation_and_no_underflow(causes):
+    """4000.5 is 4000 in FP16, whose numbers near 0.5 are fine."""
+    found = causes("g (float[2] x) => (float[2] y) { [offset] y = Sub(x, c) }", {"x": f32(4000.5, 3999.5)}, c=f32(4000))
+    assert found["offset"] == ("cancellation", "reads up to 4e+03, leaves up to 0.5")
+
+
+def test_one_minus_a_sigmoid_cancels_before_its_logarithm_is_taken(causes):
+    """sigmoid(10) is 1 - 4.5e-5; in FP16 it is 1, so that 0 is left."""
+    text = """g (float[2] x) => (float[2] y) {
+        [sigmoid] s = Sigmoid(x)
+        [rest] r = Sub(one, s)
+        [log] y = Log(r)
+    }"""
+    found = causes(text, {"x": f32(10, 0)}, one=np.float32(1))
+    assert found["rest"] == ("cancellation", "of 1 it leaves 4.54e-05, in FP16 0")
+    assert found["sigmoid"][0] == "cancellation"
+    assert found["sigmoid"][1].endswith("; rest cancels the leading digits")
+
+
+def test_a_coordinate_beyond_2048_loses_its_fraction(causes):
+    """4001.7 rounds to 4002, whose floor is another one."""
+    found = causes("g (float[2] x) => (float[2] y) { [floor] y = Floor(x) }", {"x": f32(4001.7, 1)})
+    assert found["floor"] == ("coordinate", "reads positions or phases up to 4e+03, only whole numbers beyond 2048")
+
+
 def test_integers_beyond_2048_are_named_where_they_become_floats(causes):
     text = "g (int64[4] i, float[4] x) => (float[4] y) { [cast] f = Cast<to=1>(i) [add] y = Mul(f, x) }"
     found = causes(text, {"i": i64(1, 2, 2048, 2049), "x": f32(1, 1, 1, 0.5)})
@@ -209,6 +234,17 @@ def test_a_mask_times_zero_is_nan(causes, value):
     assert found["times"][0] == "mask"
     assert found["times"][1].startswith(f"the mask value {value:.3g} becomes -inf, which makes")
     assert found["add"][0] in ("", "rounding")
+
+
+def test_a_bound_beyond_fp16_is_no_mask(causes):
+    text = "g (float[2] x) => (float[2] y) { [bound] y = Clip(x, low) }"
+    assert causes(text, {"x": f32(1, -3)}, low=np.float32(-1e6))["bound"][0] == "constant"
+    assert causes(text, {"x": f32(1, -9e5)}, low=np.float32(-1e6))["bound"][0] == "overflow"
+
+
+def test_a_large_negative_factor_is_no_mask(causes):
+    text = "g (float[2] x) => (float[2] y) { [scale] y = Mul(x, c) }"
+    assert causes(text, {"x": f32(1e-3, 2e-3)}, c=np.float32(-1e6))["scale"][0] == "constant"
 
 
 def test_large_numbers_that_no_constant_put_there_are_an_overflow(causes):

@@ -13,6 +13,7 @@ from trt_helper.values import LayerReport, Operand, WrongElement
 
 HALF_MAX = 65504.0  # largest finite FP16 value
 HALF_NORMAL = 2.0**-14  # smallest FP16 value with all 11 bits
+HALF_TINY = 2.0**-24  # smallest FP16 value
 WHOLE_MAX = 2048.0  # above it FP16 cannot represent every whole number (11 bits of significand)
 FINE = 2.0**-8  # relative isolated error; the plain rounding of one operation stays below it
 CANCELLED = 2.0**-5  # output over input; an output that is smaller than this has lost five bits or more
@@ -48,11 +49,13 @@ def cause(report: LayerReport) -> Named:
 # ------------------------------------------------------------------------- by the first element that goes wrong
 
 
-def _mask(_report: LayerReport, first: WrongElement) -> Named:
+def _mask(report: LayerReport, first: WrongElement) -> Named:
     value = next((operand for operand in first.operands if operand.mask), None)
     if value is None or math.isfinite(first.became):
         return NONE
-    so = "" if math.isinf(first.became) else f", which makes {first.reference:.3g} NaN"
+    if report.layer.op == "Mul" and not {o.exact for o in first.operands} <= {0.0, 1.0, value.exact}:
+        return NONE  # it scales by a large constant
+    so = "" if math.isinf(first.became) else f", which makes {first.reference + 0.0:.3g} NaN"
     return "mask", f"the mask value {value.exact:.3g} becomes -inf{so}"
 
 
@@ -98,17 +101,21 @@ def _epsilon(report: LayerReport, first: WrongElement) -> Named:
     return "epsilon", f"the constant {small:.3g} becomes 0 in FP16{_then(first)}"
 
 
-def _integer(_report: LayerReport, first: WrongElement) -> Named:
-    if not first.whole or not math.isfinite(first.became):
+def _integer(report: LayerReport, first: WrongElement) -> Named:
+    reads_positions = report.layer.op in DISCONTINUOUS and report.read > 1
+    if not first.whole or not math.isfinite(first.became) or reads_positions:
         return NONE
     most = f"FP16 has every whole number only up to {WHOLE_MAX:.0f}"
     return "integer", f"{first.reference:.0f} becomes {first.became:.0f}: {most}"
 
 
 def _underflow(_report: LayerReport, first: WrongElement) -> Named:
-    if first.became != 0 or not first.then or not 0 < abs(first.reference) < HALF_NORMAL:
+    if first.became != 0 or first.reference == 0 or not first.then:
         return NONE
-    return "underflow", f"{first.reference:.3g} becomes 0{_then(first)}"
+    if abs(first.reference) < HALF_TINY:
+        return "underflow", f"{first.reference:.3g} becomes 0{_then(first)}"
+    lost = next((o.exact for o in first.operands if o.exact != 0 and o.reduced == 0), 0.0)
+    return ("underflow", f"{lost:.3g} becomes 0, so {first.reference:.3g} does{_then(first)}") if lost else NONE
 
 
 def _cancellation(report: LayerReport, first: WrongElement) -> Named:
@@ -128,7 +135,7 @@ def _vanishes(operand: Operand) -> bool:
 
 
 def _became(first: WrongElement) -> str:
-    return f"{first.reference:.3g} becomes {'NaN' if math.isnan(first.became) else f'{first.became:.3g}'}"
+    return f"{first.reference + 0.0:.3g} becomes {'NaN' if math.isnan(first.became) else f'{first.became:.3g}'}"
 
 
 def _then(first: WrongElement) -> str:
@@ -158,7 +165,8 @@ def _by_range(report: LayerReport) -> Named:
         return _passes_the_end(peak)
     if report.overflow or isolated.non_finite:
         return "overflow", f"a step inside passes {HALF_MAX:.0f}, where values reach {peak:.3g}"
-    if report.underflow and report.underflow >= isolated.total // 2:
+    cancelled = report.layer.op in ("Sub", "Add") and isolated.max > HALF_NORMAL  # 0 is left of larger numbers
+    if report.underflow and report.underflow >= isolated.total // 2 and not cancelled:
         shown = f"{report.underflow} of {isolated.total} results become 0, the largest is {isolated.reference_max:.3g}"
         return "underflow", shown
     return NONE
@@ -170,7 +178,9 @@ def _passes_the_end(peak: float) -> Named:
 
 def _by_difference(report: LayerReport) -> Named:
     isolated, op = report.isolated, report.layer.op
-    if op in DISCONTINUOUS and report.read > 1 and isolated.max > FINE * max(isolated.reference_max, 1.0):
+    a_step_off = report.read > WHOLE_MAX and isolated.max >= 1  # a whole number is another one
+    off = isolated.max > FINE * max(isolated.reference_max, 1.0) or a_step_off
+    if op in DISCONTINUOUS and report.read > 1 and off:
         whole = f", only whole numbers beyond {WHOLE_MAX:.0f}" if report.read > WHOLE_MAX else ""
         return "coordinate", f"reads positions or phases up to {report.read:.3g}{whole}"
     if op in ("Sub", "Add") and 0 < isolated.reference_max < CANCELLED * report.read:

@@ -55,7 +55,8 @@ def masked(graph: Graph) -> frozenset[TensorName]:
     found: set[TensorName] = set()
     for layer in graph.layers:
         node = graph.nodes[layer.name]
-        found |= {value.name or "" for value in node.inputs if value is not None and _smallest(value) < -HALF_MAX}
+        if layer.role is Role.MOVEMENT or layer.op in MASKS:
+            found |= {value.name or "" for value in node.inputs if value is not None and _is_mask(value)}
         filled = node.attributes.get("value") if node.op_type == "ConstantOfShape" else None
         if filled is not None and filled.as_tensor().numpy().min() < -HALF_MAX:
             found.update(layer.outputs)
@@ -115,9 +116,10 @@ def _largest(value: ir.Value | None) -> float:
     return float(array.max()) if array is not None and array.size else 0.0
 
 
-def _smallest(value: ir.Value) -> float:
-    """The smallest finite element of a constant of floats; 0 if it has none below."""
+def _is_mask(value: ir.Value) -> bool:
+    """Whether a constant of floats holds nothing but 0 and numbers below FP16's range."""
     if value.const_value is None or value.dtype is not ir.DataType.FLOAT:
-        return 0.0
+        return False
     array = value.const_value.numpy()
-    return float(np.min(array, where=np.isfinite(array), initial=0.0))
+    below = array < -HALF_MAX
+    return bool((below & np.isfinite(array)).any() and (below | (array == 0)).all())
