@@ -12,6 +12,7 @@ from support.rewritable_models import (
     WIDTH,
     range_model,
     rms,
+    unit_rows,
 )
 from support.zoo import CASES, Net
 from support.zoo_judge import Judged
@@ -81,6 +82,21 @@ def test_a_pin_whose_trouble_is_range_becomes_bf16_where_that_passes(tmp_path):
     strict = locate(graph, samples, Tolerance(atol=0.003, rtol=0.0), rewrites=["pins", "bf16"])
     assert strict.after.verdict is Verdict.PASS
     assert strict.plan == Plan(frozenset({"up", "abs", "down"}))
+
+
+def rows_with_a_row_of_zeros(width: int = WIDTH) -> list[Sample]:
+    feeds = [np.random.default_rng(seed).normal(size=(4, width)).astype(np.float32) for seed in range(2)]
+    for feed in feeds:
+        feed[1] = 0
+    return [Sample(f"s{seed}", {"x": feed}) for seed, feed in enumerate(feeds)]
+
+
+def test_a_bound_that_fp16_loses_and_the_division_by_it_become_bf16(tmp_path):
+    """0/1e-12 is 0 in FP32 and in BF16, and 0/0 in FP16. Eight bits are enough for numbers up to 1."""
+    samples = rows_with_a_row_of_zeros()
+    located = locate(unit_rows(tmp_path), samples, Tolerance(atol=0.02, rtol=0.0), rewrites=["pins", "bf16"])
+    assert located.after.verdict is Verdict.PASS
+    assert located.plan == Plan(bf16=frozenset({"bound", "divide"}))
 
 
 @pytest.fixture

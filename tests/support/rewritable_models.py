@@ -86,3 +86,13 @@ def range_model(folder: Path) -> Graph:
     path = folder / "range.onnx"
     onnx.save(net.model("range", [net("Relu", down, name="relu")], [8, 4]), path)
     return read_graph(load(path))
+
+
+def unit_rows(folder: Path, epsilon: float = 1e-12) -> Graph:
+    """Rows over their length, which is at least `epsilon`, as torch.nn.functional.normalize does it."""
+    net = Net(6)
+    x = net.input("x", [4, WIDTH])
+    bound = net("Clip", net("ReduceL2", x, axes=[-1], name="length"), epsilon, name="bound")
+    path = folder / "unit.onnx"
+    onnx.save(net.model("unit", [net("Div", x, bound, name="divide")], [4, WIDTH]), path)
+    return read_graph(load(path))

@@ -18,7 +18,9 @@ from trt_helper.search.located import Located
 from trt_helper.search.oracle import Oracle
 from trt_helper.values import Plan, Rewrite, Trial, Verdict
 
-RANGE = frozenset(("overflow", "underflow", "constant"))  # causes that BF16 may remove: it has the range of FP32
+RANGE = frozenset(  # causes that BF16 may remove: it has the range of FP32
+    ("overflow", "underflow", "constant", "mask", "division", "logarithm", "epsilon")
+)
 
 
 def search_with_rewrites(graph: Graph, task: SearchTask, kinds: Collection[str]) -> Located:
