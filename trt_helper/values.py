@@ -106,7 +106,13 @@ REWRITE_KINDS = ("pins", "constants", "norms", "logs", "rows", "bf16")
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """One rewrite of the graph: of the initializer `name`, or of the layer `name` into the operator `op`."""
+    """One rewrite of the graph.
+
+    Attributes:
+        kind: of `REWRITE_KINDS`.
+        name: of the initializer or layer.
+        op: the operator that a norm becomes, or the number that an epsilon is raised to; else empty.
+    """
 
     kind: str
     name: str

@@ -88,6 +88,18 @@ def range_model(folder: Path) -> Graph:
     return read_graph(load(path))
 
 
+def weighed_by_inverse(folder: Path, epsilon: float = 1e-12) -> Graph:
+    """Rows over the sum of their squares, to which `epsilon` is added: its inverse is multiplied."""
+    net = Net(7)
+    x = net.input("x", [4, WIDTH])
+    total = net("Add", net("ReduceSumSquare", x, axes=[-1], name="squares"), epsilon, name="add")
+    path = folder / "inverse.onnx"
+    onnx.save(
+        net.model("inverse", [net("Mul", x, net("Reciprocal", total, name="inverse"), name="weigh")], [4, WIDTH]), path
+    )
+    return read_graph(load(path))
+
+
 def unit_rows(folder: Path, epsilon: float = 1e-12) -> Graph:
     """Rows over their length, which is at least `epsilon`, as torch.nn.functional.normalize does it."""
     net = Net(6)

@@ -215,7 +215,10 @@ def cure_words(rewrite: Mapping[str, Any]) -> str:
         return f"The logarithm {short([rewrite['logs']])[0]} is computed without underflow, at next to no cost"
     if "rows" in rewrite:
         return f"The product {short([rewrite['rows']])[0]} is computed with two rows, at next to no cost"
-    return f"The constant {plain(rewrite.get('constants', ''), 60)} is brought into FP16's range, at no cost"
+    constant = plain(rewrite.get("constants", ""), 60)
+    if "as" in rewrite:
+        return f"The epsilon {constant} is raised to {plain(rewrite['as'], 20)}, which FP16 holds, at no cost"
+    return f"The constant {constant} is brought into FP16's range, at no cost"
 
 
 def worst_without(outputs: Mapping[str, Any]) -> str:
