@@ -279,7 +279,8 @@ class WrongElement:
         became: in FP16.
         operands: the floats that it is computed from in an elementwise layer; of a softmax the largest of the row.
         whole: whether it is a whole number beyond 2048, and the tensor holds only whole numbers.
-        then: the layer that divides by it or takes its logarithm, maybe after a root, and which of both; else empty.
+        then: the layer that divides by it or takes its logarithm, maybe after a root, and which of both; empty if none
+            does, or if the error is small beside the number or the epsilon that is added to it.
     """
 
     reference: float

@@ -70,6 +70,20 @@ def test_an_epsilon_that_is_added_is_lost_where_the_variance_is_zero(causes):
     assert found["inverse"][0] == "overflow"  # 1e6 itself is beyond 65504
 
 
+def test_what_is_small_beside_the_epsilon_added_to_it_does_not_underflow(causes):
+    """1e-9 becomes 0, but 1e-3 is added before anything is divided: the sum is right to six digits."""
+    text = """g (float[3] x, float[3] v) => (float[3] y) {
+        [scale] s = Mul(v, factor)
+        [add] a = Add(s, eps)
+        [root] r = Sqrt(a)
+        [div] y = Div(x, r)
+    }"""
+    feed = {"x": f32(1, 1, 1), "v": f32(1e-3, 1e3, 700)}
+    assert causes(text, feed, factor=f32(1e-6), eps=f32(1e-3))["scale"][0] == "rounding"
+    found = causes(text, feed, factor=f32(1e-6), eps=f32(1e-9))
+    assert found["scale"] == ("underflow", "1e-09 becomes 0, and div divides by it")
+
+
 def test_one_over_the_root_of_what_underflowed_is_a_division(causes):
     """1e-9 is 0 in FP16, 1e-9^-0.5 is 31623 in FP32 and infinite in FP16."""
     text = "g (float[2] v) => (float[2] y) { [power] y = Pow(v, e) }"

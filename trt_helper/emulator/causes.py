@@ -166,7 +166,7 @@ def _by_range(report: LayerReport) -> Named:
     if report.overflow or isolated.non_finite:
         return "overflow", f"a step inside passes {HALF_MAX:.0f}, where values reach {peak:.3g}"
     cancelled = report.layer.op in ("Sub", "Add") and isolated.max > HALF_NORMAL  # 0 is left of larger numbers
-    if report.underflow and report.underflow >= isolated.total // 2 and not cancelled:
+    if report.underflow and 2 * report.underflow >= isolated.total and not cancelled:
         shown = f"{report.underflow} of {isolated.total} results become 0, the largest is {isolated.reference_max:.3g}"
         return "underflow", shown
     return NONE

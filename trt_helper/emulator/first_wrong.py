@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from trt_helper.emulator.causes import BOUNDS, DIVIDES, HALF_MAX, TAKES_LOGARITHM, WHOLE_MAX
+from trt_helper.emulator.causes import BOUNDS, DIVIDES, FINE, HALF_MAX, TAKES_LOGARITHM, WHOLE_MAX
 from trt_helper.emulator.emulator import Emulator, Step
 from trt_helper.emulator.gradients import ELEMENTWISE
-from trt_helper.emulator.readers import Readers, divisor_readers, masked, phase_readers
+from trt_helper.emulator.readers import Readers, divisor_readers, floors, masked, phase_readers
 from trt_helper.values import Array, LayerName, Operand, ReducedPrecision, TensorName, WrongElement
 
 SOFTMAX = frozenset(("Softmax", "LogSoftmax", "ReduceLogSumExp"))
 SOFTMAX_OF_ONE_AXIS = 13  # the opset since which Softmax has one axis, and not all from `axis` on
-NEARLY_ZERO = np.float32(1e-30)  # a relative error is taken of at least this
+NEARLY_ZERO = 1e-30  # a relative error is taken of at least this
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,13 +25,15 @@ class Watched:
 
     phases: Readers
     divisors: Readers
+    floors: Mapping[TensorName, float]  # of errors in divisors
     masked: frozenset[TensorName]
 
     @staticmethod
     def of(emulator: Emulator) -> Watched:
         """Looked up once per graph."""
         graph = emulator.graph
-        return Watched(phase_readers(graph), divisor_readers(graph), masked(graph))
+        divisors = divisor_readers(graph)
+        return Watched(phase_readers(graph), divisors, floors(graph, divisors), masked(graph))
 
 
 def first_wrong(
@@ -56,18 +58,20 @@ def first_wrong(
     if not (non_finite or relative or written > WHOLE_MAX or layer.op in DIVIDES | TAKES_LOGARITHM):
         return None
     reference, alone = step.reference[name], step.isolated[name]
-    index = _index(reference, alone, relative=relative)
+    floor = max(watched.floors.get(name, 0.0), NEARLY_ZERO)
+    index = _index(reference, alone, floor if relative else None)
     if index is None:
         return None
     place = np.unravel_index(index, reference.shape)
     expected, became = float(reference[place]), float(alone[place])
+    matters = not abs(became - expected) <= FINE * max(abs(expected), floor)  # NaN does
     beyond = abs(expected) > WHOLE_MAX and expected.is_integer()
     return WrongElement(
         reference=expected,
         became=became,
         operands=tuple(_operands(emulator, step, watched, place, reference.shape)),
         whole=beyond and bool((np.rint(reference) == reference).all()),
-        then=_then(emulator, watched.divisors.get(name, "")),
+        then=_then(emulator, watched.divisors.get(name, "")) if matters else "",
     )
 
 
@@ -84,8 +88,8 @@ def _comparable(reference: Array, alone: Array) -> bool:
     return alone is not reference and same_shape and reference.size > 0
 
 
-def _index(reference: Array, alone: Array, *, relative: bool) -> int | None:
-    """The flat index of the element, None if no element differs."""
+def _index(reference: Array, alone: Array, floor: float | None) -> int | None:
+    """The flat index of the element, None if no element differs. Errors are relative to at least `floor`, if given."""
     with np.errstate(invalid="ignore", over="ignore"):
         error = np.abs(alone - reference)
         lost = ~np.isfinite(error)
@@ -94,8 +98,8 @@ def _index(reference: Array, alone: Array, *, relative: bool) -> int | None:
             if spoiled.any():
                 return int(spoiled.argmax())
             error[lost] = 0
-        if relative:
-            error /= np.maximum(np.abs(reference), NEARLY_ZERO)
+        if floor is not None:
+            error /= np.maximum(np.abs(reference), np.float32(floor))
     index = int(error.argmax())
     return index if error.reshape(-1)[index] > 0 else None
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from trt_helper.emulator.causes import DISCONTINUOUS, HALF_MAX, cause
 from trt_helper.onnx_model.graph import Graph
-from trt_helper.values import LayerName, LayerReport, Role, TensorName
+from trt_helper.values import Layer, LayerName, LayerReport, Role, TensorName
 
 Readers = dict[TensorName, LayerName]  # a tensor, and the layer that reads it, maybe through others
 STEPS = frozenset(("Mul", "Div", "Add", "Sub", "Pow", "Clip", "Max", "Min"))  # passed with a constant operand
@@ -39,6 +39,29 @@ def phase_readers(graph: Graph) -> Readers:
 def divisor_readers(graph: Graph) -> Readers:
     """The tensors that a layer divides by or takes the logarithm of, and that layer."""
     return _read_by(graph, divisors, DIVISOR_STEPS)
+
+
+def floors(graph: Graph, readers: Readers) -> dict[TensorName, float]:
+    """How large an error in a tensor of `divisor_readers` has to be to matter: 0, or the epsilon added to it."""
+    found: dict[TensorName, float] = {}
+    for layer in reversed(graph.layers):
+        node = graph.nodes[layer.name]
+        direct = [value.name for value in divisors(node) if value is not None]
+        written = next((value.name for value in node.outputs if value.name in readers), None)
+        passes = written is not None and _passes(layer, node, DIVISOR_STEPS)
+        for value in node.inputs:
+            if value is not None and value.name in readers and (value.name in direct or passes):
+                floor = 0.0 if value.name in direct else _floor_before(node, found.get(written or "", 0.0))
+                found[value.name] = min(found.get(value.name, floor), floor)
+    return found
+
+
+def _floor_before(node: ir.Node, floor: float) -> float:
+    """The floor of a node's input, from that of its output."""
+    if node.op_type == "Sqrt":
+        return floor**2
+    constants = [_largest(value) for value in node.inputs if value is not None and value.const_value is not None]
+    return max([floor, *constants]) if node.op_type in ("Add", "Clip", "Max") and len(constants) == 1 else floor
 
 
 def divisors(node: ir.Node) -> Sequence[ir.Value | None]:
@@ -92,9 +115,14 @@ def _read_by(graph: Graph, read: Callable[[ir.Node], Sequence[ir.Value | None]],
         for value in read(node):
             if value is not None and value.name:
                 readers[value.name] = layer.name
-        if layer.role is Role.MOVEMENT or layer.op in steps or _has_constant(node):
+        if _passes(layer, node, steps):
             _pass_on(readers, node)
     return readers
+
+
+def _passes(layer: Layer, node: ir.Node, steps: frozenset[str]) -> bool:
+    """Whether a relative or a small error in what the layer reads is one in what it writes."""
+    return layer.role is Role.MOVEMENT or layer.op in steps or _has_constant(node)
 
 
 def _pass_on(readers: Readers, node: ir.Node) -> None:
