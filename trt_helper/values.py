@@ -106,7 +106,13 @@ REWRITE_KINDS = ("pins", "constants", "norms", "logs", "rows", "bf16")
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """One rewrite of the graph: of the initializer `name`, or of the layer `name` into the operator `op`."""
+    """One rewrite of the graph.
+
+    Attributes:
+        kind: of `REWRITE_KINDS`.
+        name: of the initializer or layer.
+        op: the operator that a norm becomes, or the number that an epsilon is raised to; else empty.
+    """
 
     kind: str
     name: str
@@ -248,6 +254,43 @@ PerSample: TypeAlias = "tuple[tuple[TensorError, ...], ...]"
 
 
 @dataclass(frozen=True, slots=True)
+class Operand:
+    """One number that a layer computes an element of its output from.
+
+    Attributes:
+        exact: the number in FP32.
+        reduced: the same in FP16.
+        constant: whether it is a weight.
+        mask: whether it hides an element: it is below FP16's range and comes from such a constant.
+    """
+
+    exact: float
+    reduced: float
+    constant: bool
+    mask: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WrongElement:
+    """The element of a layer's output that shows best what FP16 does to the layer when its inputs are the reference's.
+
+    Attributes:
+        reference: in FP32.
+        became: in FP16.
+        operands: the floats that it is computed from in an elementwise layer; of a softmax the largest of the row.
+        whole: whether it is a whole number beyond 2048, and the tensor holds only whole numbers.
+        then: the layer that divides by it or takes its logarithm, maybe after a root, and which of both; empty if none
+            does, or if the error is small beside the number or the epsilon that is added to it.
+    """
+
+    reference: float
+    became: float
+    operands: tuple[Operand, ...] = ()
+    whole: bool = False
+    then: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class LayerReport:
     """The errors of one layer under a plan, on its worst sample.
 
@@ -261,6 +304,9 @@ class LayerReport:
         written: the largest finite magnitude of the float tensors that it writes in FP32.
         weights_overflow: finite weights that FP16 makes infinite.
         weights_underflow: weights other than 0 that FP16 makes 0.
+        first: the first element that goes wrong; None where plain figures say as much.
+        reader: the layer that reads the output as positions or phases; empty if none does.
+        cancelled_in: the layer that subtracts what comes of the output from a nearly equal number; empty if none does.
     """
 
     layer: Layer
@@ -272,6 +318,9 @@ class LayerReport:
     written: float
     weights_overflow: int
     weights_underflow: int
+    first: WrongElement | None = None
+    reader: LayerName = ""
+    cancelled_in: LayerName = ""
 
 
 HALF_STEP = 2.0**-11  # the largest relative error of rounding to FP16

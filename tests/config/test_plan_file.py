@@ -361,8 +361,28 @@ def test_rewrites_survive_the_config(tmp_path):
     assert again.bf16_layers == ("/up",)
 
 
+@pytest.mark.parametrize("number", ["6.104e-05", "'6.104e-05'", "0.00006104"])
+def test_an_epsilon_that_was_raised_survives_the_config_with_and_without_quotes(number, tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(f"cures:\n- {{constants: eps, as: {number}}}\n")
+    rewrites = read_config(path).rewrites
+    assert rewrites == (Rewrite("constants", "eps", "6.104e-05"),)
+    write_config(Config(rewrites=rewrites), path)
+    assert read_config(path).rewrites == rewrites
+
+
 @pytest.mark.parametrize(
-    "entry", ["norms: x", "{pins: x}", "{constants: 3}", "{bf16: a, constants: b}", "x", "{norms: x, as: 3}", "{}"]
+    "entry",
+    [
+        "norms: x",
+        "{pins: x}",
+        "{constants: 3}",
+        "{bf16: a, constants: b}",
+        "x",
+        "{norms: x, as: 3}",
+        "{bf16: x, as: '1'}",
+        "{}",
+    ],
 )
 def test_a_rewrite_that_is_none_is_refused(entry, tmp_path):
     path = tmp_path / "plan.yaml"

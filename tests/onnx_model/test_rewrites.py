@@ -29,7 +29,7 @@ from trt_helper.emulator.emulator import Emulator
 from trt_helper.errors import ConfigError
 from trt_helper.onnx_model.graph import Graph, read_graph
 from trt_helper.onnx_model.load import load
-from trt_helper.onnx_model.rewrites import find
+from trt_helper.onnx_model.rewrites import EPSILONS, find
 from trt_helper.onnx_model.typed import render, write
 from trt_helper.values import REWRITE_KINDS, Plan, Reading, Rewrite
 
@@ -97,6 +97,49 @@ def test_only_constants_beyond_the_range_are_brought_into_it(tmp_path):
     initializers = read_graph(model, offered).model.graph.initializers
     np.testing.assert_array_equal(initializers["mask"].const_value.numpy(), [-32768.0, 0.0])
     np.testing.assert_array_equal(initializers["big"].const_value.numpy(), np.array([6e4, 3.5], np.float32))
+
+
+def bounded(folder: Path, **epsilons: float) -> Graph:
+    """Each of the epsilons is added; the one that is called scale is multiplied, too."""
+    nodes, last = [], "x"
+    for name in epsilons:
+        nodes.append(helper.make_node("Add", [last, name], [f"{name}_added"], f"{name}_added"))
+        last = f"{name}_added"
+    if "scale" in epsilons:
+        nodes.append(helper.make_node("Mul", [last, "scale"], ["scaled"], "scaled"))
+        last = "scaled"
+    weights = [numpy_helper.from_array(np.array(value, np.float32), name) for name, value in epsilons.items()]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", last))
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [x], [y], weights), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
+    path = folder / "bounded.onnx"
+    onnx.save(model, path)
+    return read_graph(load(path))
+
+
+def test_only_an_epsilon_that_becomes_zero_is_raised(tmp_path):
+    """2^-25 (3e-8) is the largest number that rounds to 0. A factor is no epsilon, and a negative number no bound."""
+    graph = bounded(tmp_path, tiny=1e-12, half_step=2.0**-25, held=4e-8, below=-1e-12, scale=1e-11)
+    offered = find(graph.model.graph, ["constants"])
+    assert offered == (Rewrite("constants", "tiny", EPSILONS[0]), Rewrite("constants", "half_step", EPSILONS[0]))
+
+
+@pytest.mark.parametrize("value", EPSILONS)
+def test_an_epsilon_is_raised_to_an_fp16_number_of_the_size_that_is_asked_for(value, tmp_path):
+    """FP16's smallest number is 2^-24, its smallest one with 11 bits 2^-14."""
+    graph = bounded(tmp_path, tiny=1e-12, other=3.0)
+    changed = read_graph(graph.source, [Rewrite("constants", "tiny", value)]).model.graph.initializers
+    raised = changed["tiny"].const_value.numpy()
+    assert raised.astype(np.float16) == {EPSILONS[0]: 2.0**-24, EPSILONS[1]: 2.0**-14}[value]
+    assert changed["other"].const_value.numpy() == np.float32(3)
+
+
+@pytest.mark.parametrize("value", ["", "1", "nonsense"])
+def test_an_epsilon_is_raised_to_no_other_number(value, tmp_path):
+    graph = bounded(tmp_path, tiny=1e-12)
+    with pytest.raises(ConfigError, match="'tiny' by constants"):
+        read_graph(graph.source, [Rewrite("constants", "tiny", value)])
 
 
 # ---------------------------------------------------------------------------------------------- logs

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from support.command_line import run, save_overflowing
 
+from trt_helper.emulator import causes
 from trt_helper.report import story
 from trt_helper.report.read import read_record
+from trt_helper.search.with_rewrites import RANGE
+
+ROOT = Path(__file__).parents[2]
 
 SQUARE = 330.0**2  # the largest value that `overflowing` makes of the samples
 
@@ -64,3 +69,20 @@ def test_short_names_drop_what_they_share():
     assert story.short(["x", "y"]) == ["x", "y"]
     assert story.short(["a/b/c/x"]) == ["…/c/x"]
     assert story.short([]) == []
+
+
+@pytest.mark.parametrize("word", ["overflow", "underflow", "constant", "mask", "division", "logarithm", "epsilon"])
+def test_words_for_range_have_a_sentence_and_are_tried_in_bf16(word):
+    assert story.CAUSES[word]
+    assert word in RANGE
+
+
+def test_every_cause_has_a_sentence_and_stands_in_the_documents():
+    """The words are read from the source, where a rule returns each as a literal."""
+    words = set(re.findall(r'return \(?"([a-z]+)", ', Path(causes.__file__).read_text()))
+    assert words == set(story.CAUSES) - {""}
+    readme, architecture = ((ROOT / name).read_text() for name in ("README.md", "ARCHITECTURE.md"))
+    glossary = next(line for line in architecture.splitlines() if line.startswith("| cause |"))
+    for word in words:
+        assert f"`{word}`" in readme
+        assert word in glossary

@@ -12,6 +12,8 @@ from support.rewritable_models import (
     WIDTH,
     range_model,
     rms,
+    unit_rows,
+    weighed_by_inverse,
 )
 from support.zoo import CASES, Net
 from support.zoo_judge import Judged
@@ -82,6 +84,51 @@ def test_a_pin_whose_trouble_is_range_becomes_bf16_where_that_passes(tmp_path):
     strict = locate(graph, samples, Tolerance(atol=0.003, rtol=0.0), rewrites=["pins", "bf16"])
     assert strict.after.verdict is Verdict.PASS
     assert strict.plan == Plan(frozenset({"up", "abs", "down"}))
+
+
+def rows_with_a_row_of_zeros(width: int = WIDTH) -> list[Sample]:
+    feeds = [np.random.default_rng(seed).normal(size=(4, width)).astype(np.float32) for seed in range(2)]
+    for feed in feeds:
+        feed[1] = 0
+    return [Sample(f"s{seed}", {"x": feed}) for seed, feed in enumerate(feeds)]
+
+
+def test_a_bound_that_fp16_loses_and_the_division_by_it_become_bf16(tmp_path):
+    """0/1e-12 is 0 in FP32 and in BF16, and 0/0 in FP16. Eight bits are enough for numbers up to 1."""
+    samples = rows_with_a_row_of_zeros()
+    located = locate(unit_rows(tmp_path), samples, Tolerance(atol=0.02, rtol=0.0), rewrites=["pins", "bf16"])
+    assert located.after.verdict is Verdict.PASS
+    assert located.plan == Plan(bf16=frozenset({"bound", "divide"}))
+
+
+@pytest.mark.parametrize(
+    ("build", "raised"),
+    [
+        (unit_rows, "5.961e-08"),  # 0/6e-8 is 0
+        (weighed_by_inverse, "6.104e-05"),  # 1/6e-8 is beyond FP16, 1/6e-5 is 16384
+    ],
+)
+def test_an_epsilon_that_fp16_loses_is_raised_as_little_as_takes_the_place_of_all_pins(build, raised, tmp_path):
+    samples, tolerance = rows_with_a_row_of_zeros(), Tolerance(atol=0.02, rtol=0.0)
+    pinned = locate(build(tmp_path), samples, tolerance)
+    assert len(pinned.plan) > 1
+    located = locate(build(tmp_path), samples, tolerance, rewrites=["pins", "constants"])
+    assert located.after.verdict is Verdict.PASS
+    assert located.plan == Plan()
+    assert [(rewrite.kind, rewrite.op) for rewrite in located.graph.rewrites] == [("constants", raised)]
+    assert [trial.verdict for trial in located.without_rewrite.values()] == [Verdict.FAIL]
+
+
+def test_an_epsilon_that_the_result_depends_on_is_not_raised(tmp_path):
+    """Elements of 1e-9 have squares of 1e-18 and are divided by some 3e-17, not by 6e-8."""
+    samples = rows_with_a_row_of_zeros()
+    for sample in samples:
+        sample.feed["x"][2] *= 1e-9
+    graph = weighed_by_inverse(tmp_path, 1e-17)
+    located = locate(graph, samples, Tolerance(atol=0.02, rtol=0.001), rewrites=["pins", "constants"])
+    assert located.after.verdict is Verdict.PASS
+    assert located.graph.rewrites == ()
+    assert located.plan.fp32 >= {"add", "inverse"}
 
 
 @pytest.fixture

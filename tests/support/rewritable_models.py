@@ -86,3 +86,25 @@ def range_model(folder: Path) -> Graph:
     path = folder / "range.onnx"
     onnx.save(net.model("range", [net("Relu", down, name="relu")], [8, 4]), path)
     return read_graph(load(path))
+
+
+def weighed_by_inverse(folder: Path, epsilon: float = 1e-12) -> Graph:
+    """Rows over the sum of their squares, to which `epsilon` is added: its inverse is multiplied."""
+    net = Net(7)
+    x = net.input("x", [4, WIDTH])
+    total = net("Add", net("ReduceSumSquare", x, axes=[-1], name="squares"), epsilon, name="add")
+    path = folder / "inverse.onnx"
+    onnx.save(
+        net.model("inverse", [net("Mul", x, net("Reciprocal", total, name="inverse"), name="weigh")], [4, WIDTH]), path
+    )
+    return read_graph(load(path))
+
+
+def unit_rows(folder: Path, epsilon: float = 1e-12) -> Graph:
+    """Rows over their length, which is at least `epsilon`, as torch.nn.functional.normalize does it."""
+    net = Net(6)
+    x = net.input("x", [4, WIDTH])
+    bound = net("Clip", net("ReduceL2", x, axes=[-1], name="length"), epsilon, name="bound")
+    path = folder / "unit.onnx"
+    onnx.save(net.model("unit", [net("Div", x, bound, name="divide")], [4, WIDTH]), path)
+    return read_graph(load(path))

@@ -76,7 +76,7 @@ def rewrites(located: Located) -> Table:
     made = table("Cures that cost next to nothing at run time", "what", "by", "error without it", names=2)
     for rewrite, without in located.without_rewrite.items():
         how = {"norms": f"one {rewrite.op}", "logs": "computing it without underflow", "rows": "two rows"}.get(
-            rewrite.kind, "bringing it into FP16's range"
+            rewrite.kind, f"raising it to {rewrite.op}" if rewrite.op else "bringing it into FP16's range"
         )
         made.add_row(cell(rewrite.name), how, trial_figure(without))
     for name in located.pins:

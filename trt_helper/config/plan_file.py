@@ -199,7 +199,7 @@ def _tactic_fault(fields: Mapping[str, Any]) -> str:
 
 
 def _rewrites(value: object, path: Path) -> tuple[Rewrite, ...]:
-    """The rewrites, each from {KIND: NAME} or {norms: LAYER, as: OPERATOR}."""
+    """The rewrites, each from {KIND: NAME}, {norms: LAYER, as: OPERATOR} or {constants: TENSOR, as: NUMBER}."""
     if value is None:
         return ()
     if not isinstance(value, list):
@@ -208,12 +208,15 @@ def _rewrites(value: object, path: Path) -> tuple[Rewrite, ...]:
     for entry in value:
         fields = dict(_mapping(entry, "an entry of cures", path))
         op = fields.pop("as", "")
+        if isinstance(op, float) and "constants" in fields:  # a number without quotes
+            op = f"{op:.4g}"
         kind, name = next(iter(fields.items()), ("", ""))
         sound = len(fields) == 1 and kind in REWRITE_KINDS[1:] and isinstance(name, str) and isinstance(op, str)
-        if not sound or (kind == "norms") != bool(op):
+        if not sound or (kind == "norms" and not op) or (op and kind not in ("norms", "constants")):
             raise ConfigError(
                 f"{path}: cures holds {_shown(entry)}",
-                fix="an entry is {norms: LAYER, as: OPERATOR}, or one of constants, logs, rows, bf16: {bf16: LAYER}",
+                fix="an entry is {norms: LAYER, as: OPERATOR}, or one of constants, logs, rows, bf16: {bf16: LAYER};"
+                " an epsilon that was raised is {constants: TENSOR, as: NUMBER}",
             )
         found.append(Rewrite(kind, name, op))
     return tuple(found)

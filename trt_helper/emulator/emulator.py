@@ -10,8 +10,9 @@ All arrays here are FP32, also those with values rounded to FP16 or BF16.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -27,6 +28,7 @@ from trt_helper.system.array_store import ArrayStore
 from trt_helper.values import Array, Layer, LayerName, Plan, Reading, ReducedPrecision, Role, TensorName, Tensors
 
 Rounded = dict[tuple[TensorName, ReducedPrecision], Array]  # tensors that were rounded for a consumer, by precision
+Reads = Sequence[tuple[TensorName, Array, bool]]  # name, array, whether it is a weight
 Watch = Callable[[str, Array, Array], None]  # called with layer name, a float tensor of the layer, the same rounded
 FP32 = Precisions({}, {})  # the reference: no layer and no tensor has reduced precision, and none is lowered
 FP16 = ReducedPrecision.FP16
@@ -43,6 +45,8 @@ class Step:
     reference: Mapping[TensorName, Array]  # in FP32
     accumulated: Mapping[TensorName, Array]  # in the trial, from the trial's inputs
     isolated: Mapping[TensorName, Array]  # in the trial's precision, from the reference's inputs
+    reduced: ReducedPrecision | None  # the trial's precision, None for FP32
+    reads: Callable[[], Reads]  # what it reads in FP32; to be called before the next step
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -184,11 +188,16 @@ class Emulator:
                 if not same and not as_reference:
                     alone = Precisions({name: reduced} if reduced else {}, {})
                     isolated = self._compute_or_nan(prepared, reference, {}, alone, expected)
-            yield Step(prepared.layer, expected, found, isolated)
+            reads = partial(self._reads, prepared, reference)
+            yield Step(prepared.layer, expected, found, isolated, reduced, reads)
             reference.update(expected)
             trial.update(found)
             _drop(prepared.last_read, reference, {})
             _drop(prepared.last_read, trial, rounded)
+
+    def _reads(self, prepared: _PreparedLayer, values: Tensors) -> Reads:
+        """What a layer reads."""
+        return [(name, self._weights[name] if weight else values[name], weight) for name, _, weight in prepared.reads]
 
     def reference(self, feed: Mapping[TensorName, Array]) -> Tensors:
         """The model's outputs in FP32, through the same kernels and without any rounding."""

@@ -5,13 +5,18 @@ Layer errors explain the answer of the search and order its trials. They decide 
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from trt_helper.emulator.compare import compare, worst
 from trt_helper.emulator.emulator import Emulator, Step
-from trt_helper.values import Array, LayerReport, Plan, Statistic, TensorError, TensorName, Tolerance
+from trt_helper.emulator.first_wrong import Watched, first_wrong
+from trt_helper.emulator.readers import with_readers
+from trt_helper.values import Array, LayerReport, Plan, Statistic, TensorError, TensorName, Tolerance, WrongElement
 
 
 def measure_layers(
@@ -35,6 +40,7 @@ def measure_layers(
         elements, unless the tolerance is for the median.
     """
     reports: tuple[LayerReport, ...] = ()
+    watched = Watched.of(emulator)
     for feed in feeds:
         found = []
         peaks = {name: _peak(array) for name, array in feed.items()}
@@ -42,11 +48,25 @@ def measure_layers(
             read = max((peaks.get(name, 0.0) for name in step.layer.inputs), default=0.0)
             here = {name: _peak(array) for name, array in step.reference.items()}
             rounded_away = emulator.rounded_away(step.layer.name)
-            found.append(_report(step, tolerance, (read, max(here.values(), default=0.0)), rounded_away))
+            written = max(here.values(), default=0.0)
+            report = _report(step, tolerance, (read, written), rounded_away)
+            found.append(_explained(emulator, step, watched, report))
             peaks.update(here)
             on_layer()
         reports = tuple(map(_worse(tolerance), reports, found)) if reports else tuple(found)
-    return reports
+    return with_readers(emulator.graph, reports)
+
+
+def _explained(emulator: Emulator, step: Step, watched: Watched, report: LayerReport) -> LayerReport:
+    """The report with the first element that goes wrong, and with who reads the layer's output as phases."""
+    if report.isolated.max == 0 and not report.isolated.non_finite:
+        return report
+    lost = report.isolated.non_finite > 0 or report.overflow > 0
+    return replace(
+        report,
+        first=first_wrong(emulator, step, watched, report.written, non_finite=lost),
+        reader=next((watched.phases[name] for name in step.layer.outputs if name in watched.phases), ""),
+    )
 
 
 def _report(step: Step, tolerance: Tolerance, peaks: tuple[float, float], weights: tuple[int, int]) -> LayerReport:
@@ -107,6 +127,21 @@ def _worse(tolerance: Tolerance) -> Callable[[LayerReport, LayerReport], LayerRe
             written=max(a.written, b.written),
             weights_overflow=a.weights_overflow,
             weights_underflow=a.weights_underflow,
+            first=_worse_element(a.first, b.first),
+            reader=a.reader or b.reader,
         )
 
     return pick
+
+
+def _worse_element(a: WrongElement | None, b: WrongElement | None) -> WrongElement | None:
+    """The element that becomes not finite, else the one with the larger error over its size."""
+    if a is None or b is None:
+        return a or b
+    return max(a, b, key=_how_wrong)
+
+
+def _how_wrong(element: WrongElement) -> float:
+    if not math.isfinite(element.became):
+        return math.inf
+    return abs(element.became - element.reference) / max(abs(element.reference), sys.float_info.min)

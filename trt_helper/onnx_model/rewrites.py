@@ -2,7 +2,8 @@
 
 A rewrite changes the graph and not the precision of a layer. There are four kinds:
 
-- constants: a constant beyond the range of FP16 is clipped into that range.
+- constants: a constant beyond the range of FP16 is clipped into that range. An epsilon that FP16 makes 0 is raised to
+  the smallest number of FP16, or to the smallest one that has all its bits.
 - norms: a LayerNormalization or RMSNormalization that the exporter decomposed becomes one operator again. Engines
   compute it in FP32 internally, whatever the type of its input.
 - logs: a logarithm of what underflows is computed without it: log(softmax(x)) as x - max - log(sum(exp(x - max))),
@@ -17,7 +18,7 @@ file call rewrites cures.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -30,6 +31,9 @@ from trt_helper.values import Rewrite
 
 HALF_MAX = 65504.0
 SATURATED = 32768.0  # half of FP16's range: adding activations to a mask of this size does not overflow
+EPSILONS = ("5.961e-08", "6.104e-05")  # FP16's smallest number, and its smallest one with all bits, rounded up
+LOST = 2.0**-25  # and all that is less rounds to 0 in FP16
+BOUNDS = frozenset(("Add", "Clip", "Max", "Sum", "Where"))  # what keeps a number away from 0 with an epsilon
 OPSETS = {"LayerNormalization": 17, "RMSNormalization": 23}  # the opset that introduced the operator
 SOFTMAX_OF_ONE_AXIS = 13  # the opset since which Softmax has one axis, and not all from `axis` on
 SHORT = 4  # terms of a product that kernels add up in half, however many rows it has
@@ -49,6 +53,7 @@ def find(graph: ir.Graph, kinds: Iterable[str]) -> tuple[Rewrite, ...]:
     if "constants" in kinds:
         values = graph.initializers.values()
         found += [Rewrite("constants", value.name or "") for value in values if value.uses() and _saturates(value)]
+        found += [Rewrite("constants", value.name or "", EPSILONS[0]) for value in values if _is_lost_epsilon(value)]
     if "norms" in kinds:
         found += [Rewrite("norms", norm.node.name or "", norm.op) for norm in _norms(graph)]
     if "logs" in kinds:
@@ -56,6 +61,11 @@ def find(graph: ir.Graph, kinds: Iterable[str]) -> tuple[Rewrite, ...]:
     if "rows" in kinds:
         found += [Rewrite("rows", node.name or "") for node in graph if _single(node)]
     return tuple(found)
+
+
+def raised_further(rewrites: Iterable[Rewrite]) -> tuple[Rewrite, ...]:
+    """The same rewrites with every epsilon raised to the smallest FP16 number that has all bits."""
+    return tuple(replace(rewrite, op=EPSILONS[1]) if rewrite.op == EPSILONS[0] else rewrite for rewrite in rewrites)
 
 
 def raise_opset(model: ir.Model, rewrites: Iterable[Rewrite]) -> None:
@@ -93,12 +103,12 @@ def apply(model: ir.Model, rewrites: Sequence[Rewrite]) -> dict[str, str]:
     before = {node.name or "" for node in graph}
     successors: dict[str, str] = {}
     for rewrite in rewrites:
-        if (rewrite.kind, rewrite.name) not in offered:
+        if not _is_offered(rewrite, offered.get((rewrite.kind, rewrite.name))):
             near = nearest(rewrite.name, [name for kind, name in offered if kind == rewrite.kind])
             hint = f"did you mean {near!r}?" if near else "run `trt-helper locate --cures ...` again on this model"
             raise ConfigError(f"the model offers no cure of {rewrite.name!r} by {rewrite.kind}", fix=hint)
         if rewrite.kind == "constants":
-            _saturate(graph.initializers[rewrite.name])
+            _bring_into_range(graph.initializers[rewrite.name], rewrite.op)
         elif rewrite.kind == "logs":
             node = next(node for node in graph if node.name == rewrite.name)
             if node.op_type == "Log" and (sigmoid := _given(node).producer()):
@@ -123,9 +133,27 @@ def _saturates(value: ir.Value) -> bool:
     return bool((np.isfinite(array) & (np.abs(array) > HALF_MAX)).any())
 
 
-def _saturate(value: ir.Value) -> None:
-    array = value.const_value.numpy()  # type: ignore[union-attr]  # `_saturates` checked it
+def _is_lost_epsilon(value: ir.Value) -> bool:
+    """Whether an initializer holds positive numbers that FP16 makes 0, and only keeps other numbers away from 0."""
+    if value.dtype is not ir.DataType.FLOAT or value.const_value is None or value.is_graph_output():
+        return False
+    array, uses = value.const_value.numpy(), value.uses()
+    bounds = bool(uses) and all(node.op_type in BOUNDS for node, _ in uses)
+    return bounds and array.size > 0 and bool(((array > 0) & (array <= LOST)).all())
+
+
+def _is_offered(rewrite: Rewrite, offered: Rewrite | None) -> bool:
+    if offered is None:
+        return False
+    return rewrite.kind != "constants" or rewrite.op in (EPSILONS if offered.op else ("",))
+
+
+def _bring_into_range(value: ir.Value, epsilon: str) -> None:
+    """Raise an initializer to `epsilon`; if that is empty, clip it."""
+    array = value.const_value.numpy()  # type: ignore[union-attr]  # `find` checked it
     clipped = np.where(np.isfinite(array), np.clip(array, -SATURATED, SATURATED), array)
+    if epsilon:
+        clipped = np.full_like(array, float(epsilon))
     value.const_value = ir.Tensor(clipped.astype(np.float32), name=value.name)
 
 

@@ -15,11 +15,17 @@ from trt_helper.values import READINGS, Statistic, TensorError, Tolerance
 
 Record = Mapping[str, Any]
 RANDOM = "random (seed"  # the start of the source of a random sample, see inputs/samples.py
+HALF_MAX = 65504.0
 MOST_NAMED = 3  # layers that a sentence lists by name
 CAUSES = {
     "overflow": "values pass 65504, where FP16 ends, and become infinite",
     "underflow": "values are too small for FP16 and become 0",
     "constant": "weights pass 65504, where FP16 ends",
+    "mask": "a mask value below -65504 becomes -inf, and 0 times that, or a row of nothing else, is NaN",
+    "division": "FP16 makes 0 of a divisor, or keeps few of its digits",
+    "logarithm": "FP16 makes 0 of a small number, and its logarithm is -inf",
+    "epsilon": "a small constant that keeps other numbers away from 0 is 0 in FP16",
+    "integer": "not every whole number beyond 2048 is an FP16 number",
     "cancellation": "nearly equal numbers are subtracted, and what is left is rounding error",
     "coordinate": "positions or phases are so large that FP16 cannot tell neighbours apart",
     "rounding": "plain rounding to 11 bits, which the layers behind amplify",
@@ -209,7 +215,10 @@ def cure_words(rewrite: Mapping[str, Any]) -> str:
         return f"The logarithm {short([rewrite['logs']])[0]} is computed without underflow, at next to no cost"
     if "rows" in rewrite:
         return f"The product {short([rewrite['rows']])[0]} is computed with two rows, at next to no cost"
-    return f"The constant {plain(rewrite.get('constants', ''), 60)} is brought into FP16's range, at no cost"
+    constant = plain(rewrite.get("constants", ""), 60)
+    if "as" in rewrite:
+        return f"The epsilon {constant} is raised to {plain(rewrite['as'], 20)}, which FP16 holds, at no cost"
+    return f"The constant {constant} is brought into FP16's range, at no cost"
 
 
 def worst_without(outputs: Mapping[str, Any]) -> str:
@@ -255,7 +264,8 @@ def _shown_by(record: Record, cause: str, pins: Sequence[Record]) -> str:
     if cause == "overflow":
         names = {pin["name"] for pin in pins}
         peaks = [max(x["read"] or 0.0, x["written"] or 0.0) for x in record["layers"] if x["name"] in names]
-        return f" (here up to {max(peaks):.3g})" if peaks else ""
+        if peaks and max(peaks) > HALF_MAX:
+            return f" (here up to {max(peaks):.3g})"
     return f" ({plain(pins[0]['cause_evidence'])})" if len(pins) == 1 and pins[0]["cause_evidence"] else ""
 
 

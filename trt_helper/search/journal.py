@@ -36,7 +36,12 @@ ATTEMPTS = 3  # times that a trial may begin without an end
 
 def label(samples: Sequence[int], rewrites: Sequence[Rewrite]) -> str:
     """The samples (by index) and rewrites of the graph that a trial belongs to, as the journal writes them."""
-    return ",".join(map(str, samples)) + "".join(f" {rewrite.kind}:{rewrite.name}" for rewrite in rewrites)
+    return ",".join(map(str, samples)) + "".join(f" {_written(rewrite)}" for rewrite in rewrites)
+
+
+def _written(rewrite: Rewrite) -> str:
+    raised = f"={rewrite.op}" if rewrite.kind == "constants" and rewrite.op else ""
+    return f"{rewrite.kind}:{rewrite.name}{raised}"
 
 
 class Journal:

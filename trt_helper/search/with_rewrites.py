@@ -11,14 +11,16 @@ from dataclasses import replace
 
 from trt_helper.emulator.causes import cause
 from trt_helper.onnx_model.graph import Graph, read_graph
-from trt_helper.onnx_model.rewrites import find
+from trt_helper.onnx_model.rewrites import find, raised_further
 from trt_helper.search.graph_search import SearchTask, search_graph
 from trt_helper.search.journal import label
 from trt_helper.search.located import Located
 from trt_helper.search.oracle import Oracle
 from trt_helper.values import Plan, Rewrite, Trial, Verdict
 
-RANGE = frozenset(("overflow", "underflow", "constant"))  # causes that BF16 may remove: it has the range of FP32
+RANGE = frozenset(  # causes that BF16 may remove: it has the range of FP32
+    ("overflow", "underflow", "constant", "mask", "division", "logarithm", "epsilon")
+)
 
 
 def search_with_rewrites(graph: Graph, task: SearchTask, kinds: Collection[str]) -> Located:
@@ -36,8 +38,8 @@ def search_with_rewrites(graph: Graph, task: SearchTask, kinds: Collection[str])
         task = replace(task, budget=replace(task.budget, pins=0))
     trials = _RewriteTrials(graph, task)
     nothing = trials.judge(graph, Plan(), "no cure, no layer pinned")
-    rewrites = () if nothing.verdict is Verdict.PASS else trials.sound(find(graph.model.graph, kinds))
-    located = search_graph(trials.rewritten(rewrites), task)
+    found = () if nothing.verdict is Verdict.PASS else find(graph.model.graph, kinds)
+    rewrites, located = trials.search(found)
     needed = {rewrite: trials.without(located, rewrite) for rewrite in rewrites}
     if any(trial.verdict is Verdict.PASS for trial in needed.values()):
         rewrites = trials.fewest(located, rewrites)
@@ -106,6 +108,24 @@ class _RewriteTrials:
             return rewrites
         return tuple(rewrite for rewrite in rewrites if len(rewrites) > 1 and is_sound((rewrite,)))
 
+    def search(self, found: tuple[Rewrite, ...]) -> tuple[tuple[Rewrite, ...], Located]:
+        """Those of `found` that are sound, and the search with them.
+
+        Where range is still the trouble of a pin, or no plan passes, and epsilons were raised, they are raised further,
+        if that leaves fewer pins.
+        """
+        rewrites = self.sound(found)
+        located = search_graph(self.rewritten(rewrites), self._task)
+        further = raised_further(found)
+        if further == found or not _lacks_range(located):
+            return rewrites, located
+        further = self.sound(further)
+        other = search_graph(self.rewritten(further), self._task)
+        if _pins(other) < _pins(located):
+            rewrites, located, other = further, other, located
+        self.add(other)
+        return rewrites, located
+
     def without(self, located: Located, rewrite: Rewrite) -> Trial:
         """The plan on the graph without one of its rewrites."""
         return self._with(located, tuple(other for other in located.graph.rewrites if other != rewrite))
@@ -141,3 +161,14 @@ class _RewriteTrials:
                     plan, after, proven = trial.plan, trial, False
                     break
         return replace(located, plan=plan, after=after)
+
+
+def _lacks_range(located: Located) -> bool:
+    """Whether a pin's trouble is range, or there is no plan that passes."""
+    causes = {cause(report)[0] for report in located.layers if report.layer.name in located.plan.fp32}
+    return located.after.verdict is not Verdict.PASS or not causes.isdisjoint(RANGE)
+
+
+def _pins(located: Located) -> tuple[bool, int]:
+    """Whether the plan fails, and its number of pins: less is better."""
+    return located.after.verdict is not Verdict.PASS, len(located.plan)
