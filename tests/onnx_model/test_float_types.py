@@ -115,7 +115,9 @@ def test_a_bf16_model_is_read_judged_and_built(tmp_path):
     write(render(graph, located.plan), tmp_path / "typed.onnx")
     typed = onnx.load(tmp_path / "typed.onnx").graph
     assert {v.type.tensor_type.elem_type for v in (*typed.input, *typed.output)} == {onnx.TensorProto.BFLOAT16}
-    assert all(proof.proven for proof in convert(graph, located.plan, engine=tmp_path / "m.trt").proofs)
+    states = {proof.layer: proof.state for proof in convert(graph, located.plan, engine=tmp_path / "m.trt").proofs}
+    assert states["root"] == "honoured"
+    assert states["large"] in ("honoured", "fused")  # the small product beside it multiplies in half
 
 
 def test_an_fp64_model_is_decided_and_its_reference_is_fp64(tmp_path):

@@ -186,13 +186,7 @@ def values(title: str, graph: Graph, which: str) -> Table:
 def summary(located: Located, output: Path, record: Path) -> str:
     """The answer in words, what it is based on, where it was written, and the next commands."""
     count, of = len(located.plan), len(located.graph.candidates)
-    cured = (
-        f" with {len(located.without_rewrite)} cure{'s' * (len(located.without_rewrite) > 1)}"
-        if located.without_rewrite
-        else " as it is"
-    )
-    cured += " where it was judged" if located.graph.unjudged else ""
-    said = f"FP16 is accurate{cured}: no layer needs FP32" if not count else f"{count} of {of} layers stay in FP32"
+    said = f"{count} of {of} layers stay in FP32" if count else _without_pins(located)
     held = f", {len(located.held_out)} of them held out of the search" if located.held_out else ""
     kernels = _kernels(located)
     if located.diagnosis:
@@ -216,6 +210,19 @@ def unjudged(graph: Graph) -> str:
     of = len(graph.candidates) + sum(graph.unjudged.values())
     why = "; ".join(f"{count} {reason}" for reason, count in graph.unjudged.items())
     return f"Judged: {len(graph.candidates)} of {of} layers that compute. Not judged, and FP32: {plain(why)}.\n"
+
+
+def _without_pins(located: Located) -> str:
+    """The answer where no layer is pinned."""
+    if located.after.verdict is not Verdict.PASS:
+        return "FP16 misses the tolerance, and no plan without pins was found that does not"
+    cures, brain = len(located.without_rewrite), len(located.plan.bf16)
+    means = [f"{cures} cure{'s' * (cures > 1)}"] * bool(cures) + [f"{brain} layer{'s' * (brain > 1)} in BF16"] * bool(
+        brain
+    )
+    how = f" with {' and '.join(means)}" if means else " as it is"
+    where = " where it was judged" if located.graph.unjudged else ""
+    return f"FP16 is accurate{how}{where}: no layer needs FP32"
 
 
 NEAR = 0.6  # of the tolerance; other kernels, or another order of sums, may be beyond it

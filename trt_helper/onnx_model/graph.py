@@ -18,7 +18,7 @@ from trt_helper.onnx_model.load import Model, load
 from trt_helper.onnx_model.normalise import Normalised, normalise
 from trt_helper.onnx_model.plugins import Tail
 from trt_helper.onnx_model.rewrites import apply, raise_opset
-from trt_helper.onnx_model.roles import MOVEMENT, Ports, picks, role_and_ports, shape_only_values
+from trt_helper.onnx_model.roles import MOVEMENT, Ports, may_be_bf16, picks, role_and_ports, shape_only_values
 from trt_helper.values import Layer, LayerName, Plan, Rewrite, Role, TensorName
 
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"  # torch.onnx's dynamo exporter: "['', 'gate', 'gate.norm', 'mul_4']"
@@ -38,6 +38,7 @@ class Graph:
     picking: frozenset[LayerName]  # layers that decide something non-float by comparing floats, such as TopK
     inexact: frozenset[TensorName]  # initializers that movement layers mix with tensors and that FP16 would change
     was_half: bool  # the file computes in half precision, at least in part
+    brain: frozenset[LayerName] = frozenset()  # layers whose operator takes BF16 in the model's opset
     rewrites: tuple[Rewrite, ...] = ()  # applied after normalising
     tail: Tail | None = None  # custom operators that were cut off; the typed model has them
     unjudged: Mapping[str, int] = field(default_factory=dict)  # why -> nodes that compute floats and are never FP16
@@ -70,10 +71,17 @@ class Graph:
         plan: they follow their neighbours, or are FP32 already. A layer in both lists is a pin.
 
         Raises:
-            ConfigError: The model has no layer of this name.
+            ConfigError: The model has no layer of this name, or a layer cannot be BF16 in the model's opset.
         """
         pins = self._candidates_named(names)
-        return Plan(pins, self._candidates_named(bf16) - pins)
+        brain = self._candidates_named(bf16) - pins
+        if refused := sorted(brain - self.brain):
+            opset = self.model.opset_imports.get("", 1)
+            raise ConfigError(
+                f"layer {refused[0]!r} cannot be BF16: {self.nodes[refused[0]].op_type} of opset {opset} does not take it",
+                fix="keep it in FP32, or export the model with a later opset",
+            )
+        return Plan(pins, brain)
 
     def _candidates_named(self, names: Iterable[LayerName]) -> frozenset[LayerName]:
         found = set()
@@ -160,6 +168,7 @@ def read_graph(model: Model, rewrites: Sequence[Rewrite] = ()) -> Graph:
         inexact=_inexact_constants(layers, nodes, ports),
         was_half=normal.was_half,
         rewrites=tuple(rewrites),
+        brain=frozenset(name for name, node in nodes.items() if may_be_bf16(node, opset)),
         tail=normal.tail,
         unjudged=_unjudged(layers, nodes, normal),
     )

@@ -29,6 +29,7 @@ from trt_helper.onnx_model.branches import open_branches
 from trt_helper.onnx_model.expanded import EXPANDED, expand
 from trt_helper.onnx_model.float_types import NOT_FP32, author_fp32, computes_in_half, has_type, to_fp32
 from trt_helper.onnx_model.names import name_nodes
+from trt_helper.onnx_model.opsets import raise_to
 from trt_helper.onnx_model.plugins import DOMAINS, Tail, cut_tail
 
 BATCHNORM_RULES = (
@@ -40,6 +41,7 @@ FOLD_LIMIT = 1 << 30  # elements of the inputs of a folded node: weights of any 
 GROWTH_LIMIT = 1 << 24  # elements of the result of a folded node, so that an Expand does not fill the memory
 RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
 LISTS = ("SplitToSequence", "ConcatFromSequence")  # also every operator whose name begins with Sequence or Optional
+LISTS_OPSET = 13  # the first that onnxscript's rules for lists write operators of
 QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
 
 
@@ -249,9 +251,12 @@ def fold_constant_nodes(state: _State) -> None:
     Ensures: a node that reads only constants became an initializer, if onnxscript can compute it and the result
         has at most `GROWTH_LIMIT` elements. A node may have been replaced by one with another name.
     """
+    if any(_is_list(node) for node in _all_nodes(state.model)):
+        raise_to(state.model, LISTS_OPSET, "a list of tensors")
     try:
         fold_constants(state.model, input_size_limit=FOLD_LIMIT, output_size_limit=GROWTH_LIMIT)
     except RuntimeError as error:  # onnxscript turns every mistake in one of its own rules into this
+        refuse_sequences(state)
         raise ModelError(
             f"{first_line(error)}: {error.__cause__}",
             fix="export the model without this operator; onnxscript cannot fold it",
@@ -325,7 +330,7 @@ def refuse_sequences(state: _State) -> None:
     Ensures: no node reads or makes a list or an optional tensor. The model is unchanged.
     """
     for node in _all_nodes(state.model):
-        if node.op_type in LISTS or node.op_type.startswith(("Sequence", "Optional")):
+        if _is_list(node):
             raise ModelError(
                 f"node {node.name!r} is {node.op_type}: TensorRT has no sequences and no optional tensors",
                 fix="export the model without lists of tensors",
@@ -393,6 +398,10 @@ def remove_unused(model: ir.Model) -> None:
         constant = value.const_value is not None and value.producer() is None and not value.is_graph_input()
         if constant and value.name not in model.graph.initializers:
             model.graph.register_initializer(value)
+
+
+def _is_list(node: ir.Node) -> bool:
+    return node.op_type in LISTS or node.op_type.startswith(("Sequence", "Optional"))
 
 
 def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:

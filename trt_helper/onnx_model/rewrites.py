@@ -22,11 +22,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript import version_converter
 
-from trt_helper.errors import ConfigError, ModelError, first_line, nearest
+from trt_helper.errors import ConfigError, nearest
 from trt_helper.onnx_model.names import free_name, names_in
 from trt_helper.onnx_model.normalise import remove_unused
+from trt_helper.onnx_model.opsets import raise_to
 from trt_helper.values import Rewrite
 
 HALF_MAX = 65504.0
@@ -74,16 +74,9 @@ def raise_opset(model: ir.Model, rewrites: Iterable[Rewrite]) -> None:
     Raises:
         ModelError: onnx cannot convert the model to that opset.
     """
-    needed = max((OPSETS[rewrite.op] for rewrite in rewrites if rewrite.op in OPSETS), default=0)
-    if model.opset_imports.get("", 1) >= needed:
-        return
-    try:
-        version_converter.convert_version(model, needed, fallback=True)
-    except Exception as error:  # onnx's converter passes on any C++ exception
-        raise ModelError(
-            f"the model cannot be converted to opset {needed}: {first_line(error)}",
-            fix="export it with that opset, or leave norms out of --cures",
-        ) from error
+    raise_to(
+        model, max((OPSETS[rewrite.op] for rewrite in rewrites if rewrite.op in OPSETS), default=0), "--cures norms"
+    )
 
 
 def apply(model: ir.Model, rewrites: Sequence[Rewrite]) -> dict[str, str]:

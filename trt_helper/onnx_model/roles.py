@@ -70,7 +70,9 @@ SHAPE_INPUTS = {
 ALWAYS_FLOAT = {"Resize": (1, 2), "Upsample": (1,)}  # region of interest and scales: FP32 in every layer
 
 # The type of the result is in an attribute, which may be absent, or is that of the bits.
-TYPED_BY_ATTRIBUTE = frozenset(("BitCast", "BlackmanWindow", "HammingWindow", "HannWindow", "MelWeightMatrix"))
+TYPED_BY_ATTRIBUTE = frozenset(
+    ("BitCast", "BlackmanWindow", "Constant", "HammingWindow", "HannWindow", "MelWeightMatrix")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,17 @@ def role_and_ports(node: ir.Node, opset: int, *, shape_only: bool) -> tuple[Role
     if node.op_type in MOVEMENT | PICKING | SHAPE_READING or (node.op_type == "Cast" and not floats_out):
         return Role.MOVEMENT, ports
     return Role.COMPUTE, ports
+
+
+def may_be_bf16(node: ir.Node, opset: int) -> bool:
+    """Whether the operator's version of this opset takes BF16: Conv, for example, does from opset 22 on."""
+    try:
+        schema = onnx.defs.get_schema(node.op_type, max_inclusive_version=opset)
+    except onnx.defs.SchemaError:
+        return False
+    cast = onnx.defs.get_schema("Cast", max_inclusive_version=opset)
+    first = next((p.types for p in (*schema.inputs, *schema.outputs) if "tensor(float)" in p.types), ())
+    return "tensor(bfloat16)" in first and "tensor(bfloat16)" in cast.outputs[0].types
 
 
 def _has_no_half(node: ir.Node) -> bool:

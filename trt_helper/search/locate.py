@@ -61,7 +61,7 @@ def locate(
         graph: the model.
         samples: at least one; the worst decides.
         tolerance: the errors that are allowed.
-        rewrites: what may be done besides pins, of `values.REWRITE_KINDS`; without "pins" nothing is pinned.
+        rewrites: what may be done besides pins, of `values.REWRITE_KINDS`; without "pins" and "bf16" nothing is pinned.
         metric: decides instead of the tolerance.
         budget: where to stop with the best plan so far.
         saved: keeps that plan on disk, and a journal from which an interrupted search is resumed.

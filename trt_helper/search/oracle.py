@@ -15,7 +15,7 @@ from typing import Protocol
 from trt_helper.emulator.compare import compare_all, worst
 from trt_helper.emulator.emulator import Emulator, Watch
 from trt_helper.emulator.kernels import EmulationError
-from trt_helper.errors import ControlError, DisagreementError, TrtHelperError
+from trt_helper.errors import ControlError, DisagreementError, ModelError, TrtHelperError
 from trt_helper.inputs.metric import Metric
 from trt_helper.inputs.sample import Sample
 from trt_helper.onnx_model.graph import Graph
@@ -231,13 +231,15 @@ def control_error(
             fix="the model or this machine is not deterministic: raise --repeats to see how far, or loosen --atol",
         )
     if trial.why:
-        reason = trial.why
-    else:
-        error = max(trial.outputs, key=lambda output: output.error_ratio(tolerance))
-        reason = (
-            f"{error.name!r} is off by {tolerance.stat.value} {error.max:.3g} at {list(error.worst)}"
-            f" on {samples[trial.sample].source}" + (f", {error.non_finite} not finite" if error.non_finite else "")
+        return ModelError(
+            f"with every layer in FP32 nothing could be judged: {trial.why}",
+            fix="precision is not the cause; try the model in ONNX Runtime, or export it with other operators",
         )
+    error = max(trial.outputs, key=lambda output: output.error_ratio(tolerance))
+    reason = (
+        f"{error.name!r} is off by {tolerance.stat.value} {error.max:.3g} at {list(error.worst)}"
+        f" on {samples[trial.sample].source}" + (f", {error.non_finite} not finite" if error.non_finite else "")
+    )
     fix = "precision is not the cause; loosen --atol, or check the model and its inputs in ONNX Runtime"
     if logs:
         fix = f"{logs[0].name!r} is computed as log(softmax), which underflows in FP32, too: --cures pins,logs"

@@ -29,12 +29,12 @@ def search_with_rewrites(graph: Graph, task: SearchTask, kinds: Collection[str])
     Args:
         graph: the graph as it was read.
         task: what the search is judged by; every rewrite is judged on all samples.
-        kinds: what may be done, of `values.REWRITE_KINDS`. Without "pins" nothing is pinned.
+        kinds: what may be done, of `values.REWRITE_KINDS`. Without "pins" and "bf16" nothing is pinned.
 
     Raises:
         ControlError: the model in FP32 does not pass.
     """
-    if "pins" not in kinds:
+    if kinds.isdisjoint(("pins", "bf16")):  # what is put into BF16 was a pin before
         task = replace(task, budget=replace(task.budget, pins=0))
     trials = _RewriteTrials(graph, task)
     nothing = trials.judge(graph, Plan(), "no cure, no layer pinned")
@@ -148,7 +148,7 @@ class _RewriteTrials:
         graph, plan, after = located.graph, located.plan, located.after
         for report in located.layers:
             name = report.layer.name
-            if name in plan.fp32 and cause(report)[0] in RANGE:
+            if name in plan.fp32 and name in graph.brain and cause(report)[0] in RANGE:
                 trial = self.judge(graph, Plan(plan.fp32 - {name}, plan.bf16 | {name}), f"{name} in BF16")
                 if trial.verdict is Verdict.PASS:
                     plan, after = trial.plan, trial
