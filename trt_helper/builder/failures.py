@@ -68,12 +68,13 @@ def not_parsed(model: str, builder: str, complaints: Sequence[ParserComplaint]) 
             f"{builder} has no operator or plugin {first.operator!r}: {layer} of {model} cannot be built",
             fix=f"give its library with --plugin, or export the model without {first.operator}",
         )
-    if first.operator and (first.description == "false" or first.code.endswith("UNSUPPORTED_NODE")):
+    why = "" if first.description == "false" else reason(_invalid_node(first.description))
+    if first.operator and (not why or first.code.endswith("UNSUPPORTED_NODE")):
+        said = f": {why}" if why else ""
         return BuildError(
-            f"{builder} does not support {first.operator}: {layer} of {model} cannot be built",
-            fix=f"replace {first.operator} by other ONNX operators when exporting",
+            f"{builder} does not support {layer} of {model}{said}",
+            fix=f"export the model without this {first.operator}",
         )
-    why = reason(_invalid_node(first.description))
     if "Failed to import initializer" in why:
         return ModelError(
             f"{model} has weights that cannot be read: {why.rpartition(': ')[2]!r}",

@@ -217,9 +217,8 @@ def _without_pins(located: Located) -> str:
     if located.after.verdict is not Verdict.PASS:
         return "FP16 misses the tolerance, and no plan without pins was found that does not"
     cures, brain = len(located.without_rewrite), len(located.plan.bf16)
-    means = [f"{cures} cure{'s' * (cures > 1)}"] * bool(cures) + [f"{brain} layer{'s' * (brain > 1)} in BF16"] * bool(
-        brain
-    )
+    counted = ((cures, "cure", ""), (brain, "layer", " in BF16"))
+    means = [f"{count} {word}{'s' * (count > 1)}{how}" for count, word, how in counted if count]
     how = f" with {' and '.join(means)}" if means else " as it is"
     where = " where it was judged" if located.graph.unjudged else ""
     return f"FP16 is accurate{how}{where}: no layer needs FP32"

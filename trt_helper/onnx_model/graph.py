@@ -76,9 +76,9 @@ class Graph:
         pins = self._candidates_named(names)
         brain = self._candidates_named(bf16) - pins
         if refused := sorted(brain - self.brain):
-            opset = self.model.opset_imports.get("", 1)
+            op, opset = self.nodes[refused[0]].op_type, self.model.opset_imports.get("", 1)
             raise ConfigError(
-                f"layer {refused[0]!r} cannot be BF16: {self.nodes[refused[0]].op_type} of opset {opset} does not take it",
+                f"layer {refused[0]!r} cannot be BF16: {op} of opset {opset} does not take it",
                 fix="keep it in FP32, or export the model with a later opset",
             )
         return Plan(pins, brain)

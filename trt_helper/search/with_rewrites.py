@@ -34,7 +34,7 @@ def search_with_rewrites(graph: Graph, task: SearchTask, kinds: Collection[str])
     Raises:
         ControlError: the model in FP32 does not pass.
     """
-    if kinds.isdisjoint(("pins", "bf16")):  # what is put into BF16 was a pin before
+    if not {"pins", "bf16"} & set(kinds):  # what is put into BF16 was a pin before
         task = replace(task, budget=replace(task.budget, pins=0))
     trials = _RewriteTrials(graph, task)
     nothing = trials.judge(graph, Plan(), "no cure, no layer pinned")
