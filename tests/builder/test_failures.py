@@ -18,7 +18,7 @@ from trt_helper.builder.settings import BuildSettings
 def test_an_unsupported_operator_is_named_where_tensorrt_says_only_false(tmp_path):
     made = model([node("Unique", ["x"], ["y"], "uq")], [value("x", [4, 32])], [value("y", ["n"])])
     error = refused(tmp_path, made, errors.BuildError)
-    assert "does not support Unique: layer 'uq' (Unique) of model.onnx" in error.message
+    assert "does not support layer 'uq' (Unique) of model.onnx" in error.message
     assert error.fix == "replace Unique by other ONNX operators when exporting"
     assert error.exit_status == 4
 

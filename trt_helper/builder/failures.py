@@ -68,7 +68,7 @@ def not_parsed(model: str, builder: str, complaints: Sequence[ParserComplaint]) 
             f"{builder} has no operator or plugin {first.operator!r}: {layer} of {model} cannot be built",
             fix=f"give its library with --plugin, or export the model without {first.operator}",
         )
-    why = "" if first.description == "false" else reason(_invalid_node(first.description))
+    why = complaint_text(first)
     if first.operator and (not why or first.code.endswith("UNSUPPORTED_NODE")):
         said = f": {why}" if why else ""
         return BuildError(
@@ -83,6 +83,11 @@ def not_parsed(model: str, builder: str, complaints: Sequence[ParserComplaint]) 
     if not first.operator:
         return BuildError(f"{builder} refuses {model}: {why}", fix=_fix(why))
     return BuildError(f"{builder} refuses {layer} of {model}: {why}", fix=_fix(why))
+
+
+def complaint_text(complaint: ParserComplaint) -> str:
+    """The parser's own words; empty where it only says `false`."""
+    return "" if complaint.description == "false" else reason(_invalid_node(complaint.description))
 
 
 def empty_model(model: str) -> ModelError:

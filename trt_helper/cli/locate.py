@@ -12,7 +12,10 @@ import typer
 from trt_helper.cli import options
 
 if TYPE_CHECKING:
+    from threading import Thread
+
     from trt_helper.cli.console import Report
+    from trt_helper.onnx_model.graph import Graph
     from trt_helper.search.graph_search import Event
     from trt_helper.values import Tolerance, Trial
 
@@ -100,6 +103,7 @@ def run(
     base = read_config(config) if config else Config()
     tolerance = common.tolerance(graph, atol, rtol, check_error_stat, base.tolerance if config else None)
     make_folder_of(output)
+    asked = _ask_builder(graph, runner)
     store = ArrayStore.within(memory_limit << 20 if memory_limit else None, output.absolute().parent, on_file=warn)
     samples = common.open_samples(graph, inputs, data_loader_script, shapes, store)
     judged_by = load_metric(metric, metric_threshold) if metric and metric_threshold is not None else None
@@ -133,6 +137,7 @@ def run(
                 on_progress=report,
                 on_note=note,
             )
+    asked.join()
     result = located_json(located)
     write_record(run_record, result, "locate", common.command_line())
     if as_json:
@@ -140,6 +145,22 @@ def run(
     else:
         show(*tables.located(located, output, run_record))
     raise typer.Exit(_status(located.after))
+
+
+def _ask_builder(graph: Graph, runner: str) -> Thread:
+    """Ask the installed builder, beside the search, which nodes it will refuse, and warn as soon as it has answered."""
+    from threading import Thread
+
+    from trt_helper.builder.refusals import in_one_line, may_refuse, refusals
+    from trt_helper.cli.console import warn
+
+    def ask() -> None:
+        if may_refuse(graph) and (found := refusals(graph, tensorrt=runner == "tensorrt")):
+            warn(in_one_line(found))
+
+    thread = Thread(target=ask, daemon=True)
+    thread.start()
+    return thread
 
 
 def _require_emulated(runner: str, kernels: str, *, robust: bool) -> None:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from trt_helper.bench.rows import Estimated, Measured, NotRun
 from trt_helper.builder.convert import Converted
+from trt_helper.builder.refusals import Refusal
 from trt_helper.emulator.partial_sums import PartialSum
 from trt_helper.format.text import batch_text, cell, figure, plain, rate, table
 from trt_helper.onnx_model.graph import Graph
@@ -296,6 +297,16 @@ def abilities(found: Iterable[Ability]) -> Table:
     made = table("This machine", "can", "", "with", "how to get it", names=4)
     for ability in found:
         made.add_row(ability.what, "yes" if ability.here else "no", cell(ability.with_), cell(ability.more))
+    return made
+
+
+def refusals(found: Sequence[Refusal]) -> Table | str:
+    """The nodes of a model that the installed builder refuses."""
+    if not found:
+        return "The builder that is installed takes every node of the model, or none is installed."
+    made = table(f"{found[0].builder} refuses", "layer", "op", "what it says", names=3)
+    for one in found:
+        made.add_row(cell(one.layer), cell(one.op), cell(one.says, longest=LONGEST_PROOF))
     return made
 
 
