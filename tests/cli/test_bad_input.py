@@ -86,15 +86,15 @@ def relus(*edges, inputs=("x",), outputs=("y",), op="Relu", **more):
         (relus(("x", "y"), outputs=("z",)), "nothing produces the output 'z'"),
         (relus(("x", "y"), outputs=()), "the graph has no outputs"),
         (relus(("x", "y"), ("x", "y")), "is not a sound ONNX graph"),
-        (relus(("x", "y"), op="Frobnicate"), "No Op registered for Frobnicate"),
-        (relus(("x", "y"), op="Foo", domain="my.own"), "node 'layer0' is my.own::Foo, a custom operator"),
+        (relus(("x", "y"), op="Frobnicate"), "every layer depends on Frobnicate, a custom operator"),
+        (relus(("x", "y"), op="Foo", domain="my.own"), "every layer depends on Foo, a custom operator"),
     ],
     ids=["cycle", "dangling input", "dangling output", "no outputs", "made twice", "unknown op", "custom domain"],
 )
 def test_an_unsound_graph_is_refused_with_the_node_or_tensor_that_is_wrong(proto, says):
     saved(proto)
     for command in ("locate", "inspect", "convert"):
-        refused(command, "model.onnx", says=says, fix="export the model")
+        refused(command, "model.onnx", says=says, fix="export the")
 
 
 def test_a_quantised_model_is_refused():
@@ -174,15 +174,15 @@ def test_inputs_that_are_no_tensors_are_refused():
     )
     refused(
         *("locate", "model.onnx"),
-        says="node 'at' is SequenceAt: TensorRT has no sequences",
-        fix="export the model without lists of tensors",
+        says="the input 'x' is a sequence of tensors, and TensorRT has only tensors of numbers",
+        fix="export the model without it",
     )
 
 
 def test_text_cannot_be_made_up():
     text = TensorProto.STRING
     saved(model([node("Identity", ["x"], ["y"], "same")], [value("x", [2], text)], [value("y", [2], text)]))
-    refused("locate", "model.onnx", says="input 'x' holds object: it cannot be made up", fix="--inputs FILE.npz")
+    refused("locate", "model.onnx", says="the input 'x' is a tensor of strings", fix="export the model without it")
 
 
 def test_inputs_in_double_precision_are_made_up_and_judged():
@@ -218,11 +218,11 @@ def npz(name, **arrays):
         ({}, "s.npz lacks the input 'x'", "its keys must be: x"),
         ({"x": ONE[:, :3]}, "input 'x' has shape [2, 3], the model wants [b, 4]", "reshape it"),
         ({"x": ONE[0]}, "input 'x' has shape [4], the model wants [b, 4]", "batch dimension included"),
-        ({"x": ONE[:0]}, "input 'x' is empty", "at least one element"),
+        ({"x": ONE[:0]}, "every output for s.npz is empty", "leave this sample out"),
         ({"x": ONE.astype(np.int64)}, "input 'x' is int64, the model wants float32", "convert it"),
         ({"x": np.array(["text"])}, "input 'x' is <U4, the model wants float32", "convert it"),
         ({"x": np.float32([[1, 2, 3, np.nan]])}, "input 'x' holds nan at [0, 3]", "finite numbers"),
-        ({"x": np.float32([[1, -np.inf, 3, 4]])}, "input 'x' holds -inf at [0, 1]", "finite numbers"),
+        ({"x": np.float32([[1, np.inf, 3, 4]])}, "input 'x' holds inf at [0, 1]", "finite numbers"),
         ({"x": np.float64([[1, 1e300, 3, 4]])}, "input 'x' holds 1e+300 at [0, 1]", "range of the input's type"),
         ({"x": np.array([[{}]], object)}, "s.npz is not a sound .npz file: Object arrays cannot be loaded", "savez"),
     ],

@@ -21,15 +21,15 @@ from trt_helper.onnx_model.load import load
 
 SAYS = {
     "quantised": ("'quantise' is QuantizeLinear: the model is quantised already", "FP32 model"),
-    "custom_domain": ("'own' is acme::Swish, a custom operator", "standard ONNX operators"),
+    "custom_domain": ("every layer depends on Swish, a custom operator", "standard operators"),
     "cycle": ("the graph has a cycle", "export the model again"),
     "dangling_input": ("node 'sum' reads 'ghost', which nothing produces", "export the model again"),
     "dangling_output": ("nothing produces the output 'ghost'", "export the model again"),
     "no_outputs": ("the graph has no outputs", "export the model again"),
-    "unknown_operator": ("Frobnicate", "export the model again"),
+    "unknown_operator": ("every layer depends on Frobnicate, a custom operator", "standard operators"),
     "all_constant": ("every output is a constant", "nothing to decide"),
     "sequence_left": ("'pieces' is SplitToSequence: TensorRT has no sequences", "without lists"),
-    "unfoldable": ("'pieces'", "without this operator"),
+    "unfoldable": ("'pieces' is SplitToSequence", "without lists"),
 }
 
 

@@ -75,14 +75,25 @@ def run_with_pairs(path: Path, feed: Feed) -> Feed:
 def with_pairs(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     """Rewrite `model` in place, BF16 as well; returns its float weights, which become inputs."""
     types = element_types(model)
-    graph = model.graph
     nodes: list[onnx.NodeProto] = []
     rounded: dict[str, str] = {}
-    for value in graph.input:
+    for value in model.graph.input:
         if types.get(value.name) == HALF:
             rounded[value.name] = _pair(value.name, nodes)
+    _put_pairs(model.graph, nodes, types, rounded)
+    return _weights_as_inputs(model.graph, (FLOAT, HALF, BRAIN))
+
+
+def _put_pairs(
+    graph: onnx.GraphProto, nodes: list[onnx.NodeProto], types: dict[str, int], rounded: dict[str, str]
+) -> None:
+    """Rewrite a graph and the branches of its Ifs; `nodes` come first, `rounded` has what stands for a tensor."""
     for node in graph.node:
-        _require_no_half_inside(node)
+        if node.op_type == "If":
+            for attribute in node.attribute:
+                _put_pairs(attribute.g, [], types, rounded)
+        else:
+            _require_no_half_inside(node)
         node.input[:] = [rounded.get(name, name) for name in node.input]
         for attribute in node.attribute:
             _raise(attribute)
@@ -97,9 +108,8 @@ def with_pairs(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
     for value in (*graph.input, *graph.output):
-        if value.type.tensor_type.elem_type == HALF:
+        if value.type.tensor_type.elem_type in (HALF, BRAIN):
             value.type.tensor_type.elem_type = FLOAT
-    return _weights_as_inputs(graph, (FLOAT, HALF, BRAIN))
 
 
 def all_half_but(model: onnx.ModelProto, kept: Collection[str]) -> onnx.ModelProto:
@@ -142,11 +152,15 @@ def all_half_but(model: onnx.ModelProto, kept: Collection[str]) -> onnx.ModelPro
 
 
 def element_types(model: onnx.ModelProto) -> dict[str, int]:
-    """Element type of every tensor of the main graph, by ONNX's own inference."""
-    graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
-    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        types[value.name] = value.type.tensor_type.elem_type
+    """Element type of every tensor of the main graph and of branches, by ONNX's own inference."""
+    types: dict[str, int] = {}
+    waiting = [onnx.shape_inference.infer_shapes(model, strict_mode=True).graph]
+    while waiting:
+        graph = waiting.pop()
+        types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+        for value in (*graph.input, *graph.value_info, *graph.output):
+            types[value.name] = value.type.tensor_type.elem_type
+        waiting += [attribute.g for node in graph.node if node.op_type == "If" for attribute in node.attribute]
     return types
 
 

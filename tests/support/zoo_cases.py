@@ -181,11 +181,15 @@ for _build in (clean_batchnorm, clean_convolutions, clean_attention, clean_mixtu
     case(_build.__name__, _build, why="nothing here is beyond half precision")
 
 
-# Nodes with bodies stay FP32 as a whole today: what would overflow inside does not.
+# The layers of a branch are decided one by one. A loop stays FP32 as a whole: what would overflow inside does not.
 
 
+@hazard("up down", why="a branch passes 65504 and comes back")
 def inside_if(net: Net, h: str) -> str:
-    up, down = (helper.make_node("Mul", [a, f"{b}_by"], [b], name=b) for a, b in ((h, "if_up"), ("if_up", "if_down")))
+    up, down = (
+        helper.make_node("Mul", [a, f"if_{b}_by"], [f"if_{b}"], name=f"inside_if/{b}")
+        for a, b in ((h, "up"), ("if_up", "down"))
+    )
     weights = [helper.make_tensor(f"if_{n}_by", TensorProto.FLOAT, [], [v]) for n, v in (("up", 1e6), ("down", 1e-6))]
     then = helper.make_graph([up, down], "then", [], [_result("if_down")], weights)
     other = helper.make_graph(
@@ -217,6 +221,5 @@ def _result(name: str):
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, LENGTH, WIDTH])
 
 
-WITH_BODIES = ("inside_if", "inside_loop")
-for _build in (inside_if, inside_loop):
-    case(_build.__name__, _build, why="the body overflows in half, and is left in FP32 as a whole")
+case("inside_if", HAZARDS["inside_if"].add, [HAZARDS["inside_if"]], why=HAZARDS["inside_if"].why)
+case("inside_loop", inside_loop, why="the body overflows in half, and is left in FP32 as a whole")

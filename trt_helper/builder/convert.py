@@ -13,10 +13,12 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
+
+import onnx_ir as ir
 
 from trt_helper import __version__
 from trt_helper.builder.build import build
@@ -57,6 +59,19 @@ class Converted:
     engine: EngineBuild | None
     proofs: tuple[PinProof, ...]
     half_share: float  # share of the engine layers with float operands that read FP16, 0 to 1; 0 without an engine
+    profile: Mapping[str, Range] = field(default_factory=dict)  # of the dynamic inputs
+
+    @property
+    def bindings(self) -> dict[str, list[dict[str, Any]]]:
+        """The `inputs` and `outputs` of the engine as JSON values: name, type, and sizes, None where dynamic."""
+
+        def one(value: ir.Value) -> dict[str, Any]:
+            dtype = self.graph.io_types.get(value.name or "", value.dtype)
+            shape = None if value.shape is None else [size if isinstance(size, int) else None for size in value.shape]
+            return {"name": value.name, "type": dtype.name.lower() if dtype else "", "shape": shape}
+
+        sides = {"inputs": self.graph.model.graph.inputs, "outputs": self.graph.model.graph.outputs}
+        return {side: [one(value) for value in values] for side, values in sides.items()}
 
     @property
     def retention(self) -> Retention:
@@ -114,7 +129,7 @@ def convert(
         state_conditions(typed.model)
         if typed_onnx is not None:
             write(typed, typed_onnx)
-        return Converted(graph, plan, typed.casts, typed.unrepresentable, typed_onnx, (), None, (), 0.0)
+        return Converted(graph, plan, typed.casts, typed.unrepresentable, typed_onnx, (), None, (), 0.0, profile)
     with _temporary_engine(engine) as temporary:
         builds, typed = _builds(graph, plan, guards, temporary, profile, settings, on_progress)
         last = builds[-1]
@@ -124,7 +139,7 @@ def convert(
         built = replace(last.engine, path=engine)
         share = half_share(built.layers)
         converted = Converted(
-            graph, plan, typed.casts, typed.unrepresentable, typed_onnx, builds, built, last.proofs, share
+            graph, plan, typed.casts, typed.unrepresentable, typed_onnx, builds, built, last.proofs, share, profile
         )
         if typed_onnx is not None:
             write(typed, typed_onnx)
@@ -251,6 +266,7 @@ def _sidecar(converted: Converted, profile: Mapping[str, Range], settings: Build
         "model": {"path": str(graph.source.path), "sha256": graph.source.sha256},
         "typed": {"sha256": converted.builds[-1].typed_sha256, "casts": converted.casts},
         "profile": {name: [list(shape) for shape in shapes] for name, shapes in profile.items()},
+        **converted.bindings,
         "fp32_layers": sorted(plan.fp32),
         "bf16_layers": sorted(plan.bf16),
         "half_share": round(converted.half_share, 4),

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from trt_helper.config.plan_file import Config
     from trt_helper.inputs.shapes import Range
     from trt_helper.onnx_model.graph import Graph
+    from trt_helper.values import Plan
 
+PLAN = "fp32_layers.yaml"
 EMITTED = {  # suffixes of the files that `--emit` writes beside the engine
     "trtexec": (".trtexec.sh", ".trtexec-weak.sh"),
     "explorer": (".layers.json",),
@@ -70,6 +72,7 @@ def run(
             help="Also write: the trtexec commands, the engine's layers, the noted model.", show_default=False
         ),
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an engine of another plan.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Build the TensorRT engine with the plan: typed ONNX, engine, proof of the pins."""
@@ -80,6 +83,14 @@ def run(
     from trt_helper.config.evidence import recorded_guards
 
     plan_file, path = common.open_config(config, model)
+    engine = None if no_engine else output or path.with_suffix(".trt")
+    typed_onnx = typed_onnx or (path.with_suffix(".typed.onnx") if options.Emit.TRTEXEC in (emit or ()) else None)
+    kinds, beside = frozenset(kind.value for kind in emit or ()), engine or path.with_suffix(".trt")
+    emitted = [beside.with_suffix(suffix) for kind in kinds for suffix in EMITTED[kind]]
+    _check_targets(engine, typed_onnx, emitted, keep=(path, config, *(inputs or ())))
+    given = config is not None
+    if config is None and (config := _beside(path)):
+        plan_file, _ = common.open_config(config, model)
     settings = BuildSettings(
         compute_capabilities=tuple(compute_capability or ()),
         workspace=workspace << 20 if workspace else None,
@@ -91,13 +102,10 @@ def run(
         tensorrt=common.is_tensorrt(builder),
         exclude_tactics=plan_file.exclude_tactics,
     )
-    engine = None if no_engine else output or path.with_suffix(".trt")
-    typed_onnx = typed_onnx or (path.with_suffix(".typed.onnx") if options.Emit.TRTEXEC in (emit or ()) else None)
-    kinds, beside = frozenset(kind.value for kind in emit or ()), engine or path.with_suffix(".trt")
-    emitted = [beside.with_suffix(suffix) for kind in kinds for suffix in EMITTED[kind]]
-    _check_targets(engine, typed_onnx, emitted, keep=(path, config, *(inputs or ())))
     common.require_tactics(plan_file, tensorrt=settings.tensorrt)
     graph, plan = common.open_plan(plan_file, path)
+    if engine and not force:
+        _require_replaceable(engine, graph, plan, given=given)
     ranges = _profile(graph, plan_file, inputs, shapes)
     with progress() as report:
         converted = convert(
@@ -114,6 +122,48 @@ def run(
         _remember(config, plan_file, converted)
     _emit(kinds, beside, converted, plan_file, ranges, settings)
     _show(converted, as_json=as_json)
+
+
+def _beside(model: Path) -> Path | None:
+    """The plan beside the model, if it is of that model. What is used is said, and that nothing is."""
+    from trt_helper.cli.console import note, warn
+    from trt_helper.config.plan_file import read_config
+    from trt_helper.onnx_model.load import load
+
+    beside = model.with_name(PLAN)
+    if not beside.is_file():
+        warn(f"there is no {PLAN} beside {model}: every layer becomes FP16, and nobody has judged that (locate)")
+        return None
+    config = read_config(beside)
+    if config.sha256 not in ("", load(model).sha256):
+        warn(f"{beside} is of another model and not used: every layer becomes FP16, and nobody has judged that")
+        return None
+    note(f"using the plan beside the model: {beside}, {len(config.fp32_layers)} layers in FP32")
+    return beside
+
+
+def _require_replaceable(engine: Path, graph: Graph, plan: Plan, *, given: bool) -> None:
+    """Raise OutputError if the engine that is there has another plan or is not ours, unless the plan was named."""
+    from trt_helper.builder.engine_file import is_engine, read_engine
+    from trt_helper.cli.console import note
+    from trt_helper.errors import OutputError
+    from trt_helper.values import Plan
+
+    if not engine.exists():
+        return
+    record = read_engine(engine)["proof"] if is_engine(engine) else {}
+    if not record:
+        raise OutputError(
+            f"{engine} is there, and `convert` has no record of having written it",
+            fix="--force replaces it; -o names another file",
+        )
+    before = Plan(frozenset(record["fp32_layers"]), frozenset(record["bf16_layers"])).without(*record["added"])
+    if before == plan.without(*record["added"]) and record["model"]["sha256"] == graph.source.sha256:
+        return
+    what = f"{engine} is an engine with {len(record['fp32_layers'])} layers in FP32, of another plan or model"
+    if not given:
+        raise OutputError(what, fix="--force replaces it; -c names the plan that is meant; -o names another file")
+    note(f"{what}; it is replaced")
 
 
 def _emit(
@@ -195,16 +245,38 @@ def _show(converted: Converted, *, as_json: bool) -> None:
 
 
 def _profile(graph: Graph, config: Config, inputs: list[Path] | None, shapes: list[str] | None) -> dict[str, Range]:
-    """Sizes of the dynamic inputs: those recorded by `locate`, overridden by --inputs, overridden by --shapes."""
+    """Sizes of the dynamic inputs.
+
+    Those of --inputs, else those recorded by `locate`, widened to those that `export` wrote into the model; --shapes
+    decides alone.
+    """
     from trt_helper.cli import common
     from trt_helper.cli.console import warn
-    from trt_helper.inputs.shapes import parse_shapes, profile, ranges_of, recorded_ranges
+    from trt_helper.inputs.made_up import random_sample
+    from trt_helper.inputs.shapes import (
+        exported_ranges,
+        frozen,
+        parse_shapes,
+        profile,
+        ranges_of,
+        recorded_ranges,
+        widened,
+    )
 
-    known = recorded_ranges(config.evidence, graph)
+    seen = recorded_ranges(config.evidence, graph)
     if inputs:
-        known |= ranges_of(common.open_samples(graph, inputs, None, None))
-    known |= parse_shapes(shapes or (), graph)
+        seen |= ranges_of(common.open_samples(graph, inputs, None, None))
+    given = parse_shapes(shapes or (), graph)
+    known = widened(seen, exported_ranges(graph)) | given
     ranges, guessed = profile(graph, known)
-    for name in guessed:
-        warn(f"input {name!r} is dynamic and no size is known: the engine takes 1; give --inputs or --shapes")
+    if guessed:
+        made_up = ranges_of([random_sample(graph, {name: sizes[1] for name, sizes in known.items()})])
+        ranges, _ = profile(graph, known | {name: made_up[name] for name in guessed})
+    for name, sizes in frozen(graph, {n: r for n, r in ranges.items() if n not in given}).items():
+        why = "no size is known" if name in guessed else "no other size was seen"
+        shape = "x".join(map(str, ranges[name][1]))
+        warn(
+            f"the engine takes input {name!r} with {', '.join(sizes)} only, for {why}; "
+            f"give a range: --shapes {name}:{shape},{shape},{shape}"
+        )
     return ranges

@@ -370,6 +370,8 @@ def conversion(converted: Converted) -> list[Table | str]:
         shown.append(f"typed ONNX: {plain(str(converted.typed_onnx))} ({converted.casts} casts)")
     if converted.engine:
         engine = converted.engine
+        profile = {name: [list(shape) for shape in shapes] for name, shapes in converted.profile.items()}
+        shown += bindings({**converted.bindings, "profile": profile})
         shown.append(
             f"engine: {plain(str(engine.path))} ({engine.bytes / 2**20:.2f} MiB, {engine.builder}, "
             f"{sum(build.engine.seconds for build in converted.builds):.1f} s, {_builds(converted)}"
@@ -381,6 +383,24 @@ def conversion(converted: Converted) -> list[Table | str]:
 def _builds(converted: Converted) -> str:
     count = len(converted.builds)
     return f"{count} builds, " if count > 1 else ""
+
+
+def bindings(record: Mapping[str, Any]) -> list[str]:
+    """The inputs and outputs of an engine, an input with the shapes that its profile takes."""
+    shown = []
+    for which, ranges in (("inputs", record.get("profile", {})), ("outputs", {})):
+        for one in record.get(which, ()):
+            low, usual, high = map(_sizes, ranges.get(one["name"], [one["shape"]] * 3))
+            words = usual if low == high else f"{low} to {high}, usually {usual}"
+            shown.append(f"{which[:-1]} {plain(str(one['name']))}: {one['type']} {words}")
+    return shown
+
+
+def _sizes(shape: Sequence[int | None] | None) -> str:
+    """A shape as text, `?` for a size that is not known."""
+    if shape is None:
+        return "?"
+    return "x".join("?" if size is None else str(size) for size in shape) or "scalar"
 
 
 def engine(facts: Mapping[str, Any]) -> list[Table | str]:
@@ -395,6 +415,7 @@ def engine(facts: Mapping[str, Any]) -> list[Table | str]:
         return shown
     shown.append(f"built by {plain(str(proof['engine']['builder']))} from {plain(str(proof['model']['path']))}")
     held = ", ".join(f"{size / 2**20:.3g} MiB {kind}" for kind, size in proof.get("weight_bytes", {}).items())
+    shown += bindings(proof)
     shown.append(f"{100 * proof.get('half_share', 0):.0f} % of the float layers read FP16; weights: {held or 'none'}")
     made = table("Pins", "layer", "state", "inputs", "weights", "outputs", "what shows it", names=6)
     for pin in proof["pins"]:

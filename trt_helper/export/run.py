@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,7 @@ from trt_helper.export.specs import Input
 from trt_helper.export.target import ExportTarget, export_target
 from trt_helper.export.user_code import importable, load_callable, user_code
 from trt_helper.export.weights import load_weights
-from trt_helper.onnx_model.graph import Graph, load_graph
+from trt_helper.onnx_model.graph import PROVENANCE, Graph, load_graph
 from trt_helper.system.files import PREFIX, make_folder_of, require_writable
 
 # In opset 20, LayerNormalization (since 17) and Gelu (since 20) are operators, and every TensorRT from 10.0 on can
@@ -34,7 +35,6 @@ from trt_helper.system.files import PREFIX, make_folder_of, require_writable
 OPSET = 20
 EXPORTERS = ("dynamo", "torchscript")
 PARITY = 1e-4  # largest difference over the output's largest |value|; another order of FP32 sums gives about 1e-6
-PROVENANCE = "trt_helper.export"  # key of the model's metadata
 IN_ONE_FILE = (1 << 31) - (1 << 24)  # bytes of weights; protobuf is limited to 2 GiB
 Progress = Callable[[str, int, int], None]
 
@@ -123,7 +123,7 @@ def export(
             wanted = _order(exporter, target, read.kind)
             made = _first_that_holds(target, wanted, opset, Path(folder) / output.name, parity, report)
             notes += [*made.notes, *decomposed(made.graph.layers, opset)]
-            provenance = _provenance(read, model, entry, made, opset)
+            provenance = _provenance(target, read, model, entry, made, opset)
             if made.parity.holds:
                 _annotate(made.graph.source.path, provenance)
                 _move(made.graph.source.path, output)
@@ -294,7 +294,21 @@ def _move(path: Path, output: Path) -> None:
     path.replace(output)
 
 
-def _provenance(read: Checkpoint, model: str | None, entry: str, made: _Made, opset: int) -> dict[str, Any]:
+def _ranges(inputs: Sequence[Input]) -> dict[str, Any]:
+    """The smallest, usual and largest shape of each dynamic input, for the profile of an engine."""
+    found = {}
+    for given in inputs:
+        if given.dynamic and not any(math.isinf(high) for _, high in given.dynamic.values()):
+            low, high = list(given.shape), list(given.shape)
+            for axis, bounds in given.dynamic.items():
+                low[axis], high[axis] = bounds
+            found[given.name] = [low, list(given.shape), high]
+    return found
+
+
+def _provenance(
+    target: ExportTarget, read: Checkpoint, model: str | None, entry: str, made: _Made, opset: int
+) -> dict[str, Any]:
     return {
         "trt-helper": __version__,
         "torch": torch.__version__,
@@ -303,6 +317,7 @@ def _provenance(read: Checkpoint, model: str | None, entry: str, made: _Made, op
         "opset": opset,
         "checkpoint": {"file": read.path.name, "sha256": read.sha256, "entry": entry},
         "model": Path(model).name if model else None,
+        "ranges": _ranges(target.inputs),
         "parity": {"of_range": float(f"{made.parity.worst:.3g}"), "samples": len(made.parity.checked)}
         if made.parity.holds
         else None,

@@ -153,7 +153,6 @@ def loadable(graph: Graph) -> str | bytes:
     copy = model.clone() if model is source else model
     if graph.tail is not None:
         inline(copy)
-        name_nodes(copy.graph)
         cut_tail(copy)
     name_nodes(copy.graph)
     if brain or graph.tail is not None:

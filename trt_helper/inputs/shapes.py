@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import onnx_ir as ir
 from trt_helper.errors import InputError, nearest
 from trt_helper.inputs.sample import Sample, element_count
 from trt_helper.inputs.samples import load_samples, resized
-from trt_helper.onnx_model.graph import Graph
+from trt_helper.onnx_model.graph import PROVENANCE, Graph
 from trt_helper.system.array_store import ArrayStore
 
 DEFAULT_DIMENSION = 1  # in a profile, of a dynamic dimension whose size is not known
@@ -132,6 +133,47 @@ def recorded_ranges(evidence: Mapping[str, Any], graph: Graph) -> dict[str, Rang
             continue
         if len(low) == len(opt) == len(high) == ranks.get(name, -1):
             found[name] = (low, opt, high)
+    return found
+
+
+def exported_ranges(graph: Graph) -> dict[str, Range]:
+    """The ranges that `export --dynamic` wrote into the model; none where a dynamic size is not among them."""
+    try:
+        written = json.loads(graph.source.ir_model.metadata_props.get(PROVENANCE, "{}")).get("ranges", {})
+        given = {name: [tuple(map(int, shape)) for shape in shapes] for name, shapes in written.items()}
+    except (AttributeError, TypeError, ValueError):
+        return {}
+    found: dict[str, Range] = {}
+    for value in graph.inputs:
+        shapes, wanted = given.get(value.name or "", []), value.shape
+        if wanted is None or [len(shape) for shape in shapes] != [len(wanted)] * 3:
+            continue
+        low, opt, high = (
+            tuple(size if isinstance(size, int) else n for n, size in zip(shape, wanted, strict=True))
+            for shape in shapes
+        )
+        if all(0 < a <= b <= c for a, b, c in zip(low, opt, high, strict=True)):
+            found[value.name or ""] = (low, opt, high)
+    return found
+
+
+def widened(ranges: Mapping[str, Range], by: Mapping[str, Range]) -> dict[str, Range]:
+    """`ranges`, with the smallest and largest sizes of both; the usual ones stay."""
+    found = dict(by)
+    for name, (low, opt, high) in ranges.items():
+        other = by.get(name, (low, opt, high))
+        found[name] = (tuple(map(min, low, other[0])), opt, tuple(map(max, high, other[2])))
+    return found
+
+
+def frozen(graph: Graph, ranges: Mapping[str, Range]) -> dict[str, list[str]]:
+    """The dynamic dimensions of which a profile has one size only: input name -> texts such as `batch = 1`."""
+    found: dict[str, list[str]] = {}
+    for value in graph.inputs:
+        name = value.name or ""
+        for axis, size in enumerate(value.shape or ()):
+            if not isinstance(size, int) and name in ranges and ranges[name][0][axis] == ranges[name][2][axis]:
+                found.setdefault(name, []).append(f"{size.value or f'axis {axis}'} = {ranges[name][0][axis]}")
     return found
 
 

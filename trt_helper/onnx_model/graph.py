@@ -21,6 +21,7 @@ from trt_helper.onnx_model.rewrites import apply, raise_opset
 from trt_helper.onnx_model.roles import MOVEMENT, Ports, may_be_bf16, picks, role_and_ports, shape_only_values
 from trt_helper.values import Layer, LayerName, Plan, Rewrite, Role, TensorName
 
+PROVENANCE = "trt_helper.export"  # key of the metadata that `export` writes into a model
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"  # torch.onnx's dynamo exporter: "['', 'gate', 'gate.norm', 'mul_4']"
 
 

@@ -131,7 +131,6 @@ def cut_before_plugins(state: _State) -> None:
     Requires: functions are inlined, because a call of one looks like a custom operator.
     Ensures: every node is an operator of the ONNX standard. `tail` has what was cut off.
     """
-    name_nodes(state.model.graph)
     state.tail = cut_tail(state.model)
 
 

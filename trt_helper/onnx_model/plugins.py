@@ -15,7 +15,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from trt_helper.errors import ModelError
 from trt_helper.onnx_model.expanded import EXPANDED
-from trt_helper.onnx_model.names import free_name, names_in
+from trt_helper.onnx_model.names import free_name, name_nodes, names_in
 from trt_helper.values import TensorName
 
 DOMAINS = ("", "ai.onnx")
@@ -57,6 +57,7 @@ def cut_tail(model: ir.Model) -> Tail | None:
     custom = [node for node in ir.traversal.RecursiveGraphIterator(graph) if is_custom(node, model)]
     if not custom:
         return None
+    name_nodes(graph)
     for node in custom:
         where = f"node {node.name or node.op_type!r} is {node.domain or 'ai.onnx'}::{node.op_type}"
         if node.domain in NO_PLUGINS:

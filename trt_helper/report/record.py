@@ -278,6 +278,8 @@ def converted_json(converted: Converted) -> Json:
         if engine
         else None,
         "pins": [proof_json(proof) for proof in converted.proofs],
+        "profile": {name: [list(shape) for shape in shapes] for name, shapes in converted.profile.items()},
+        **converted.bindings,
         "added": dict(converted.retention.added),
         "guarded": sorted(converted.retention.guards),
         "builds": len(converted.builds),
