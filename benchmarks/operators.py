@@ -34,7 +34,7 @@ from trt_helper.builder.failures import reason  # noqa: E402
 from trt_helper.builder.settings import BuildSettings  # noqa: E402
 from trt_helper.errors import ModelError, TrtHelperError  # noqa: E402
 from trt_helper.onnx_model.graph import Graph, load_graph, subgraphs  # noqa: E402
-from trt_helper.onnx_model.roles import SHAPE_INPUTS, picks  # noqa: E402
+from trt_helper.onnx_model.roles import SHAPE_INPUTS, TYPED_BY_ATTRIBUTE, picks  # noqa: E402
 from trt_helper.onnx_model.typed import render, state_conditions, write  # noqa: E402
 from trt_helper.values import Plan, Role  # noqa: E402
 
@@ -258,6 +258,8 @@ def _column(operator: str, graph: Graph) -> str:
     if not layers:
         left = dict.fromkeys(layer.op for layer in graph.layers)
         own = {node.op_type for node in graph.source.ir_model.graph} | {"Identity", "Constant"}
+        if "Select" in left:
+            return "the layers of its branches are judged one by one"
         return "folded" if own.issuperset(left) else f"rewritten: {', '.join(left)}"
     layer = layers[0]
     node = graph.nodes[layer.name]
@@ -275,8 +277,8 @@ def _why(node: ir.Node, opset: int) -> str:
     reasons = {
         "its body stays FP32": bool(subgraphs(node)),
         "no FP32 in it": not any(value.dtype is ir.DataType.FLOAT for value in values),
-        "the type of its result is an attribute": "dtype" in node.attributes,
         "it reads bits as another type": node.op_type == "BitCast",
+        "the type of its result is an attribute": "dtype" in node.attributes or node.op_type in TYPED_BY_ATTRIBUTE,
         "the standard has no FP16 for it": not any(map(_may_be_half, (*schema.inputs, *schema.outputs))),
         "the standard has no FP16 for its result": not all(map(_may_be_half, schema.outputs[:1])),
     }

@@ -157,6 +157,66 @@ def test_a_guessed_size_is_said():
     assert "the engine takes input 'x' with b = 1 only, for no size is known; give a range: --shapes x:1x4" in warning
 
 
+# -------------------------------------------------------------------------------- what is not overwritten
+
+
+@needs_rtx
+def test_the_plan_beside_the_model_is_used_and_that_is_said():
+    save_plan().rename("fp32_layers.yaml")
+    result = ok("convert", "model.onnx", "--json")
+    assert "using the plan beside the model: fp32_layers.yaml, 4 layers in FP32" in result.err
+    assert result.json["fp32_layers"] == PINS
+
+
+@needs_rtx
+def test_a_plan_of_another_model_beside_it_is_not_used_and_that_is_said():
+    path, inputs = save_overflowing()
+    ok("locate", path, "-i", inputs)  # writes fp32_layers.yaml with a sha256
+    saved(clean(), "other.onnx")
+    result = ok("convert", "other.onnx", "--json", "--shapes", "x:2x4")
+    assert "fp32_layers.yaml is of another model and not used" in result.err
+    assert result.json["fp32_layers"] == []
+
+
+@needs_rtx
+def test_an_engine_of_another_plan_is_kept_unless_the_plan_is_named_or_force_is_given():
+    plan, path = save_plan().rename("fp32_layers.yaml"), "model.onnx"
+    ok("convert", "-c", plan, "-o", "m.trt", "--shapes", "x:2x8")
+    good = Path("m.trt").read_bytes()
+    again = ("-o", "m.trt", "--shapes", "x:2x8")
+    ok("convert", path, *again)  # the plan beside it is the same
+    plan = plan.rename("elsewhere.yaml")
+    fix = "--force replaces it; -c names the plan that is meant; -o names another file"
+    refused("convert", path, *again, says="m.trt is an engine with 4 layers in FP32, of another plan or model", fix=fix)
+    assert Path("m.trt").read_bytes() == good
+    Path("none.yaml").write_text("model: {path: model.onnx}\nFP32_LAYERS_FOR_FP16: []\n")
+    assert "it is replaced" in ok("convert", path, "-c", "none.yaml", *again).err
+    assert Path("m.trt").read_bytes() != good
+    ok("convert", path, "-c", plan, *again)
+    ok("convert", path, "--force", *again)
+    assert Path("m.trt").read_bytes() != good
+
+
+@needs_rtx
+def test_a_file_that_convert_did_not_write_is_kept_unless_forced():
+    saved(clean(batch=2))
+    Path("model.trt").write_text("mine")
+    refused("convert", "model.onnx", says="model.trt is there, and `convert` has no record", fix="--force replaces it")
+    assert Path("model.trt").read_text() == "mine"
+    ok("convert", "model.onnx", "--force")
+
+
+@needs_rtx
+def test_inputs_outputs_and_profile_are_printed_and_read_back_from_the_engine():
+    saved(clean())
+    lines = ["input x: float 1x4 to 8x4, usually 2x4", "output y: float ?x4"]
+    result = ok("convert", "model.onnx", "--shapes", "x:1x4,2x4,8x4")
+    shown = ok("inspect", "model.trt").out
+    for line in lines:
+        assert line in result.out
+        assert line in shown
+
+
 # ---------------------------------------------------------------------------------------- what is wrong
 
 
@@ -265,7 +325,7 @@ def test_a_full_disk_leaves_the_old_engine_as_it_was():
     Path("m.trt").write_text("old")
     before = everything("..")
     with full_disk(20_000):
-        result = run("convert", "model.onnx", "-o", "m.trt")
+        result = run("convert", "model.onnx", "-o", "m.trt", "--force")
     assert result.status == 3
     assert two_lines(result.err)[0] == "m.trt cannot be written: File too large"
     assert everything("..") == before
@@ -313,7 +373,7 @@ def test_ctrl_c_in_a_build_leaves_no_file_and_no_process(delay):
     saved(deep())
     Path("m.trt").write_text("old")
     before = everything("..")
-    process = in_process(MAIN, "convert", "model.onnx", "-o", "m.trt")
+    process = in_process(MAIN, "convert", "model.onnx", "-o", "m.trt", "--force")
     found = wait_until(lambda: children(process.pid))
     assert found, process.communicate()
     time.sleep(delay)
@@ -330,7 +390,7 @@ def test_ctrl_c_in_a_build_leaves_no_file_and_no_process(delay):
 def test_a_killed_conversion_leaves_no_process_and_the_old_engine():
     saved(deep())
     Path("m.trt").write_text("old")
-    process = in_process(MAIN, "convert", "model.onnx", "-o", "m.trt")
+    process = in_process(MAIN, "convert", "model.onnx", "-o", "m.trt", "--force")
     found = wait_until(lambda: children(process.pid))
     assert found, process.communicate()
     process.kill()
