@@ -6,7 +6,6 @@ import hashlib
 import json
 import signal
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from support.command_line import (
     full_disk,
     in_process,
     misused,
+    needs_rtx,
     ok,
     refused,
     run,
@@ -31,11 +31,6 @@ from support.command_line import (
     two_lines,
 )
 from support.onnx_parts import constant, model, node, value
-
-needs_rtx = pytest.mark.skipif(
-    find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed: pip install 'trt-helper[rtx]'"
-)
-
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 

@@ -12,15 +12,20 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import onnx
+import pytest
 
 from support.onnx_parts import constant, model, node, value
 from trt_helper.cli.main import main
 
+needs_rtx = pytest.mark.skipif(
+    find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed: pip install 'trt-helper[rtx]'"
+)
 PINS = ["/norm/Pow", "/norm/ReduceMean", "/norm/Add", "/norm/Sqrt"]  # what `overflowing` must keep in FP32
 
 
