@@ -170,6 +170,8 @@ class TensorError:
         non_finite: the number of elements that are NaN or infinite where the reference is not the same, or the reverse.
         total: the number of elements.
         reference_max: the largest finite magnitude of the reference.
+        resized: in words, if the shape is not that of the reference: its size depends on values. All elements count as
+            non-finite then.
     """
 
     name: TensorName
@@ -184,6 +186,12 @@ class TensorError:
     non_finite: int
     total: int
     reference_max: float = 0.0
+    resized: str = ""
+
+    @property
+    def broken(self) -> str:
+        """What no figure says: another size than the reference's, or how many elements are not finite; else empty."""
+        return self.resized or (f"{self.non_finite} not finite" if self.non_finite else "")
 
     def passes(self, tolerance: Tolerance) -> bool:
         """Whether this tensor is within `tolerance`, with which `outside` must have been counted."""

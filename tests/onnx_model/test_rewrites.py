@@ -15,7 +15,7 @@ from support.rewritable_models import (
     SPELLINGS,
     WIDTH,
     Build,
-    over_another_axis,
+    over_two_axes_in_turn,
     torch_layer_norm,
     variance_of_something_else,
     without_a_root,
@@ -53,14 +53,14 @@ def test_a_norm_in_pieces_becomes_one_operator_that_computes_the_same(build, op,
     offered = find(graph.model.graph, ["norms"])
     assert offered == (Rewrite("norms", "norm", op),)
     rewritten = read_graph(graph.source, offered)
-    assert [layer.op for layer in rewritten.layers] == ["Mul", op, "Add"]
+    assert [layer.op for layer in rewritten.layers if layer.op != "Transpose"] == ["Mul", op, "Add"]
     assert len(graph.layers) > len(rewritten.layers)
     feed = {"x": np.random.default_rng(3).normal(3, 2, (2, 5, WIDTH)).astype(np.float32)}
     found = next(iter(Emulator(rewritten).reference(feed).values()))
     np.testing.assert_allclose(found, reference(graph, feed), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("build", [over_another_axis, variance_of_something_else, without_a_root])
+@pytest.mark.parametrize("build", [over_two_axes_in_turn, variance_of_something_else, without_a_root])
 def test_what_only_looks_like_a_norm_is_left_alone(build, tmp_path):
     assert find(graph_of(build, tmp_path).model.graph, REWRITE_KINDS) == ()
 

@@ -54,23 +54,37 @@ def rms(net: Net, x: str) -> str:
     return net("Div", x, net("Sqrt", net("Add", net("ReduceMean", net("Mul", x, x), axes=[-1]), EPSILON)), name="norm")
 
 
+def over_another_axis(net: Net, x: str) -> str:
+    """The axis in the middle, as the channels of an image, with weights of it in the divisor."""
+    c = net("Sub", x, net("ReduceMean", x, axes=[1]))
+    deviation = net("Sqrt", net("Add", net("ReduceMean", net("Mul", c, c), axes=[1]), EPSILON))
+    return net("Mul", c, net("Mul", net("Div", 1.0, deviation), net.normal(5, 1)), name="norm")
+
+
+def rms_over_the_first_axis(net: Net, x: str) -> str:
+    return net("Div", x, net("Sqrt", net("Add", net("ReduceMean", net("Mul", x, x), axes=[0]), EPSILON)), name="norm")
+
+
 SPELLINGS: dict[Build, str] = {
     torch_layer_norm: "LayerNormalization",
     by_reciprocal: "LayerNormalization",
     by_power: "LayerNormalization",
     by_moments: "LayerNormalization",
     rms: "RMSNormalization",
+    over_another_axis: "LayerNormalization",
+    rms_over_the_first_axis: "RMSNormalization",
 }
-
-
-def over_another_axis(net: Net, x: str) -> str:
-    c = net("Sub", x, net("ReduceMean", x, axes=[1]))
-    return net("Div", c, net("Sqrt", net("Add", net("ReduceMean", net("Mul", c, c), axes=[1]), EPSILON)))
 
 
 def variance_of_something_else(net: Net, x: str) -> str:
     c, other = centred(net, x), net("Tanh", x)
     return net("Div", c, net("Sqrt", net("Add", net("ReduceMean", net("Mul", other, other), axes=[-1]), EPSILON)))
+
+
+def over_two_axes_in_turn(net: Net, x: str) -> str:
+    """The mean of one axis, the squares of another."""
+    c = net("Sub", x, net("ReduceMean", x, axes=[1]))
+    return net("Div", c, net("Sqrt", net("Add", net("ReduceMean", net("Mul", x, x), axes=[2]), EPSILON)))
 
 
 def without_a_root(net: Net, x: str) -> str:

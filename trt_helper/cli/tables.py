@@ -50,8 +50,8 @@ def before_after(located: Located) -> Table:
         made.add_row(
             cell(after.name),
             figure(before.max) if before else "-",
-            str(before.non_finite) if before else "-",
-            figure(after.max) if not after.non_finite else f"{after.non_finite} not finite",
+            (before.resized or str(before.non_finite)) if before else "-",
+            after.broken or figure(after.max),
             figure(after.median),
             f"{located.metric.name} ≥ {located.metric.threshold:g}"
             if located.metric
@@ -91,9 +91,8 @@ def trial_figure(trial: Trial) -> str:
     """The error of a trial's worst output, or why there is none."""
     if trial.why:
         return plain(trial.why)
-    if any(error.non_finite for error in trial.outputs):
-        return "not finite"
-    return figure(max(error.max for error in trial.outputs))
+    broken = [error.resized or "not finite" for error in trial.outputs if error.non_finite]
+    return broken[0] if broken else figure(max(error.max for error in trial.outputs))
 
 
 def layers(reports: Sequence[LayerReport], pinned: frozenset[str], limit: int) -> Table:

@@ -42,7 +42,7 @@ def compare(
         The errors. For strings the error of an element is 1 if it differs, else 0.
     """
     if found.shape != reference.shape:
-        return _incomparable(name, reference)
+        return _incomparable(name, found, reference)
     if reference.size == 0:
         return TensorError(name, 0, 0, 0, 0, 0, 0, (), 0, 0, 0)
     if reference.dtype.kind not in "fiub":
@@ -196,10 +196,11 @@ def _compare_labels(name: TensorName, found: Array, reference: Array) -> TensorE
     return TensorError(name, largest, share, middle, largest, share, middle, where, outside, 0, reference.size)
 
 
-def _incomparable(name: TensorName, reference: Array) -> TensorError:
+def _incomparable(name: TensorName, found: Array, reference: Array) -> TensorError:
     """The error of a tensor with another shape than its reference."""
     total = max(reference.size, 1)
-    return TensorError(name, 0, 0, 0, 0, 0, 0, (), total, total, total)
+    sizes = ("x".join(map(str, array.shape)) or "1" for array in (found, reference))
+    return TensorError(name, 0, 0, 0, 0, 0, 0, (), total, total, total, resized=" instead of ".join(sizes))
 
 
 def _as_float(array: Array) -> Array:

@@ -13,8 +13,9 @@ Json = dict[str, Any]
 
 
 def error_json(error: TensorError) -> Json:
-    """The errors of one tensor. A figure that is not finite is null."""
+    """The errors of one tensor. A figure that is not finite is null; `resized` is there for another size only."""
     return {
+        **({"resized": error.resized} if error.resized else {}),
         "max": number(error.max),
         "mean": number(error.mean),
         "median": number(error.median),

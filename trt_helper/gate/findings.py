@@ -82,7 +82,7 @@ def by_tolerance(
         atol, rtol = tolerance.of(error.name)
         source = next(s for s, errors in zip(sources, per_sample, strict=True) if errors[index] is error)
         if error.non_finite:
-            text = f"{error.non_finite} of {error.total} elements are wrong in being finite or not"
+            text = error.resized or f"{error.non_finite} of {error.total} elements are wrong in being finite or not"
         elif tolerance.stat is Statistic.ELEMWISE:
             text = f"{error.outside} of {error.total} elements are outside {atol:g} and {rtol:g} relative"
         else:

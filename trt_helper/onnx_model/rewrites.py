@@ -153,7 +153,7 @@ def _bring_into_range(value: ir.Value, epsilon: str) -> None:
 # ------------------------------------------------------------------------------------------------ norms
 
 # The rules that recognise a decomposed norm: (operator, tags of its inputs) -> tag of its output. A tag is the formula
-# of a tensor in terms of x, the input of the norm: m is the mean of x over the last axis, v the variance, q the mean of
+# of a tensor in terms of x, the input of the norm: m is the mean of x over one axis, v the variance, q the mean of
 # the squares, n the number of features, d a standard deviation, e epsilon. "w" is any weights of n elements, and a
 # number is a constant of that value. The last tags are the operators themselves.
 RULES: Mapping[tuple[object, ...], str] = {
@@ -201,14 +201,17 @@ class _Norm:
     members: tuple[ir.Node, ...]  # the layers that it was decomposed into
     weights: ir.Value | None
     epsilon: float
+    axis: int  # that is normalised, such as 1 for the channels of an image
 
 
 @dataclass(eq=False)
 class _Matcher:
-    """Matches the tensors that are computed from one `x` of `n` features with `RULES`."""
+    """Matches the tensors that are computed from one `x` of `n` features along `axis` with `RULES`."""
 
     x: ir.Value
     n: int
+    axis: int
+    rank: int
     tags: dict[ir.Value, str] = field(default_factory=dict)  # of the tensors that match
     members: list[ir.Node] = field(default_factory=list)
     weights: ir.Value | None = None
@@ -221,7 +224,7 @@ class _Matcher:
             return known[0] or ""
         if node.op_type in ("ReduceMean", "ReduceSum"):
             kind = node.op_type.removeprefix("Reduce").lower()
-            return RULES.get((kind, known[0]), "") if _over_last_axis(node) else ""
+            return RULES.get((kind, known[0]), "") if _reduced_axis(node) == self.axis else ""
         words = [[tag] if tag else self._constant(value) for tag, value in zip(known, node.inputs, strict=False)]
         if len(words) == 1:
             return RULES.get((node.op_type, words[0][0]), "")
@@ -241,7 +244,8 @@ class _Matcher:
             return []
         array = value.const_value.numpy()
         if array.size != 1:
-            return ["w"] if array.size == self.n and array.shape[-1] == self.n else []
+            place = array.ndim - (self.rank - self.axis)  # where the axis is after broadcasting
+            return ["w"] if array.size == self.n and place >= 0 and array.shape[place] == self.n else []
         number = float(array.reshape(-1)[0])
         words: list[object] = [number]
         if np.isclose(number * self.n, 1, rtol=1e-5):
@@ -262,31 +266,34 @@ class _Matcher:
 
 
 def _norms(graph: ir.Graph) -> list[_Norm]:
-    """Every decomposed norm of `graph` over the last axis, in topological order.
+    """Every decomposed norm of `graph` over one axis, in topological order.
 
     A norm starts with a reduction, so `x` is the input of one, or the tensor that is squared for one.
     """
     order = {node: index for index, node in enumerate(graph)}
-    starts = dict.fromkeys(
-        node.inputs[0] for node in graph if node.op_type in ("ReduceMean", "ReduceSum") and _over_last_axis(node)
-    )
-    squares = {v.producer(): v for v in starts if v is not None and v.producer() is not None}
-    starts |= dict.fromkeys(
-        producer.inputs[0] for producer in squares if producer is not None and producer.op_type in ("Mul", "Pow")
-    )
+    reductions = [node for node in graph if node.op_type in ("ReduceMean", "ReduceSum")]
+    axes = dict.fromkeys((node.inputs[0], axis) for node in reductions if (axis := _reduced_axis(node)) is not None)
+    starts = dict(axes)
+    for x, axis in axes:
+        producer = x.producer() if x is not None else None
+        if producer is not None and producer.op_type in ("Mul", "Pow"):
+            starts[producer.inputs[0], axis] = None
     found: dict[ir.Node, _Norm] = {}
-    for norm in (norm for x in starts if x is not None and (norm := _norm_of(x, order))):
+    for norm in (norm for x, axis in starts if x is not None and (norm := _norm_of(x, axis, order))):
         # The x - m of a LayerNormalization also matches as the x of an RMSNormalization that ends in the same node.
         if norm.op == "LayerNormalization" or norm.node not in found:
             found[norm.node] = norm
     return sorted(found.values(), key=lambda norm: order[norm.node])
 
 
-def _norm_of(x: ir.Value, order: Mapping[ir.Node, int]) -> _Norm | None:
-    """The norm of `x`, if the consumers of `x` compute one."""
-    if x.dtype is not ir.DataType.FLOAT or x.shape is None or not len(x.shape) or not isinstance(x.shape[-1], int):
+def _norm_of(x: ir.Value, axis: int, order: Mapping[ir.Node, int]) -> _Norm | None:
+    """The norm of `x` over an axis, if the consumers of `x` compute one."""
+    if x.dtype is not ir.DataType.FLOAT or x.shape is None or axis >= len(x.shape):
         return None
-    matcher = _Matcher(x, x.shape[-1], {x: "x"})
+    size = x.shape[axis]
+    if not isinstance(size, int):
+        return None
+    matcher = _Matcher(x, size, axis, len(x.shape), {x: "x"})
     waiting = set(x.consumers())
     while waiting:
         node = min(waiting, key=lambda one: order.get(one, len(order)))
@@ -296,38 +303,39 @@ def _norm_of(x: ir.Value, order: Mapping[ir.Node, int]) -> _Norm | None:
             continue
         matcher.members.append(node)
         if tag in OPSETS:
-            if _may_be_equal(node.outputs[0].shape, x.shape):
+            if _may_be_equal(node.outputs[0].shape, x.shape, axis):
                 members = tuple(matcher.members)
-                return _Norm(tag, x, node, members, matcher.weights, matcher.epsilon)
+                return _Norm(tag, x, node, members, matcher.weights, matcher.epsilon, axis)
             return None
         matcher.tags[node.outputs[0]] = tag
         waiting.update(node.outputs[0].consumers())
     return None
 
 
-def _may_be_equal(one: ir.Shape | None, other: ir.Shape | None) -> bool:
+def _may_be_equal(one: ir.Shape | None, other: ir.Shape | None, axis: int) -> bool:
     """Whether two shapes agree in their known sizes. Symbols are not compared: a Reshape gives them other names."""
     if one is None or other is None or len(one) != len(other):
         return False
     pairs = [(a, b) for a, b in zip(one, other, strict=True) if isinstance(a, int) and isinstance(b, int)]
-    return all(a == b for a, b in pairs) and one[-1] == other[-1]
+    return all(a == b for a, b in pairs) and one[axis] == other[axis]
 
 
-def _over_last_axis(node: ir.Node) -> bool:
-    """Whether a reduction is over the last axis alone."""
+def _reduced_axis(node: ir.Node) -> int | None:
+    """The axis of a reduction over one axis."""
     value = node.inputs[0] if node.inputs else None
     if value is None or value.shape is None:
-        return False
+        return None
     given = node.attributes.get("axes")
     axes: list[int] = list(given.as_ints()) if given is not None else []
     if len(node.inputs) > 1 and node.inputs[1] is not None and node.inputs[1].const_value is not None:
         axes = [int(axis) for axis in node.inputs[1].const_value.numpy().reshape(-1)]
-    return axes in ([-1], [len(value.shape) - 1])
+    return axes[0] % len(value.shape) if len(axes) == 1 and len(value.shape) else None
 
 
 def _fuse(graph: ir.Graph, norm: _Norm) -> None:
     """Replace the last layer of the norm with one operator of the same name. The other layers lose their consumer."""
-    n = norm.x.shape[-1] if norm.x.shape is not None else 0
+    rank = len(norm.x.shape or ())
+    n = norm.x.shape[norm.axis] if norm.x.shape is not None else 0
     given = norm.weights.const_value if norm.weights is not None else None
     array = given.numpy().reshape(-1) if given is not None else np.ones(int(n), np.float32)  # type: ignore[arg-type]
     scale = ir.Value(
@@ -339,10 +347,20 @@ def _fuse(graph: ir.Graph, norm: _Norm) -> None:
     graph.register_initializer(scale)
     old = norm.node.outputs[0]
     attributes = [ir.AttrInt64("axis", -1), ir.AttrFloat32("epsilon", norm.epsilon), ir.AttrInt64("stash_type", 1)]
-    new = ir.Node(
-        "", norm.op, [norm.x, scale], attributes, name=norm.node.name, metadata_props=norm.node.metadata_props
-    )
-    ir.convenience.replace_nodes_and_values(graph, norm.node, [norm.node], [new], [old], [new.outputs[0]])
+    if norm.axis == rank - 1:
+        new = ir.Node(
+            "", norm.op, [norm.x, scale], attributes, name=norm.node.name, metadata_props=norm.node.metadata_props
+        )
+        ir.convenience.replace_nodes_and_values(graph, norm.node, [norm.node], [new], [old], [new.outputs[0]])
+        return
+    there = [*(axis for axis in range(rank) if axis != norm.axis), norm.axis]  # the axis becomes the last one
+    back = [there.index(axis) for axis in range(rank)]
+    made, sizes = _Layers(graph, norm.node), list(norm.x.shape or ())
+    moved = [sizes[axis] for axis in there]
+    x = made.add("Transpose", [norm.x], moved, [ir.AttrInt64s("perm", there)])
+    normed = made.add(norm.op, [x, scale], moved, attributes, named=True)
+    last = made.add("Transpose", [normed], sizes, [ir.AttrInt64s("perm", back)])
+    ir.convenience.replace_nodes_and_values(graph, norm.node, [norm.node], made.nodes, [old], [last])
 
 
 # ----------------------------------------------------------------------------------------------- logs

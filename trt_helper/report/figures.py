@@ -139,7 +139,7 @@ def _output_rows(errors: Iterable[TensorError], plan: str, tolerance: Tolerance)
     for error in errors:
         over = error.error_ratio(tolerance)
         stat = Statistic.MAX if tolerance.stat is Statistic.ELEMWISE else tolerance.stat
-        shown = f"{error.non_finite} not finite" if error.non_finite else figure(getattr(error, stat.value))
+        shown = error.broken or figure(getattr(error, stat.value))
         atol, rtol = tolerance.of(error.name)
         rows.append(
             {

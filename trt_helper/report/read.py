@@ -227,5 +227,6 @@ def errors_of(outputs: Mapping[str, Mapping[str, Any]]) -> Iterator[TensorError]
             outside=found["outside"],
             non_finite=found["non_finite"],
             total=found["elements"],
+            resized=str(found.get("resized", "")),
             **figures,
         )

@@ -89,7 +89,7 @@ def numbers(record: Record) -> list[tuple[str, str]]:
 
 
 def _brief(error: TensorError, tolerance: Tolerance) -> str:
-    return "not finite" if error.non_finite else shown(error, tolerance.stat)
+    return (error.resized or "not finite") if error.non_finite else shown(error, tolerance.stat)
 
 
 def _speed(record: Record) -> tuple[float, float, str] | None:
@@ -151,6 +151,8 @@ def allowed(tolerance: Tolerance, name: str) -> str:
 
 def shown(error: TensorError, stat: Statistic = Statistic.MAX) -> str:
     """The error of one output as text: the figure that `stat` names, or a count of elements."""
+    if error.resized:
+        return error.resized
     if error.non_finite:
         return f"{error.non_finite} of {error.total} not finite"
     if stat is Statistic.ELEMWISE:
@@ -223,8 +225,9 @@ def cure_words(rewrite: Mapping[str, Any]) -> str:
 
 def worst_without(outputs: Mapping[str, Any]) -> str:
     """The largest error of several outputs as text."""
-    if any(error["non_finite"] for error in outputs.values()):
-        return "not finite"
+    broken = [error.get("resized") or "not finite" for error in outputs.values() if error["non_finite"]]
+    if broken:
+        return str(broken[0])
     return figure(max((error["max"] or 0.0 for error in outputs.values()), default=0.0))
 
 

@@ -176,8 +176,8 @@ def _statistics(error: TensorError) -> dict[str, Any]:
 
 def _largest(outputs: Iterable[TensorError]) -> float | str | None:
     errors = list(outputs)
-    if any(error.non_finite for error in errors):
-        return "not finite"
+    if broken := [error.resized or "not finite" for error in errors if error.non_finite]:
+        return broken[0]
     finite = [error.max for error in errors if math.isfinite(error.max)]
     return _four_digits(max(finite)) if finite else None
 

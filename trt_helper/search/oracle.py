@@ -238,7 +238,7 @@ def control_error(
     error = max(trial.outputs, key=lambda output: output.error_ratio(tolerance))
     reason = (
         f"{error.name!r} is off by {tolerance.stat.value} {error.max:.3g} at {list(error.worst)}"
-        f" on {samples[trial.sample].source}" + (f", {error.non_finite} not finite" if error.non_finite else "")
+        f" on {samples[trial.sample].source}" + (f", {error.broken}" if error.broken else "")
     )
     fix = "precision is not the cause; loosen --atol, or check the model and its inputs in ONNX Runtime"
     if logs:

@@ -41,7 +41,7 @@ def _figures(gated: Gated, error: TensorError) -> tuple[str, str, str]:
     tolerance = gated.tolerance
     atol, rtol = tolerance.of(error.name)
     stat = "max" if tolerance.stat is Statistic.ELEMWISE else tolerance.stat.value
-    found = f"{error.non_finite} not finite" if error.non_finite else figure(getattr(error, stat))
+    found = error.broken or figure(getattr(error, stat))
     old = gated.before and gated.before["outputs"].get(error.name)
     allowed = "-" if gated.metric else f"{tolerance.stat.value} ≤ {atol:g} or {rtol:g} rel"
     return found, allowed, figure(old[stat]) if old else "-"
