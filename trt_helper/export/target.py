@@ -94,6 +94,22 @@ class ExportTarget:
         with user_code("the module", fix=RUN), torch.no_grad():
             return [out.detach().clone() for out in self.flat(self.module)(*self.tensors(feed))]
 
+    def run_in_fp64(self, feed: dict[str, Array]) -> list[torch.Tensor]:
+        """Run a copy of the module in FP64, as `run` does.
+
+        Raises:
+            ModelError: The module cannot be copied or does not run in FP64; a torch.export program never does.
+        """
+        if self.program is not None:
+            raise ModelError("a torch.export program has fixed types", fix="export it from the module")
+        try:
+            module = copy.deepcopy(self.module).double()
+        except Exception as error:  # whatever a module's own copying raises
+            raise ModelError("the module cannot be copied", fix="none") from error
+        tensors = [one.double() if one.is_floating_point() else one for one in self.tensors(feed)]
+        with user_code("the module in FP64", fix=RUN), torch.no_grad():
+            return [out.detach() for out in self.flat(module)(*tensors)]
+
     def tensors(self, feed: dict[str, Array]) -> tuple[torch.Tensor, ...]:
         """Return copies of the arrays as tensors, in the order of the inputs: a module may modify its inputs."""
         return tuple(torch.from_numpy(feed[given.name].copy()) for given in self.inputs)

@@ -18,9 +18,9 @@ from onnx_ir.passes.common import ShapeInferencePass
 from trt_helper.errors import InputError, ModelError, first_line
 from trt_helper.inputs.sample import Sample, shape_text
 from trt_helper.onnx_model.float_types import mentions, to_fp32
+from trt_helper.onnx_model.functions import inline
 from trt_helper.onnx_model.graph import Graph
 from trt_helper.onnx_model.names import name_nodes
-from trt_helper.onnx_model.normalise import inline
 from trt_helper.onnx_model.ort_session import session_options
 from trt_helper.onnx_model.plugins import cut_tail
 from trt_helper.onnx_model.sigmoids import with_exact_sigmoids

@@ -9,11 +9,10 @@ rounded, as TensorRT folds them.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 from onnxscript.optimizer import fold_constants
@@ -28,9 +27,11 @@ from trt_helper.errors import ModelError, TrtHelperError, first_line
 from trt_helper.onnx_model.branches import open_branches
 from trt_helper.onnx_model.expanded import EXPANDED, expand
 from trt_helper.onnx_model.float_types import NOT_FP32, author_fp32, computes_in_half, has_type, to_fp32
+from trt_helper.onnx_model.functions import inline
+from trt_helper.onnx_model.inference import all_nodes, infer_by_schema, infer_what_is_known, is_inferred
 from trt_helper.onnx_model.names import name_nodes
 from trt_helper.onnx_model.opsets import raise_to
-from trt_helper.onnx_model.plugins import DOMAINS, Tail, cut_tail
+from trt_helper.onnx_model.plugins import Tail, cut_tail
 
 BATCHNORM_RULES = (
     fuse_batchnorm_into_conv_rule,
@@ -118,9 +119,9 @@ def expand_operators(state: _State) -> None:
     Requires: functions are inlined.
     Ensures: no node is one that `expanded.EXPANDED` knows. Nodes of an expansion are called NODE/OPERATOR_NUMBER.
     """
-    while any((node.domain, node.op_type) in EXPANDED for node in _all_nodes(state.model)):
+    while any((node.domain, node.op_type) in EXPANDED for node in all_nodes(state.model)):
         name_nodes(state.model.graph)
-        _infer_what_is_known(state.model)
+        infer_what_is_known(state.model)
         expand(state.model)
         inline(state.model)
 
@@ -139,7 +140,7 @@ def refuse_unsupported(state: _State) -> None:
 
     Ensures: every node is a deterministic, unquantised operator of the ONNX standard. The model is unchanged.
     """
-    for node in _all_nodes(state.model):
+    for node in all_nodes(state.model):
         where = f"node {node.name or node.op_type!r}"
         if node.op_type in QUANTISED or node.op_type.startswith("QLinear"):
             raise ModelError(
@@ -187,10 +188,10 @@ def infer_types(state: _State) -> None:
 
     Ensures: every tensor that a node reads or that the graph returns has a type. Shapes may stay unknown.
     """
-    _infer_what_is_known(state.model)
-    while sum(_infer_by_schema(node, state.model) for node in _all_nodes(state.model)):
-        _infer_what_is_known(state.model)
-    for node in _all_nodes(state.model):
+    infer_what_is_known(state.model)
+    while sum(infer_by_schema(node, state.model) for node in all_nodes(state.model)):
+        infer_what_is_known(state.model)
+    for node in all_nodes(state.model):
         for value in node.outputs:
             if value.name and value.type is None and (value.uses() or value.is_graph_output()):
                 raise ModelError(
@@ -250,7 +251,7 @@ def fold_constant_nodes(state: _State) -> None:
     Ensures: a node that reads only constants became an initializer, if onnxscript can compute it and the result
         has at most `GROWTH_LIMIT` elements. A node may have been replaced by one with another name.
     """
-    if any(_is_list(node) for node in _all_nodes(state.model)):
+    if any(_is_list(node) for node in all_nodes(state.model)):
         raise_to(state.model, LISTS_OPSET, "a list of tensors")
     try:
         fold_constants(state.model, input_size_limit=FOLD_LIMIT, output_size_limit=GROWTH_LIMIT)
@@ -328,7 +329,7 @@ def refuse_sequences(state: _State) -> None:
     Requires: constants are folded, which removes lists of a known length.
     Ensures: no node reads or makes a list or an optional tensor. The model is unchanged.
     """
-    for node in _all_nodes(state.model):
+    for node in all_nodes(state.model):
         if _is_list(node):
             raise ModelError(
                 f"node {node.name!r} is {node.op_type}: TensorRT has no sequences and no optional tensors",
@@ -341,7 +342,7 @@ def complete_types(state: _State) -> None:
 
     Ensures: the same as `infer_types`.
     """
-    if not _is_inferred(state.model):
+    if not is_inferred(state.model):
         infer_types(state)
 
 
@@ -403,108 +404,12 @@ def _is_list(node: ir.Node) -> bool:
     return node.op_type in LISTS or node.op_type.startswith(("Sequence", "Optional"))
 
 
-def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
-    """The nodes of the main graph and of all graphs within it."""
-    return iter(ir.traversal.RecursiveGraphIterator(model.graph))
-
-
-def inline(model: ir.Model) -> None:
-    """Inline all functions. Versions of the standard that mean the same for a function's operators count as equal."""
-    for function in model.functions.values():
-        for domain, version in function.opset_imports.items():
-            wanted = model.opset_imports.get(domain, version)
-            if all(_same_schema(node, version, wanted) for node in function if node.domain == domain):
-                function.opset_imports[domain] = wanted
-    for node in _all_nodes(model):
-        called = model.functions.get(node.op_identifier())
-        if called is not None and len(node.outputs) < len(called.outputs):  # trailing outputs may be left out
-            node.resize_outputs(len(called.outputs))
-    try:
-        passes.InlinePass()(model)
-    except Exception as error:  # onnx_ir raises ValueError, wrapped by its passes, for every call that does not fit
-        cause = error.__cause__ or error
-        raise ModelError(
-            f"a call of a function cannot be inlined: {first_line(cause)}",
-            fix="export the model without functions, or with calls that fit them",
-        ) from error
-
-
-def _same_schema(node: ir.Node, one: int, other: int) -> bool:
-    """Whether an operator means the same in two versions of its domain."""
-    domain = "" if node.domain in DOMAINS else node.domain
-    try:
-        first, second = (onnx.defs.get_schema(node.op_type, version, domain) for version in (one, other))
-    except onnx.defs.SchemaError:  # another function
-        return True
-    return bool(first.since_version == second.since_version)
-
-
-def _infer_by_schema(node: ir.Node, model: ir.Model) -> bool:
-    """Give outputs without a type that of the inputs which the schema says have the same; whether there was one.
-
-    ONNX has no inference for some operators, such as GroupNormalization of opset 21.
-    """
-    untyped = [index for index, value in enumerate(node.outputs) if value.name and value.type is None]
-    if not untyped:
-        return False
-    try:
-        schema = onnx.defs.get_schema(node.op_type, model.opset_imports.get("", 1))
-    except onnx.defs.SchemaError:
-        return False
-    named = {parameter.type_str: value for parameter, value in zip(schema.inputs, node.inputs, strict=False)}
-    found = False
-    for index in untyped:
-        like = named.get(schema.outputs[min(index, len(schema.outputs) - 1)].type_str)
-        if like is not None and like.type is not None:
-            node.outputs[index].type = like.type
-            found = True
-    return found
-
-
-def _infer_what_is_known(model: ir.Model) -> None:
-    passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
-
-
 def _drops_at_random(node: ir.Node) -> bool:
     """A Dropout that was exported in training mode."""
     if node.op_type != "Dropout" or len(node.inputs) < 3 or node.inputs[2] is None:  # noqa: PLR2004 - training_mode
         return False
     mode = ir.convenience.get_const_tensor(node.inputs[2])
     return mode is not None and bool(mode.numpy().any())
-
-
-def _is_inferred(model: ir.Model) -> bool:
-    """Whether every tensor has a type and a shape, and no symbol in a shape comes from shape inference.
-
-    Shape inference makes up symbols for sizes that it cannot compute. It may know the number once constants are folded.
-    """
-    given = {dim for value in model.graph.inputs for dim in value.shape or () if dim != ir.SymbolicDim(None)}
-    outputs = (v for node in _all_nodes(model) for v in node.outputs if v.name)
-    return all(
-        v.type is not None and v.shape is not None and all(isinstance(dim, int) or dim in given for dim in v.shape)
-        for v in outputs
-    )
-
-
-def _absorb_statistics(node: ir.Node) -> None:
-    """Merge the constant mean and variance of a BatchNorm into its scale and bias."""
-    tensors = [value.const_value if value is not None else None for value in node.inputs[1:5]]
-    epsilon = node.attributes.get_float("epsilon", 1e-5)
-    if any(tensor is None for tensor in tensors):
-        return
-    scale, bias, mean, variance = (tensor.numpy() for tensor in tensors if tensor is not None)
-    factor = scale / np.sqrt(variance + np.float32(epsilon))
-    folded = (factor, bias - mean * factor, np.zeros_like(mean), np.ones_like(variance))
-    for index, (role, array) in enumerate(zip(("scale", "bias", "mean", "var"), folded, strict=True), start=1):
-        value = ir.Value(
-            name=f"{node.name}_folded_{role}",
-            const_value=ir.Tensor(array.astype(np.float32)),
-            type=ir.TensorType(ir.DataType.FLOAT),
-            shape=ir.Shape(array.shape),
-        )
-        node.graph.register_initializer(value)  # type: ignore[union-attr]
-        node.replace_input_with(index, value)
-    node.attributes["epsilon"] = ir.AttrFloat32("epsilon", 0.0)
 
 
 def _aliases(state: _State, remaining: set[str]) -> dict[str, str]:
@@ -543,3 +448,24 @@ def _nearest(name: str, links: dict[str, tuple[str, ...]], remaining: set[str]) 
             seen.add(candidate)
             queue.extend(links.get(candidate, ()))
     return None
+
+
+def _absorb_statistics(node: ir.Node) -> None:
+    """Merge the constant mean and variance of a BatchNorm into its scale and bias."""
+    tensors = [value.const_value if value is not None else None for value in node.inputs[1:5]]
+    epsilon = node.attributes.get_float("epsilon", 1e-5)
+    if any(tensor is None for tensor in tensors):
+        return
+    scale, bias, mean, variance = (tensor.numpy() for tensor in tensors if tensor is not None)
+    factor = scale / np.sqrt(variance + np.float32(epsilon))
+    folded = (factor, bias - mean * factor, np.zeros_like(mean), np.ones_like(variance))
+    for index, (role, array) in enumerate(zip(("scale", "bias", "mean", "var"), folded, strict=True), start=1):
+        value = ir.Value(
+            name=f"{node.name}_folded_{role}",
+            const_value=ir.Tensor(array.astype(np.float32)),
+            type=ir.TensorType(ir.DataType.FLOAT),
+            shape=ir.Shape(array.shape),
+        )
+        node.graph.register_initializer(value)  # type: ignore[union-attr]
+        node.replace_input_with(index, value)
+    node.attributes["epsilon"] = ir.AttrFloat32("epsilon", 0.0)
