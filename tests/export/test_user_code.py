@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import socket
 import threading
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import pytest
 
@@ -136,3 +138,23 @@ def test_an_output_that_is_the_checkpoint_or_the_definition_is_refused():
         result = run("export", "c.pt", "--model", "net.py:Net", *INPUT, "-o", target)
         assert result.status == 3
         assert "is what the result is made from" in result.err
+
+
+def test_a_file_of_a_package_is_told_to_be_named_as_a_module():
+    source("K = 2\n", "parts/other.py")
+    source("from .other import K\n\ndef make():\n    return None\n", "parts/net.py")
+    result = export(saved(weights()), model="parts/net.py:make")
+    refused(result, "attempted relative import", fix="--model parts.net:make")
+
+
+def test_a_torchscript_program_that_fails_shows_its_own_words():
+    source(
+        "import torch\n\nclass Net(torch.nn.Module):\n    def forward(self, x):\n"
+        "        if x.shape[0] != 3:\n            raise ValueError('a batch of three')\n        return x\n",
+        "three.py",
+    )
+    spec = spec_from_file_location("three", Path("three.py").resolve())
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    torch.jit.script(module.Net()).save("s.pt")
+    refused(export("s.pt", model=None), "the module raises ValueError: a batch of three")

@@ -5,6 +5,7 @@ Every exception of the user's code becomes a ModelError that shows only the user
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib
 import importlib.util
@@ -89,6 +90,8 @@ def _no_network() -> Iterator[None]:
 def _raised(error: BaseException) -> str:
     """Return `raises KeyError: 'x' (net.py, line 12, in build; blocks.py, line 3, in __init__)`."""
     lines = str(error).strip().splitlines()
+    if lines and "TorchScript interpreter" in lines[0]:
+        return f"raises {lines[-1].removeprefix('builtins.').removeprefix('RuntimeError: ')}"  # the module's own words
     said = f": {lines[0]}" if lines else ""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
     if isinstance(error, SyntaxError) and error.filename:
@@ -96,6 +99,15 @@ def _raised(error: BaseException) -> str:
     where = "; ".join(f"{Path(f.filename).name}, line {f.lineno}, in {f.name}" for f in frames[-6:])
     kind = "calls sys.exit" if isinstance(error, SystemExit) else f"raises {type(error).__name__.lstrip('_')}"
     return f"{kind}{said}{f' ({where})' if where else ''}"
+
+
+def _imports_relatively(file: Path) -> bool:
+    """Whether a file says `from .other import name`, which only works in a package."""
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError):
+        return False
+    return any(isinstance(node, ast.ImportFrom) and node.level for node in ast.walk(tree))
 
 
 def _is_users(file: str) -> bool:
@@ -173,7 +185,11 @@ def load_callable(text: str) -> Any:
     file = _file_of(text)
     if file is None and (where.endswith(".py") or os.sep in where):
         raise UsageError(f"--model: {where} does not exist", fix=WHERE)
-    with user_code(f"{where}", fix="mend the file: it is imported to define the network, and needs what it imports"):
+    fix = "mend the file: it is imported to define the network, and needs what it imports"
+    if file is not None and file.resolve().parent.name.isidentifier() and _imports_relatively(file):
+        called = f"{file.resolve().parent.name}.{file.stem}:{name}"
+        fix = f"it is a part of a package: from the folder above it, --model {called} (an __init__.py makes a package)"
+    with user_code(f"{where}", fix=fix):
         module = _import_file(file) if file else importlib.import_module(where)
     found: Any = module
     for part in name.split("."):
