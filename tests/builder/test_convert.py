@@ -91,7 +91,7 @@ def test_an_engine_is_not_touched_before_its_pins_are_proved():
     saved(products(("dense_0", "dense_1", "dense_2")))
     Path("plan.yaml").write_text(PLAN.format("dense_1"))
     Path("model.trt").write_text("old")
-    result = run("convert", "-c", "plan.yaml", "--time-limit", "0.01")
+    result = run("convert", "-c", "plan.yaml", "--time-limit", "0.01", "--force")
     assert result.status == 4
     assert "passed the time limit" in two_lines(result.err)[0]
     assert Path("model.trt").read_text() == "old"

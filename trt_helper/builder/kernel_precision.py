@@ -17,7 +17,7 @@ from math import inf
 
 from trt_helper.builder.engine_program import Kernel, Operations, Program
 from trt_helper.builder.kernel_source import ROUNDED
-from trt_helper.builder.layer_info import EngineLayer
+from trt_helper.builder.layer_info import EngineLayer, float_types
 
 # ONNX operator -> the calls that TensorRT-RTX (1.4.0, 1.7.1) makes for it; "div mul" is one call of either
 # kind. A quotient that is computed as a product with a reciprocal also calls "rcp".
@@ -175,6 +175,9 @@ def _in_kernel(pin: str, one: EngineLayer, claim: Claim) -> KernelPrecision | No
         return None
     if pin not in claim.requested or claim.requested[pin].op not in CALLS:
         return _uncounted(kernels, one)
+    types = {dtype for kernel in kernels for ops in kernel.variants for _, dtype in ops}
+    if types | one.operand_types | float_types(one.outputs) == {"FP32"}:
+        return KernelPrecision("FP32", "nothing in it is less than FP32")
     expected = _expected(pin, one, claim)
     found = [_counted(ops, expected) for kernel in kernels for ops in kernel.variants]
     return min(found, key=lambda kernel_precision: ("FP16", "", "FP32", ABSENT).index(kernel_precision.precision))

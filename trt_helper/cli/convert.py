@@ -152,6 +152,9 @@ def _require_replaceable(engine: Path, graph: Graph, plan: Plan, *, given: bool)
     if not engine.exists():
         return
     record = read_engine(engine)["proof"] if is_engine(engine) else {}
+    if not record and given and is_engine(engine):
+        note(f"{engine} is an engine without a record of its pins; it is replaced")
+        return
     if not record:
         raise OutputError(
             f"{engine} is there, and `convert` has no record of having written it",
