@@ -106,7 +106,7 @@ def require_half(graph: Graph) -> None:
     """
     if any(layer.role is not Role.FIXED for layer in graph.layers):
         return
-    why = "; ".join(f"{count} layers are {reason}" for reason, count in graph.unjudged.items())
+    why = "; ".join(f"{count} {'is' if count == 1 else 'are'} {why}" for why, count in graph.unjudged.items())
     raise ModelError(
         f"no layer of {graph.source.path} can be FP16: {why or 'none computes with floats'}",
         fix="export the model with its float arithmetic in the main graph, or build it as it is",
