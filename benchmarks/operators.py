@@ -259,7 +259,7 @@ def _column(operator: str, graph: Graph) -> str:
         left = dict.fromkeys(layer.op for layer in graph.layers)
         own = {node.op_type for node in graph.source.ir_model.graph} | {"Identity", "Constant"}
         if "Select" in left:
-            return "the layers of its branches are judged one by one"
+            return "rewritten: the layers of its branches are judged one by one"
         return "folded" if own.issuperset(left) else f"rewritten: {', '.join(left)}"
     layer = layers[0]
     node = graph.nodes[layer.name]

@@ -142,16 +142,24 @@ def test_movement_between_an_input_and_an_output_is_never_cast(model_case):
 
 
 def test_a_subgraph_reads_outer_tensors_in_fp32(model_case):
-    assert casts(model_case("if_outer").typed()) == [
-        ("", "fp16", ("before",)),
-        ("after", "fp32", ("",)),
-        ("before", "fp32", ("choose",)),
-        ("choose", "fp16", ("after",)),
+    assert casts(model_case("loop_float_state").typed()) == [
+        ("", "fp16", ("start",)),
+        ("end", "fp32", ("",)),
+        ("loop", "fp16", ("end",)),
+        ("start", "fp32", ("loop",)),
     ]
 
 
 def test_a_pinned_layer_gives_its_tensor_to_a_subgraph_without_a_cast(model_case):
-    assert casts(model_case("if_outer").typed("before", "after")) == []
+    assert casts(model_case("loop_float_state").typed("start", "end")) == []
+
+
+def every_node(graph):
+    """The nodes of a graph and of the branches of its Ifs."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute if node.op_type == "If" else ():
+            yield from every_node(attribute.g)
 
 
 @pytest.mark.parametrize("name", ["mixed_softmax", "all_half"])
@@ -185,7 +193,7 @@ def test_one_tensor_is_cast_once_in_a_direction_and_never_back(model_case, name)
     authors = Counter(node.op_type for node in case.graph.nodes.values())["Cast"]
     for why, plan in case.plans().items():
         model = onnx.load(case.write(plan))
-        nodes = [node for node in model.graph.node if node.op_type == "Cast"]
+        nodes = [node for node in every_node(model.graph) if node.op_type == "Cast"]
         assert render(case.graph, plan).casts == len(nodes) - authors, why
         assert max(Counter((n.input[0], n.attribute[0].i) for n in nodes).values(), default=1) == 1, why
         added = {node.output[0] for node in nodes if node.name not in case.graph.nodes}
@@ -220,7 +228,7 @@ def test_inputs_and_outputs_keep_names_and_types_and_layers_keep_names(model_cas
                 for v in theirs
                 if v.name not in held or theirs != given.graph.input
             ]
-        names = [node.name for node in model.graph.node]
+        names = [node.name for node in every_node(model.graph)]
         assert len(set(names)) == len(names)
         assert {layer.name for layer in case.graph.layers} <= set(names)
 
