@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -47,9 +48,15 @@ def _harmless(stream: IO[str]) -> IO[str]:
     return cast("IO[str]", _InCi(stream)) if in_ci else stream
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to `main`: rich would exit with 1, which reads as a missed tolerance."""
+        raise BrokenPipeError(errno.EPIPE, "nobody reads stdout")
+
+
 def stdout() -> Console:
     """The console for results."""
-    return Console(file=_harmless(sys.stdout), highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    return _Console(file=_harmless(sys.stdout), highlight=False, width=None if sys.stdout.isatty() else WIDE)
 
 
 def stderr() -> Console:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
 import sys
 import traceback
 import warnings
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -18,18 +20,41 @@ from trt_helper.cli import bench, compare, convert, doctor, export, gate, inspec
 from trt_helper.cli.console import complain
 from trt_helper.errors import TrtHelperError
 
-BUG, INTERRUPTED = 70, 130
+BUG, INTERRUPTED, NOBODY_READS = 70, 130, 141  # 141: as a process that SIGPIPE ended
+CANNOT_WRITE = (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT)
+
+
+class _InterruptedError(Exception):
+    """Ctrl-C, in a form that typer does not turn into an exit without a word."""
 
 
 class _Commands(TyperGroup):
-    """Prints two lines when a command was interrupted; typer would print nothing."""
+    """Ends a command that was interrupted or whose result nobody reads; typer would print nothing, or exit with 1."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().make_context(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise _InterruptedError from None
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            try:
+                return super().invoke(ctx)
+            finally:
+                sys.stdout.flush()
         except KeyboardInterrupt:
-            complain("interrupted", "run the same command again")
-            raise typer.Exit(INTERRUPTED) from None
+            raise _InterruptedError from None
+        except BrokenPipeError:  # `| head -1`
+            _drop_stdout()
+            raise typer.Exit(NOBODY_READS) from None
+
+
+def _drop_stdout() -> None:
+    """Send what is left in the buffer of stdout nowhere: it would fail again when Python ends."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 app = typer.Typer(
@@ -71,24 +96,42 @@ def top(
     """
 
 
+def _nowhere() -> TextIO:
+    return Path(os.devnull).open("w", encoding="utf-8")
+
+
 def main() -> None:
     """Run the command line and leave with its exit status."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # 1.29 and later send the model's name and hashes away
     logging.getLogger().addHandler(logging.NullHandler())  # logs and warnings of libraries are not for the user
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+    sys.stdout, sys.stderr = (stream or _nowhere() for stream in (sys.stdout, sys.stderr))  # None where it is closed
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # where a terminal has no Unicode
             stream.reconfigure(errors="replace")
     try:
         app(prog_name="trt-helper")
+    except (_InterruptedError, KeyboardInterrupt):
+        complain("interrupted", "run the same command again")
+        sys.exit(INTERRUPTED)
     except TrtHelperError as error:
         complain(error.message, error.fix)
         sys.exit(error.exit_status)
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:  # all other files are written by functions that say which
+            _end_with_bug()
+        _drop_stdout()
+        complain(f"stdout cannot be written: {error.strerror}", "make room, or send it elsewhere")
+        sys.exit(TrtHelperError.exit_status)
     except MemoryError:
         complain("out of memory", "free some, or give fewer or smaller samples")
         sys.exit(TrtHelperError.exit_status)
     except Exception:
-        traceback.print_exc()
-        complain("this is a bug in trt-helper", "please report it with the lines above")
-        sys.exit(BUG)
+        _end_with_bug()
+
+
+def _end_with_bug() -> NoReturn:
+    traceback.print_exc()
+    complain("this is a bug in trt-helper", "please report it with the lines above")
+    sys.exit(BUG)

@@ -67,6 +67,8 @@ def _parse(path: Path) -> onnx.ModelProto:
     if not path.is_file():
         fault = "is a folder, not a file" if path.is_dir() else "does not exist"
         raise ModelError(f"{path} {fault}", fix="give the path of an .onnx file")
+    if (printable := str(path).encode(errors="replace").decode()) != str(path):
+        raise ModelError(f"{printable}: the name of the file is no UTF-8", fix="rename it: onnx takes no such path")
     try:
         data = path.read_bytes()
     except OSError as error:
