@@ -108,4 +108,4 @@ def test_a_control_whose_repeats_disagree_is_not_called_inaccurate():
     error = control_error(control, [], Tolerance())
     assert error.exit_status == 5
     assert "repeats disagree: 0.5 to 3 times the tolerance in 2 runs" in error.message
-    assert control_error(replace(FAILED, why="a layer cannot be computed"), [], Tolerance()).exit_status == 1
+    assert control_error(replace(FAILED, why="a layer cannot be computed"), [], Tolerance()).exit_status == 3
