@@ -21,13 +21,13 @@ REDUCED = {ir.DataType.FLOAT16: ReducedPrecision.FP16, ir.DataType.BFLOAT16: Red
 
 
 def author_fp32(model: ir.Model) -> frozenset[str]:
-    """The layers of the main graph that the author of a mixed file left in FP32.
+    """The layers that the author of a mixed file left in FP32, in branches, too.
 
     They compute in FP32, and FP32 tensors lead from or to them, up to a cast whose other side is arithmetic in half
     precision. In a file without such casts nobody decided.
     """
     after, before = [], []
-    for node in model.graph:
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
         if node.op_type != "Cast" or node.inputs[0] is None:
             continue
         source, result = node.inputs[0], node.outputs[0]
@@ -36,8 +36,7 @@ def author_fp32(model: ir.Model) -> frozenset[str]:
         if source.dtype is ir.DataType.FLOAT and result.dtype in HALVES and _feeds_half(result):
             before += [source.producer()]
     found = {*_reached(after, _consumers), *_reached(before, _producers)}
-    inside = {id(node) for node in model.graph}
-    return frozenset(node.name or "" for node in found if id(node) in inside and _computes_fp32(node))
+    return frozenset(node.name or "" for node in found if _computes_fp32(node))
 
 
 def _computes_fp32(node: ir.Node) -> bool:
