@@ -165,6 +165,23 @@ def test_external_data_behind_a_link_out_of_the_folder_is_refused():
     refused("locate", "model.onnx", says="point outside the model's folder: 'weights.bin'")
 
 
+def test_a_graph_without_a_name_is_read_and_built():
+    proto = clean(batch=2)
+    proto.graph.name = ""
+    saved(proto)
+    ok("convert", "model.onnx", "--no-engine", "--typed-onnx", "typed.onnx")
+    onnx.checker.check_model("typed.onnx", full_check=True)
+
+
+def test_wrong_shapes_in_a_file_are_the_files_fault():
+    saved(model([node("Exp", ["x"], ["y"], "exp")], [value("x", [1, 3])], [value("y", [1, 4])]))
+    refused(
+        *("convert", "model.onnx", "--no-engine", "--typed-onnx", "typed.onnx"),
+        says="model.onnx is not valid ONNX: (op_type:Exp, node name: exp): Inferred shape and existing shape differ",
+        fix="export the model again",
+    )
+
+
 def test_inputs_that_are_no_tensors_are_refused():
     sequence = helper.make_tensor_sequence_value_info("x", TensorProto.FLOAT, [2])
     saved(

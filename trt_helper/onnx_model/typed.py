@@ -7,6 +7,7 @@ a copy of the graph, which is never edited.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ class TypedModel:
     plan: Plan
     casts: int  # Cast nodes that the plan added
     unrepresentable: tuple[str, ...]  # initializers with finite values beyond FP16's range, which became inf
+    source: Path | None = None  # the user's file
 
 
 def render(graph: Graph, plan: Plan) -> TypedModel:
@@ -83,7 +85,8 @@ class _Renderer:
         close_branches(self.model)
         if self.source.tail is not None:
             attach_tail(self.model, self.source.tail)
-        return TypedModel(self.model, plan, casts, tuple(self.unrepresentable))
+        self.graph.name = self.graph.name or "model"  # the checker wants one
+        return TypedModel(self.model, plan, casts, tuple(self.unrepresentable), self.source.source.path)
 
     def _values(self) -> Iterator[ir.Value]:
         yield from self.graph.inputs
@@ -219,12 +222,29 @@ def write(typed: TypedModel, path: Path) -> None:
             if data is None:  # or the written file would refer to the user's external data files
                 ir.external_data.load_to_model(typed.model)
             ir.save(typed.model, written, external_data=data)
-            _check_written(written)
+            try:
+                _check_written(written)
+            except ModelError as error:
+                raise _of_the_file(typed.source) or error from error
             for file in (data, path.name):
                 if file:
                     (Path(folder) / file).replace(path.parent / file)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def _of_the_file(path: Path | None) -> ModelError | None:
+    """The error to raise if the user's file itself is not valid; None if it is, so that the fault is here."""
+    if path is None:
+        return None
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError) as error:
+        said = re.sub(r"\[\w+\] (?:Inference error\(s\): )?", "", first_line(error))
+        return ModelError(
+            f"{path} is not valid ONNX: {said}", fix="export the model again; its types or shapes are wrong"
+        )
+    return None
 
 
 def _check_written(path: Path) -> None:
