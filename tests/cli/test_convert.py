@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import TensorProto
 from support.command_line import (
     MAIN,
     PINS,
@@ -143,6 +144,19 @@ def test_shapes_overrule_inputs_and_inputs_overrule_a_guess():
         profiles.append(json.loads(Path("model.trt.json").read_text())["profile"])
         assert ("--shapes" in result.err) is ("--shapes" not in words)
     assert profiles == [{"x": [[1, 4]] * 3}, {"x": [[3, 4]] * 3}, {"x": [[1, 4], [2, 4], [8, 4]]}]
+
+
+@needs_rtx
+def test_an_input_whose_values_set_shapes_gets_them_from_samples_or_shapes():
+    nodes = [node("Exp", ["x"], ["e"], "exp"), node("Reshape", ["e", "s"], ["y"], "turn")]
+    sizes = value("s", [2], TensorProto.INT64)
+    saved(model(nodes, [value("x", [1, 6]), sizes], [value("y", ["a", "b"])]))
+    for index, shape in enumerate(([6, 1], [2, 3], [1, 6])):
+        save_input(f"in/{index}.npz", x=np.ones((1, 6), np.float32), s=np.array(shape))
+    ok("convert", "model.onnx", "-i", "in")
+    assert json.loads(Path("model.trt.json").read_text())["profile"]["s"] == [[1, 1], [2, 3], [6, 6]]
+    ok("convert", "model.onnx", "--shapes", "s:1x1,2x3,6x6")
+    assert json.loads(Path("model.trt.json").read_text())["profile"]["s"] == [[1, 1], [2, 3], [6, 6]]
 
 
 @needs_rtx

@@ -263,12 +263,16 @@ def _profile(graph: Graph, config: Config, inputs: list[Path] | None, shapes: li
         profile,
         ranges_of,
         recorded_ranges,
+        sets_shapes,
+        values_in,
         widened,
     )
 
     seen = recorded_ranges(config.evidence, graph)
+    seen = {value.name: seen[value.name] for value in graph.inputs if value.name in seen and not sets_shapes(value)}
     if inputs:
-        seen |= ranges_of(common.open_samples(graph, inputs, None, None))
+        samples = common.open_samples(graph, inputs, None, None)
+        seen |= ranges_of(samples) | values_in(graph, samples)
     given = parse_shapes(shapes or (), graph)
     known = widened(seen, exported_ranges(graph)) | given
     ranges, guessed = profile(graph, known)

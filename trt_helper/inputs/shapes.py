@@ -14,6 +14,7 @@ from trt_helper.errors import InputError, nearest
 from trt_helper.inputs.sample import Sample, element_count
 from trt_helper.inputs.samples import load_samples, resized
 from trt_helper.onnx_model.graph import PROVENANCE, Graph
+from trt_helper.onnx_model.roles import SHAPE_INPUTS
 from trt_helper.system.array_store import ArrayStore
 
 DEFAULT_DIMENSION = 1  # in a profile, of a dynamic dimension whose size is not known
@@ -60,7 +61,7 @@ def parse_shapes(texts: Sequence[str], graph: Graph) -> dict[str, Range]:
 def _require_fit(value: ir.Value, shapes: Range, text: str) -> None:
     wanted = value.shape
     for shape in shapes:
-        if wanted is None:
+        if wanted is None or _are_values(value, shape):
             continue
         if len(wanted) != len(shape) or any(isinstance(d, int) and d != n for d, n in zip(wanted, shape, strict=True)):
             raise InputError(
@@ -69,6 +70,28 @@ def _require_fit(value: ir.Value, shapes: Range, text: str) -> None:
             )
     if not all(a <= b <= c for a, b, c in zip(*shapes, strict=True)):
         raise InputError(f"--shapes {text!r}: not min <= opt <= max", fix="give the three shapes in this order")
+
+
+def _are_values(value: ir.Value, shape: Shape) -> bool:
+    """Whether these are values of an input that sets shapes, one for each of its elements, and not its shape."""
+    return sets_shapes(value) and value.shape is not None and [len(shape)] == list(value.shape)
+
+
+def sets_shapes(value: ir.Value) -> bool:
+    """Whether a graph input holds sizes that layers read as such: the new shape of a Reshape, the ends of a Slice."""
+    static = value.shape is not None and len(value.shape) == 1 and isinstance(value.shape[0], int)
+    whole = value.dtype in (ir.DataType.INT64, ir.DataType.INT32)
+    return static and whole and any(use.idx in SHAPE_INPUTS.get(use.node.op_type, ()) for use in value.uses())
+
+
+def values_in(graph: Graph, samples: Sequence[Sample]) -> dict[str, Range]:
+    """The smallest, usual and largest values of the inputs that set shapes, over the samples."""
+    found: dict[str, Range] = {}
+    for value in filter(sets_shapes, graph.inputs):
+        rows = [sample.feed[value.name or ""].tolist() for sample in sorted(samples, key=element_count)]
+        low, high = (tuple(int(pick(column)) for column in zip(*rows, strict=True)) for pick in (min, max))
+        found[value.name or ""] = (low, tuple(map(int, rows[len(rows) // 2])), high)
+    return found
 
 
 def samples_in(
@@ -90,6 +113,8 @@ def samples_in(
     Raises:
         InputError: A sample cannot be read, does not fit the model, or cannot be resized.
     """
+    values = {value.name for value in graph.inputs if sets_shapes(value)}  # of these no sample can be made
+    ranges = {name: sizes for name, sizes in ranges.items() if name not in values}
     samples = load_samples(
         graph, paths, script=script, shapes={n: sizes[1] for n, sizes in ranges.items()}, store=store
     )
@@ -193,6 +218,8 @@ def profile(graph: Graph, known: Mapping[str, Range]) -> tuple[dict[str, Range],
     for value in graph.inputs:
         name, shape = value.name or "", value.shape
         if shape is not None and all(isinstance(d, int) for d in shape):
+            if name in known and sets_shapes(value):
+                ranges[name] = known[name]
             continue
         if name in known:
             ranges[name] = known[name]
