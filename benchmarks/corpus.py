@@ -62,6 +62,18 @@ Every message of exit status 3, with … for names and numbers. "runs": how many
 "both": where a refusal may be needless.
 
 """
+ARGUED = """
+## Why, where ONNX Runtime runs it and the parser takes it
+
+- *No layer can be FP16*: integers, booleans and shapes, FP32 that only moves, or all of it in the body of a Loop or Scan. There is
+  nothing to judge and nothing that FP16 would make faster; "accurate" would be said of nothing.
+- *float8, int4 inputs*, and outputs of these types: quantised models are not read yet.
+- *NaN in an input*: no precision can be judged by it. (`IsNaN`, `IsInf`: tests of ONNX, not models.)
+- *Every output is empty*: the same.
+- *A Scan alone* (LinearAttention, opset 27): ONNX Runtime runs the Scan as part of the whole model, and not the layer by itself.
+- *The values of an input set shapes*: a profile needs them; `--inputs` or `--shapes NAME:VALUES` gives them.
+
+"""
 UNBUILT = """
 ## What was not built
 
@@ -190,6 +202,7 @@ def page(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield from _table(("command", "status", "models"), _counts(rows))
     yield REFUSED
     yield from _table(("says", "commands", "models", "runs", "parses", "both", "such as"), _messages(rows, 3))
+    yield ARGUED
     yield UNBUILT
     yield from _table(("says", "commands", "models", "runs", "parses", "both", "such as"), _messages(rows, 4))
     yield BUGS
