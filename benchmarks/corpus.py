@@ -65,12 +65,13 @@ Every message of exit status 3, with … for names and numbers. "runs": how many
 ARGUED = """
 ## Why, where ONNX Runtime runs it and the parser takes it
 
-- *No layer can be FP16*: integers, booleans and shapes, FP32 that only moves, or all of it in the body of a Loop or Scan. There is
-  nothing to judge and nothing that FP16 would make faster; "accurate" would be said of nothing.
+- *No layer can be FP16*: integers, booleans and shapes, FP32 that only moves, or all of it in the body of a Loop or
+  Scan. There is nothing to judge and nothing that FP16 would make faster; "accurate" would be said of nothing.
 - *float8, int4 inputs*, and outputs of these types: quantised models are not read yet.
 - *NaN in an input*: no precision can be judged by it. (`IsNaN`, `IsInf`: tests of ONNX, not models.)
 - *Every output is empty*: the same.
-- *A Scan alone* (LinearAttention, opset 27): ONNX Runtime runs the Scan as part of the whole model, and not the layer by itself.
+- *A Scan alone* (LinearAttention, opset 27): ONNX Runtime runs the Scan as part of the whole model, and not the layer
+  by itself.
 - *The values of an input set shapes*: a profile needs them; `--inputs` or `--shapes NAME:VALUES` gives them.
 
 """
