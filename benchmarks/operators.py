@@ -33,6 +33,7 @@ from trt_helper.builder.build import build  # noqa: E402
 from trt_helper.builder.failures import reason  # noqa: E402
 from trt_helper.builder.settings import BuildSettings  # noqa: E402
 from trt_helper.errors import ModelError, TrtHelperError  # noqa: E402
+from trt_helper.onnx_model.branches import is_select  # noqa: E402
 from trt_helper.onnx_model.graph import Graph, load_graph, subgraphs  # noqa: E402
 from trt_helper.onnx_model.roles import SHAPE_INPUTS, TYPED_BY_ATTRIBUTE, picks  # noqa: E402
 from trt_helper.onnx_model.typed import render, state_conditions, write  # noqa: E402
@@ -258,11 +259,11 @@ def _column(operator: str, graph: Graph) -> str:
     if not layers:
         left = dict.fromkeys(layer.op for layer in graph.layers)
         own = {node.op_type for node in graph.source.ir_model.graph} | {"Identity", "Constant"}
-        if "Select" in left:
-            return "rewritten: the layers of its branches are judged one by one"
         return "folded" if own.issuperset(left) else f"rewritten: {', '.join(left)}"
     layer = layers[0]
     node = graph.nodes[layer.name]
+    if is_select(node):
+        return "rewritten: the layers of its branches are judged one by one"
     if layer.role is Role.COMPUTE:
         return "judged"
     if layer.role is Role.MOVEMENT:

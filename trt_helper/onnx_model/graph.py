@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trt_helper.errors import ConfigError, ModelError, nearest
+from trt_helper.onnx_model.branches import is_select
 from trt_helper.onnx_model.load import Model, load
 from trt_helper.onnx_model.normalise import Normalised, normalise
 from trt_helper.onnx_model.plugins import Tail
@@ -241,7 +242,7 @@ def _layer(node: ir.Node, role: Role, children: tuple[LayerName, ...]) -> Layer:
     read = (value for value in (*node.inputs, *captured(node)) if value is not None)
     return Layer(
         name=node.name or "",
-        op=node.op_type,
+        op="If" if is_select(node) else node.op_type,
         role=role,
         inputs=tuple(value.name or "" for value in read),
         outputs=tuple(value.name or "" for value in node.outputs),
