@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from trt_helper.values import Tolerance, Trial
 
 DEFAULT_OUTPUT = Path("fp32_layers.yaml")
+ANSWER_SECONDS = 10.0  # that the end of a search waits for what the builder will refuse
 
 
 def run(
@@ -137,7 +138,7 @@ def run(
                 on_progress=report,
                 on_note=note,
             )
-    asked.join()
+    asked.join(ANSWER_SECONDS)
     result = located_json(located)
     write_record(run_record, result, "locate", common.command_line())
     if as_json:
