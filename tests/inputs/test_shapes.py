@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.command_line import clean, saved
+from support.model_cases import save_case
+from support.models import Case, parsed
 from support.onnx_parts import constant, model, node, value
 
 from trt_helper.errors import InputError
 from trt_helper.inputs.made_up import random_sample
 from trt_helper.inputs.sample import Sample
-from trt_helper.inputs.shapes import parse_shapes, profile, ranges_of, recorded_ranges
-from trt_helper.onnx_model.graph import read_graph
+from trt_helper.inputs.shapes import (
+    exported_ranges,
+    frozen,
+    parse_shapes,
+    profile,
+    ranges_of,
+    recorded_ranges,
+    widened,
+)
+from trt_helper.onnx_model.graph import PROVENANCE, read_graph
 from trt_helper.onnx_model.load import load
 
 ONE = ((1, 4),) * 3
@@ -147,3 +159,45 @@ def test_a_profile_has_the_dynamic_inputs_only_and_says_what_was_made_up(pair):
     ranges, guessed = profile(pair, {"x": ((1, 4), (2, 4), (8, 4)), "fixed": ONE})
     assert ranges == {"x": ((1, 4), (2, 4), (8, 4)), "ids:0": ((1, 1), (2, 1), (8, 1))}  # b is the same dimension
     assert guessed == ("ids:0",)
+
+
+# -------------------------------------------------------------------------------- what export wrote
+
+
+def exported(tmp_path, ranges):
+    """A model with dynamic dimensions N and L, and the ranges that `export` would have written into it."""
+    model = parsed("g (float[N,3,L] x) => (float[N,3,L] y) { [exp] y = Exp(x) }")
+    model.metadata_props.add(key=PROVENANCE, value=json.dumps({"ranges": ranges}))
+    return save_case(Case("exported", model, {}), tmp_path).graph
+
+
+def test_the_ranges_that_export_wrote_widen_those_of_the_samples(tmp_path):
+    graph = exported(tmp_path, {"x": [[1, 3, 8], [2, 3, 16], [8, 3, 64]]})
+    written = exported_ranges(graph)
+    assert written == {"x": ((1, 3, 8), (2, 3, 16), (8, 3, 64))}
+    seen = {"x": ((4, 3, 4), (4, 3, 32), (4, 3, 32))}
+    assert widened(seen, written) == {"x": ((1, 3, 4), (4, 3, 32), (8, 3, 64))}
+    assert widened({}, written) == written
+    assert widened(seen, {}) == seen
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        {"x": [[1, 3, 8], [2, 3, 16]]},
+        {"x": [[9, 3, 8], [2, 3, 16], [8, 3, 64]]},
+        {"x": [[0, 3, 8], [2, 3, 16], [8, 3, 64]]},
+        {"x": [[1, 8], [2, 16], [8, 64]]},
+        {"x": "many"},
+        {"other": [[1, 3, 8], [2, 3, 16], [8, 3, 64]]},
+        [1],
+    ],
+)
+def test_ranges_that_make_no_sense_are_not_believed(tmp_path, ranges):
+    assert exported_ranges(exported(tmp_path, ranges)) == {}
+
+
+def test_a_dynamic_dimension_with_one_size_is_frozen(tmp_path):
+    graph = exported(tmp_path, {})
+    assert frozen(graph, {"x": ((1, 3, 8), (1, 3, 8), (1, 3, 64))}) == {"x": ["N = 1"]}
+    assert frozen(graph, {"x": ((1, 3, 8), (2, 3, 8), (4, 3, 64))}) == {}
