@@ -78,7 +78,7 @@ def converted(subject: Subject, folder: Path) -> Converted:
         subject.graph.plan(subject.pins),
         engine=folder / "model.trt",
         typed_onnx=None,
-        profile=profile(subject.graph, ranges_of(subject.samples))[0],
+        profile=profile(subject.graph, ranges_of(subject.graph, subject.samples))[0],
         settings=BuildSettings(),
     )
 

@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-INTERRUPTED = 130
+from trt_helper.errors import INTERRUPTED
 
 
 def main() -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+INTERRUPTED = 130  # exit status after Ctrl-C
+
 
 class TrtHelperError(Exception):
     """An error that the user can act on.

@@ -23,7 +23,7 @@ pytestmark = needs_rtx
 
 
 def built(folder, graph: Graph, pins, samples) -> Converted:
-    ranges, _ = profile(graph, ranges_of(samples))
+    ranges, _ = profile(graph, ranges_of(graph, samples))
     return convert(
         graph, graph.plan(pins), engine=folder / "m.trt", typed_onnx=None, profile=ranges, settings=BuildSettings()
     )

@@ -120,10 +120,10 @@ def test_what_is_no_batch_size_is_a_usage_error(text):
 def at_work(children):
     """The children that have loaded what they work with. One that is only being started ends by itself, a little later.
 
-    Until it runs Python of its own (`-I`), a child shows what its parent has loaded.
+    Until it runs Python of its own (`-IB`), a child shows what its parent has loaded.
     """
     own = [
-        one for one in children.read_text().split() if b"-I" in Path(f"/proc/{one}/cmdline").read_bytes().split(b"\0")
+        one for one in children.read_text().split() if b"-IB" in Path(f"/proc/{one}/cmdline").read_bytes().split(b"\0")
     ]
     return [one for one in own if "onnxruntime" in Path(f"/proc/{one}/maps").read_text()]
 

@@ -157,6 +157,9 @@ def test_an_input_whose_values_set_shapes_gets_them_from_samples_or_shapes():
     assert json.loads(Path("model.trt.json").read_text())["profile"]["s"] == [[1, 1], [2, 3], [6, 6]]
     ok("convert", "model.onnx", "--shapes", "s:1x1,2x3,6x6")
     assert json.loads(Path("model.trt.json").read_text())["profile"]["s"] == [[1, 1], [2, 3], [6, 6]]
+    ok("locate", "model.onnx", "-i", "in", "--atol", "0.1", "-o", "plan.yaml")
+    ok("convert", "-c", "plan.yaml")  # from what locate saw
+    assert json.loads(Path("model.trt.json").read_text())["profile"]["s"] == [[1, 1], [2, 3], [6, 6]]
 
 
 @needs_rtx

@@ -6,22 +6,12 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
-from support.command_line import own_folder
 
-try:
-    import torch
-except ImportError:
-    torch = None
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'trt-helper[export]'")
 
-needs_torch = pytest.mark.skipif(torch is None, reason="PyTorch is not installed: pip install 'trt-helper[export]'")
-if torch is not None:
-    from support.export_cases import export, source
+from support.export_cases import export, source  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    own_folder(tmp_path, monkeypatch)
-
+pytestmark = [pytest.mark.export, pytest.mark.usefixtures("export_folder")]
 
 CANCELLING = """
 import torch
@@ -39,8 +29,6 @@ class Net(torch.nn.Module):
 """
 
 
-@needs_torch
-@pytest.mark.export
 def test_a_difference_that_is_the_noise_of_fp32_is_no_fault_of_the_export():
     """Sums of some 1e6 that leave some 50: in FP32 the last digits of the module itself are not known to 1e-4."""
     source(CANCELLING)

@@ -188,6 +188,15 @@ def test_without_a_size_that_works_shapes_are_named(tmp_path):
     assert load_samples(graph, [], shapes={"x": (2, 7)})[0].shapes == {"x": (2, 7)}
 
 
+def test_a_size_that_is_too_large_to_make_up_is_passed_over(tmp_path):
+    """512 in each of three dynamic dimensions of five is more than a sample may have; 8 fits, and works."""
+    model = parsed(
+        "g (float[n,64,a,b,c] x) => (float[n,64,a,b,c] y) { [near] y = Mul(x, w) }", w=np.ones((8, 8, 8), np.float32)
+    )
+    graph = save_case(Case("five", model, {}), tmp_path).graph
+    assert load_samples(graph, [])[0].shapes == {"x": (1, 64, 8, 8, 8)}
+
+
 def test_a_sum_of_named_dimensions_is_their_sum(tmp_path):
     """As exporters of transformers write the length of a mask."""
     value = onnx.helper.make_tensor_value_info

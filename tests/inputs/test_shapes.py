@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -106,12 +108,13 @@ def sample(**shapes):
     return Sample("made", {name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
 
 
+HAS_X = SimpleNamespace(inputs=(ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT)),))
 sizes = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=6)
 
 
 @given(sizes)
 def test_the_range_of_samples_holds_every_sample_and_the_usual_one_is_one_of_them(shapes):
-    low, usual, high = ranges_of([sample(x=shape) for shape in shapes])["x"]
+    low, usual, high = ranges_of(HAS_X, [sample(x=shape) for shape in shapes])["x"]
     assert usual in shapes
     for shape in shapes:
         assert all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True))
@@ -120,7 +123,7 @@ def test_the_range_of_samples_holds_every_sample_and_the_usual_one_is_one_of_the
 
 
 def test_the_usual_size_is_that_of_the_middle_sample():
-    assert ranges_of([sample(x=(n, 4)) for n in (9, 1, 2)])["x"] == ((1, 4), (2, 4), (9, 4))
+    assert ranges_of(HAS_X, [sample(x=(n, 4)) for n in (9, 1, 2)])["x"] == ((1, 4), (2, 4), (9, 4))
 
 
 def test_a_random_sample_takes_the_given_size_for_every_input_of_the_same_symbol(pair):
@@ -195,6 +198,20 @@ def test_the_ranges_that_export_wrote_widen_those_of_the_samples(tmp_path):
 )
 def test_ranges_that_make_no_sense_are_not_believed(tmp_path, ranges):
     assert exported_ranges(exported(tmp_path, ranges)) == {}
+
+
+def test_an_input_that_sets_shapes_has_a_range_of_its_values_wherever_a_profile_is_made(tmp_path):
+    """Its own shape, [2], is no value of it."""
+    text = "g (float[1,6] x, int64[2] s, int64[2] n) => (float[a,b] y, int64[2] m) { y = Reshape(x, s) m = Neg(n) }"
+    graph = save_case(Case("sizes", parsed(text), {}), tmp_path).graph
+    rows = [np.array(row) for row in ([6, 1], [2, 3], [1, 6])]
+    samples = [Sample("s", {"x": np.ones((1, 6), np.float32), "s": row, "n": row}) for row in rows]
+    ranges = ranges_of(graph, samples)
+    assert ranges["s"] == ((1, 1), (2, 3), (6, 6))
+    assert ranges["n"] == ((2,), (2,), (2,))
+    assert profile(graph, ranges)[0] == {"s": ((1, 1), (2, 3), (6, 6))}
+    recorded = {"shapes": {name: [list(part) for part in parts] for name, parts in ranges.items()}}
+    assert recorded_ranges(recorded, graph) == ranges
 
 
 def test_a_dynamic_dimension_with_one_size_is_frozen(tmp_path):

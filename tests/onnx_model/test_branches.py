@@ -13,7 +13,7 @@ from support.models import Case, f32, normal, parsed
 from trt_helper.builder.convert import convert
 from trt_helper.emulator.emulator import Emulator
 from trt_helper.inputs.sample import Sample
-from trt_helper.onnx_model.branches import close_branches, is_select
+from trt_helper.onnx_model.branches import PATH, close_branches, is_select
 from trt_helper.onnx_model.typed import render, write
 from trt_helper.search.locate import locate
 from trt_helper.values import Plan, Tolerance
@@ -99,6 +99,16 @@ def test_every_layer_of_a_branch_can_be_pinned_and_the_typed_model_is_valid(tmp_
         path = tmp_path / "typed.onnx"
         write(render(graph, Plan.of([name] if name else [])), path)
         assert path.is_file()
+
+
+def test_metadata_of_a_users_file_decides_nothing(tmp_path):
+    """The key under which the path of an opened branch is kept, with what no such path is."""
+    model = parsed(FORMS["one"], w=W, k=f32(100.0))
+    for node in model.graph.node:
+        node.metadata_props.add(key=PATH, value="[not JSON")
+    case = save_case(Case("hostile", model, {}), tmp_path)
+    assert case.graph.candidates == made(tmp_path, "one").graph.candidates
+    write(render(case.graph, Plan()), tmp_path / "typed.onnx")
 
 
 def test_a_branch_is_emulated_as_the_same_layers_without_an_if_are(tmp_path):

@@ -178,7 +178,8 @@ def full_disk(limit):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
-        yield
+        with mock.patch.object(sys, "dont_write_bytecode", True):  # Python would keep a module that was cut off
+            yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 

@@ -21,7 +21,7 @@ class Claims:
     """One model, its pins, and engines that are built with some of them."""
 
     def __init__(self, graph: Graph, pins: Iterable[str], samples: Sequence[Sample], folder: Path) -> None:
-        ranges, _ = profile(graph, ranges_of(samples) if samples else {})
+        ranges, _ = profile(graph, ranges_of(graph, samples) if samples else {})
         self.graph, self.folder = graph, folder
         self.pins = [name for name in graph.candidates if name in frozenset(pins)]
         self._profiles = [ranges] if ranges else []

@@ -173,7 +173,7 @@ def _on_gpu(
             plan,
             engine=engine if runner.builds else None,
             typed_onnx=None if runner.builds else typed,
-            profile=profile(graph, ranges_of(samples))[0],
+            profile=profile(graph, ranges_of(graph, samples))[0],
             settings=BuildSettings(tensorrt=runner.name == "tensorrt", exclude_tactics=tactics),
             guards=engines.guards if precision == "plan" else (),
             on_progress=building,

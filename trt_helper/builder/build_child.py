@@ -28,7 +28,7 @@ BUILDER = f"{PRODUCT} {trt.__version__}"
 _PARTS = 200  # progress is sent for each new phase, and when the fraction has grown by 1/200
 
 
-class _Log(trt.ILogger):  # type: ignore[misc]  # the bindings have no types
+class Log(trt.ILogger):  # type: ignore[misc]  # the bindings have no types
     """Keeps the layer dump, warnings and errors. The other messages would be megabytes."""
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
     """
     send({"event": "progress", "phase": "Reading the model", "fraction": 0.0})
     settings = _settings(request["settings"])
-    log = _Log()
+    log = Log()
     builder = trt.Builder(log)
     for plugin in settings.plugins:
         _load(builder, plugin, log)
@@ -122,7 +122,7 @@ def run(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
     }
 
 
-def _built(build: Callable[[], Any], config: Any, settings: BuildSettings, log: _Log) -> Any:
+def _built(build: Callable[[], Any], config: Any, settings: BuildSettings, log: Log) -> Any:
     """Build with this product's extras: timing cache and tactic exclusion on TensorRT.
 
     Returns None when TensorRT made no engine. The engine inspector supplies the layers if the log has no dump.
@@ -152,7 +152,7 @@ def _settings(stated: Mapping[str, Any]) -> BuildSettings:
     return BuildSettings(**given | paths)
 
 
-def _load(builder: Any, plugin: Path, log: _Log) -> None:
+def _load(builder: Any, plugin: Path, log: Log) -> None:
     """Load a plugin library; it registers its plugins itself."""
     if builder.get_plugin_registry().load_library(str(plugin.absolute())) is None:
         said = [reason(line) for line in real_errors(log.errors)]
@@ -171,20 +171,26 @@ def _tuples(listed: Mapping[str, Any]) -> dict[str, Any]:
     return {name: one(value) for name, value in listed.items()}
 
 
-def _network(builder: Any, typed: str, log: _Log) -> Any:
+def parse(builder: Any, model: str, log: Log) -> tuple[Any, list[ParserComplaint] | None]:
+    """The strongly typed network of an ONNX file, and what the parser says of it; None if it takes the file."""
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    if parser.parse_from_file(model):
+        return network, None
+    found = [parser.get_error(index) for index in range(parser.num_errors)]
+    return network, [
+        ParserComplaint(one.code().name, one.desc(), one.node_name(), one.node_operator()) for one in found
+    ]
+
+
+def _network(builder: Any, typed: str, log: Log) -> Any:
     """Parse the file. `parse_from_file` also finds external data beside the model, beyond 2 GB too."""
     if not hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):  # 8.6
         raise ConfigError(f"{BUILDER} has no strong typing", fix="use TensorRT 10 or later")
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
     name = Path(typed).name
-    if not parser.parse_from_file(typed):
-        found = [parser.get_error(index) for index in range(parser.num_errors)]
-        raise not_parsed(
-            name,
-            BUILDER,
-            [ParserComplaint(one.code().name, one.desc(), one.node_name(), one.node_operator()) for one in found],
-        )
+    network, complaints = parse(builder, typed, log)
+    if complaints is not None:
+        raise not_parsed(name, BUILDER, complaints)
     if not network.num_layers or not network.num_outputs:  # an empty or alien file parses without complaint
         raise empty_model(name)
     return network
@@ -209,7 +215,7 @@ def _mark(network: Any, wanted: Sequence[str]) -> list[str]:
     return marked
 
 
-def _config(builder: Any, settings: BuildSettings, log: _Log) -> Any:
+def _config(builder: Any, settings: BuildSettings, log: Log) -> Any:
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # otherwise no layer dump is logged
     config.clear_flag(trt.BuilderFlag.TF32)  # on by default: FP32 would round to 10 bits
@@ -234,7 +240,7 @@ def _set_capabilities(config: Any, wanted: Sequence[str]) -> None:
             config.set_compute_capability(known[member], index)
 
 
-def _set_extra(config: Any, name: str, value: str, log: _Log) -> None:
+def _set_extra(config: Any, name: str, value: str, log: Log) -> None:
     """Set one BuilderFlag or attribute by name and check that TensorRT accepted it."""
     flags = trt.BuilderFlag.__members__
     if name in flags:

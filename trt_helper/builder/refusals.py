@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,16 +73,18 @@ def refusals(graph: Graph, *, tensorrt: bool = False) -> tuple[Refusal, ...]:
             state_conditions(typed.model)
             write(typed, Path(folder) / "model.onnx")
             ops = {layer.op for layer in graph.layers}
-            probes = {op: base64.b64encode(make()).decode() for op, make in PROBES.items() if op in ops}
+            probes = {op: Path(folder) / f"{op}.onnx" for op in PROBES if op in ops}
+            for op, path in probes.items():
+                onnx.save(PROBES[op](), path)
             result = run(
                 f"{__package__}.parse_child",
-                {"model": str(Path(folder) / "model.onnx"), "probes": probes},
+                {"model": str(Path(folder) / "model.onnx"), "probes": {op: str(path) for op, path in probes.items()}},
                 limits=Limits(SECONDS, None),
                 on_event=lambda _event: None,
                 leftover=Path(folder) / "nothing",
                 environment={PACKAGE_VARIABLE: PACKAGE[tensorrt]},
             )
-    except (TrtHelperError, ChildDiedError, NotImportableError):
+    except (TrtHelperError, ChildDiedError, NotImportableError, OSError):
         return ()  # the conversion will say what is wrong
     builder = result["builder"]
     refused = [Refusal(layer, op, says, builder) for layer, op, says in result["refused"]]
@@ -99,7 +100,7 @@ def in_one_line(found: tuple[Refusal, ...]) -> str:
     return f"{first.builder} will refuse {first.layer!r} ({first.op}){more}: {first.says}"
 
 
-def _nms() -> bytes:
+def _nms() -> onnx.ModelProto:
     """TensorRT-RTX 1.4.0 and 1.7.1 parse it, and have no kernel for it."""
     value, kinds = onnx.helper.make_tensor_value_info, onnx.TensorProto
     numbers = {"most": (kinds.INT64, 3), "iou": (kinds.FLOAT, 0.5), "score": (kinds.FLOAT, 0.1)}
@@ -111,9 +112,7 @@ def _nms() -> bytes:
         [value("y", kinds.INT64, ["n", 3])],
         [onnx.helper.make_tensor(name, kind, [1], [number]) for name, (kind, number) in numbers.items()],
     )
-    opset = onnx.helper.make_opsetid("", 17)
-    data: bytes = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString()
-    return data
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
 
 
 PROBES = {"NonMaxSuppression": _nms}

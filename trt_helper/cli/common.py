@@ -16,7 +16,8 @@ from trt_helper.errors import ConfigError, MachineError, UsageError
 from trt_helper.inputs.sample import Sample
 from trt_helper.inputs.samples import RANDOM_WARNING
 from trt_helper.inputs.shapes import parse_shapes, samples_in
-from trt_helper.onnx_model.graph import Graph, load_graph
+from trt_helper.onnx_model.graph import Graph, load_graph, read_graph
+from trt_helper.onnx_model.load import Model, load
 from trt_helper.system.array_store import ArrayStore
 from trt_helper.values import Plan, Reading, Rewrite, Statistic, Tolerance
 
@@ -37,10 +38,11 @@ def open_config(config: Path | None, model: Path | None) -> tuple[Config, Path]:
     return found, model_path(found, model)
 
 
-def open_plan(config: Config, path: Path) -> tuple[Graph, Plan]:
+def open_plan(config: Config, model: Path | Model) -> tuple[Graph, Plan]:
     """The model with the config's rewrites, and the config's plan. Raises ConfigError if it is of another model."""
-    graph = open_graph(path, config.rewrites)
-    require_same_model(config, graph.source.sha256, path)
+    source = model if isinstance(model, Model) else load(model)
+    graph = read_graph(source, config.rewrites)
+    require_same_model(config, source.sha256, source.path)
     return graph, graph.plan(config.fp32_layers, config.bf16_layers)
 
 
@@ -179,7 +181,7 @@ def _runner_oracle(
     if check:
         runner_here(runner)
     settings = BuildSettings(tensorrt=runner == "tensorrt", exclude_tactics=tactics)
-    ranges, _ = profile(graph, ranges_of(samples))
+    ranges, _ = profile(graph, ranges_of(graph, samples))
     return partial(runner_oracle, runner=runner, profile=ranges, settings=settings, repeats=repeats)
 
 

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from trt_helper.config.plan_file import Config
     from trt_helper.inputs.shapes import Range
     from trt_helper.onnx_model.graph import Graph
+    from trt_helper.onnx_model.load import Model
     from trt_helper.values import Plan
 
-PLAN = "fp32_layers.yaml"
 EMITTED = {  # suffixes of the files that `--emit` writes beside the engine
     "trtexec": (".trtexec.sh", ".trtexec-weak.sh"),
     "explorer": (".layers.json",),
@@ -81,6 +81,7 @@ def run(
     from trt_helper.cli import common
     from trt_helper.cli.console import progress
     from trt_helper.config.evidence import recorded_guards
+    from trt_helper.onnx_model.load import load
 
     plan_file, path = common.open_config(config, model)
     engine = None if no_engine else output or path.with_suffix(".trt")
@@ -88,8 +89,8 @@ def run(
     kinds, beside = frozenset(kind.value for kind in emit or ()), engine or path.with_suffix(".trt")
     emitted = [beside.with_suffix(suffix) for kind in kinds for suffix in EMITTED[kind]]
     _check_targets(engine, typed_onnx, emitted, keep=(path, config, *(inputs or ())))
-    given = config is not None
-    if config is None and (config := _beside(path)):
+    source, given = load(path), config is not None
+    if config is None and (config := _beside(source)):
         plan_file, _ = common.open_config(config, model)
     settings = BuildSettings(
         compute_capabilities=tuple(compute_capability or ()),
@@ -103,7 +104,7 @@ def run(
         exclude_tactics=plan_file.exclude_tactics,
     )
     common.require_tactics(plan_file, tensorrt=settings.tensorrt)
-    graph, plan = common.open_plan(plan_file, path)
+    graph, plan = common.open_plan(plan_file, source)
     if engine and not force:
         _require_replaceable(engine, graph, plan, given=given)
     ranges = _profile(graph, plan_file, inputs, shapes)
@@ -124,19 +125,18 @@ def run(
     _show(converted, as_json=as_json)
 
 
-def _beside(model: Path) -> Path | None:
+def _beside(model: Model) -> Path | None:
     """The plan beside the model, if it is of that model. What is used is said, and that nothing is."""
     from trt_helper.cli.console import note, warn
     from trt_helper.config.plan_file import read_config
-    from trt_helper.onnx_model.load import load
 
-    beside = model.with_name(PLAN)
+    beside, nobody = model.path.with_name(options.PLAN), "every layer becomes FP16, and nobody has judged that (locate)"
     if not beside.is_file():
-        warn(f"there is no {PLAN} beside {model}: every layer becomes FP16, and nobody has judged that (locate)")
+        warn(f"there is no {options.PLAN} beside {model.path}: {nobody}")
         return None
     config = read_config(beside)
-    if config.sha256 not in ("", load(model).sha256):
-        warn(f"{beside} is of another model and not used: every layer becomes FP16, and nobody has judged that")
+    if config.sha256 not in ("", model.sha256):
+        warn(f"{beside} is of another model and not used: {nobody}")
         return None
     note(f"using the plan beside the model: {beside}, {len(config.fp32_layers)} layers in FP32")
     return beside
@@ -160,10 +160,11 @@ def _require_replaceable(engine: Path, graph: Graph, plan: Plan, *, given: bool)
             f"{engine} is there, and `convert` has no record of having written it",
             fix="--force replaces it; -o names another file",
         )
-    before = Plan(frozenset(record["fp32_layers"]), frozenset(record["bf16_layers"])).without(*record["added"])
-    if before == plan.without(*record["added"]) and record["model"]["sha256"] == graph.source.sha256:
+    fp32, bf16, added = (record.get(key) or () for key in ("fp32_layers", "bf16_layers", "added"))
+    before = Plan(frozenset(map(str, fp32)), frozenset(map(str, bf16))).without(*added)
+    if before == plan.without(*added) and record["model"].get("sha256") == graph.source.sha256:
         return
-    what = f"{engine} is an engine with {len(record['fp32_layers'])} layers in FP32, of another plan or model"
+    what = f"{engine} is an engine with {len(fp32)} layers in FP32, of another plan or model"
     if not given:
         raise OutputError(what, fix="--force replaces it; -c names the plan that is meant; -o names another file")
     note(f"{what}; it is replaced")
@@ -263,21 +264,17 @@ def _profile(graph: Graph, config: Config, inputs: list[Path] | None, shapes: li
         profile,
         ranges_of,
         recorded_ranges,
-        sets_shapes,
-        values_in,
         widened,
     )
 
     seen = recorded_ranges(config.evidence, graph)
-    seen = {value.name: seen[value.name] for value in graph.inputs if value.name in seen and not sets_shapes(value)}
     if inputs:
-        samples = common.open_samples(graph, inputs, None, None)
-        seen |= ranges_of(samples) | values_in(graph, samples)
+        seen |= ranges_of(graph, common.open_samples(graph, inputs, None, None))
     given = parse_shapes(shapes or (), graph)
     known = widened(seen, exported_ranges(graph)) | given
     ranges, guessed = profile(graph, known)
     if guessed:
-        made_up = ranges_of([random_sample(graph, {name: sizes[1] for name, sizes in known.items()})])
+        made_up = ranges_of(graph, [random_sample(graph, {name: sizes[1] for name, sizes in known.items()})])
         ranges, _ = profile(graph, known | {name: made_up[name] for name in guessed})
     for name, sizes in frozen(graph, {n: r for n, r in ranges.items() if n not in given}).items():
         why = "no size is known" if name in guessed else "no other size was seen"

@@ -12,14 +12,11 @@ import typer
 from trt_helper.cli import options
 
 if TYPE_CHECKING:
-    from threading import Thread
-
     from trt_helper.cli.console import Report
     from trt_helper.onnx_model.graph import Graph
     from trt_helper.search.graph_search import Event
     from trt_helper.values import Tolerance, Trial
 
-DEFAULT_OUTPUT = Path("fp32_layers.yaml")
 ANSWER_SECONDS = 10.0  # that the end of a search waits for what the builder will refuse
 
 
@@ -35,7 +32,7 @@ def run(
         Path | None,
         typer.Option("--config", "-c", metavar="FILE.yaml", help="Tolerance and tactics from here."),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.yaml", help="The plan.")] = DEFAULT_OUTPUT,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.yaml", help="The plan.")] = Path(options.PLAN),
     metric: Annotated[
         str | None,
         typer.Option(metavar="FILE.py:function", help="Judge by this figure instead.", show_default=False),
@@ -104,7 +101,6 @@ def run(
     base = read_config(config) if config else Config()
     tolerance = common.tolerance(graph, atol, rtol, check_error_stat, base.tolerance if config else None)
     make_folder_of(output)
-    asked = _ask_builder(graph, runner)
     store = ArrayStore.within(memory_limit << 20 if memory_limit else None, output.absolute().parent, on_file=warn)
     samples = common.open_samples(graph, inputs, data_loader_script, shapes, store)
     judged_by = load_metric(metric, metric_threshold) if metric and metric_threshold is not None else None
@@ -117,7 +113,7 @@ def run(
     with common.judging(runner, repeats, ray, graph, samples, tactics, readings) as (runner_name, oracle):
         if runner_name != "emulate":
             provenance["runner"] = runner
-        with _saved_plan_is_named(), progress() as report:
+        with _builder_asked(graph, runner), _saved_plan_is_named(), progress() as report:
             located = locate(
                 graph,
                 samples,
@@ -138,7 +134,6 @@ def run(
                 on_progress=report,
                 on_note=note,
             )
-    asked.join(ANSWER_SECONDS)
     result = located_json(located)
     write_record(run_record, result, "locate", common.command_line())
     if as_json:
@@ -148,7 +143,8 @@ def run(
     raise typer.Exit(_status(located.after))
 
 
-def _ask_builder(graph: Graph, runner: str) -> Thread:
+@contextmanager
+def _builder_asked(graph: Graph, runner: str) -> Iterator[None]:
     """Ask the installed builder, beside the search, which nodes it will refuse, and warn as soon as it has answered."""
     from threading import Thread
 
@@ -156,12 +152,18 @@ def _ask_builder(graph: Graph, runner: str) -> Thread:
     from trt_helper.cli.console import warn
 
     def ask() -> None:
-        if may_refuse(graph) and (found := refusals(graph, tensorrt=runner == "tensorrt")):
+        if found := refusals(graph, tensorrt=runner == "tensorrt"):
             warn(in_one_line(found))
 
+    if not may_refuse(graph):
+        yield
+        return
     thread = Thread(target=ask, daemon=True)
     thread.start()
-    return thread
+    try:
+        yield
+    finally:
+        thread.join(ANSWER_SECONDS)
 
 
 def _require_emulated(runner: str, kernels: str, *, robust: bool) -> None:
@@ -240,6 +242,7 @@ class _Bar:
 def _saved_plan_is_named() -> Iterator[None]:
     """Leave with status 130 after Ctrl-C, and say which plan was saved."""
     from trt_helper.cli.console import complain
+    from trt_helper.errors import INTERRUPTED
     from trt_helper.search.saved import SearchInterrupted
 
     try:
@@ -251,4 +254,4 @@ def _saved_plan_is_named() -> Iterator[None]:
             else f"interrupted; the best plan so far ({len(stopped.best)} pins) is in {stopped.output}"
         )
         complain(state, "run the same command again: it goes on where it was")
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None

@@ -9,6 +9,8 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO
 
@@ -18,36 +20,43 @@ from typer.core import TyperGroup
 from trt_helper import __version__
 from trt_helper.cli import bench, compare, convert, doctor, export, gate, inspect, locate, report
 from trt_helper.cli.console import complain
-from trt_helper.errors import TrtHelperError
+from trt_helper.errors import INTERRUPTED, TrtHelperError
 
-BUG, INTERRUPTED, NOBODY_READS = 70, 130, 141  # 141: as a process that SIGPIPE ended
+BUG, NOBODY_READS = 70, 141  # 141: as a process that SIGPIPE ended
 CANNOT_WRITE = (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT)
 
 
-class _InterruptedError(Exception):
-    """Ctrl-C, in a form that typer does not turn into an exit without a word."""
+class _EndedError(Exception):
+    """Ctrl-C, or nobody reads stdout, in a form that typer does not turn into status 1 or an exit without a word."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__()
+        self.status = status
 
 
 class _Commands(TyperGroup):
-    """Ends a command that was interrupted or whose result nobody reads; typer would print nothing, or exit with 1."""
+    """The commands; how they end is left to `main`."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        try:
+        with _left_to_main():
             return super().make_context(*args, **kwargs)
-        except KeyboardInterrupt:
-            raise _InterruptedError from None
 
     def invoke(self, ctx: Any) -> Any:
+        with _left_to_main():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _left_to_main() -> Iterator[None]:
+    try:
         try:
-            try:
-                return super().invoke(ctx)
-            finally:
-                sys.stdout.flush()
-        except KeyboardInterrupt:
-            raise _InterruptedError from None
-        except BrokenPipeError:  # `| head -1`
-            _drop_stdout()
-            raise typer.Exit(NOBODY_READS) from None
+            yield
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        raise _EndedError(INTERRUPTED) from None
+    except BrokenPipeError:  # `| head -1`
+        raise _EndedError(NOBODY_READS) from None
 
 
 def _drop_stdout() -> None:
@@ -112,7 +121,10 @@ def main() -> None:
             stream.reconfigure(errors="replace")
     try:
         app(prog_name="trt-helper")
-    except (_InterruptedError, KeyboardInterrupt):
+    except (_EndedError, KeyboardInterrupt) as ended:
+        if isinstance(ended, _EndedError) and ended.status == NOBODY_READS:
+            _drop_stdout()
+            sys.exit(NOBODY_READS)
         complain("interrupted", "run the same command again")
         sys.exit(INTERRUPTED)
     except TrtHelperError as error:

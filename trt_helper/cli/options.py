@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model.", show_default=False)]
+PLAN = "fp32_layers.yaml"  # what `locate` writes, and `convert` looks for beside the model
 OptionalModel = Annotated[
     Path | None,
     typer.Argument(metavar="[MODEL.onnx]", help="The model; else the one the config names.", show_default=False),

@@ -10,6 +10,7 @@ All arrays here are FP32, also those with values rounded to FP16 or BF16.
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -401,7 +402,7 @@ class Emulator:
     def _is_skipped_now(self, prepared: _PreparedLayer, reference: Tensors, changed: Tensors) -> bool:
         """As `_is_skipped`. Raises EmulationError if rounding makes the model take another branch."""
         skipped = self._is_skipped(prepared, reference)
-        if skipped is not self._is_skipped(prepared, {**reference, **changed}):
+        if skipped is not self._is_skipped(prepared, ChainMap(changed, reference)):
             raise EmulationError("rounding changes the branch that is taken", fix="keep the condition in FP32")
         return skipped
 

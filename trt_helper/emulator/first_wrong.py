@@ -12,10 +12,10 @@ from trt_helper.emulator.causes import BOUNDS, DIVIDES, FINE, HALF_MAX, TAKES_LO
 from trt_helper.emulator.emulator import Emulator, Step
 from trt_helper.emulator.gradients import ELEMENTWISE
 from trt_helper.emulator.readers import Readers, divisor_readers, floors, masked, phase_readers
+from trt_helper.onnx_model.rewrites import SOFTMAX_OF_ONE_AXIS
 from trt_helper.values import Array, LayerName, Operand, ReducedPrecision, TensorName, WrongElement
 
 SOFTMAX = frozenset(("Softmax", "LogSoftmax", "ReduceLogSumExp"))
-SOFTMAX_OF_ONE_AXIS = 13  # the opset since which Softmax has one axis, and not all from `axis` on
 NEARLY_ZERO = 1e-30  # a relative error is taken of at least this
 
 

@@ -181,7 +181,7 @@ def _run_plan(graph: Graph, config: Config, criteria: Criteria, runner: Runner |
         graph,
         runner,
         criteria,
-        profile(graph, ranges_of(criteria.samples))[0],
+        profile(graph, ranges_of(graph, criteria.samples))[0],
         settings,
         repeats=repeats,
         guards=recorded_guards(config, graph.candidates),

@@ -23,7 +23,7 @@ IMAGES = (64, 224, 32, 512, 8, 1)  # sizes to try for the dynamic dimensions of 
 OTHERS = (8, 32, 64, 224, 16, 1)  # and of other inputs
 FOUR = 4
 SCALED = 16.0  # a first layer that divides by more, or subtracts more, expects values of that size
-LIMIT = 1 << 31  # elements of one made-up input
+LIMIT = 1 << 27  # elements of one made-up input: 1 GiB while it is drawn
 BYTE = 256
 INTEGERS = frozenset(("Cast", "Concat", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze"))
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # of all inputs, by name
@@ -52,8 +52,8 @@ def random_sample(graph: Graph, shapes: Mapping[str, Sequence[int]], seed: int =
         return _sample(graph, tries[0], seed)
     run, refused = runner(graph), None
     for sizes in tries:
-        sample = _sample(graph, sizes, seed)
         try:
+            sample = _sample(graph, sizes, seed)
             run(sample)
         except TrtHelperError as error:
             refused = refused or error

@@ -84,16 +84,6 @@ def sets_shapes(value: ir.Value) -> bool:
     return static and whole and any(use.idx in SHAPE_INPUTS.get(use.node.op_type, ()) for use in value.uses())
 
 
-def values_in(graph: Graph, samples: Sequence[Sample]) -> dict[str, Range]:
-    """The smallest, usual and largest values of the inputs that set shapes, over the samples."""
-    found: dict[str, Range] = {}
-    for value in filter(sets_shapes, graph.inputs):
-        rows = [sample.feed[value.name or ""].tolist() for sample in sorted(samples, key=element_count)]
-        low, high = (tuple(int(pick(column)) for column in zip(*rows, strict=True)) for pick in (min, max))
-        found[value.name or ""] = (low, tuple(map(int, rows[len(rows) // 2])), high)
-    return found
-
-
 def samples_in(
     graph: Graph,
     paths: Sequence[Path],
@@ -126,18 +116,19 @@ def samples_in(
     ]
 
 
-def ranges_of(samples: Sequence[Sample]) -> dict[str, Range]:
-    """The range of each input over the samples: min and max per dimension, opt from the sample of middle size."""
+def ranges_of(graph: Graph, samples: Sequence[Sample]) -> dict[str, Range]:
+    """The range of each input over the samples: min and max per dimension, opt from the sample of middle size.
+
+    An input that sets shapes has a range of its values, as TensorRT's profiles have.
+    """
     ordered = sorted(samples, key=element_count)
-    middle = ordered[len(ordered) // 2]
     found: dict[str, Range] = {}
-    for name, opt in middle.shapes.items():
-        shapes = [sample.shapes[name] for sample in samples]
-        found[name] = (
-            tuple(min(sizes) for sizes in zip(*shapes, strict=True)),
-            opt,
-            tuple(max(sizes) for sizes in zip(*shapes, strict=True)),
-        )
+    for value in graph.inputs:
+        name = value.name or ""
+        arrays = [sample.feed[name] for sample in ordered]
+        rows = [tuple(map(int, array if sets_shapes(value) else array.shape)) for array in arrays]
+        low, high = (tuple(pick(sizes) for sizes in zip(*rows, strict=True)) for pick in (min, max))
+        found[name] = (low, rows[len(rows) // 2], high)
     return found
 
 
@@ -149,14 +140,18 @@ def recorded_ranges(evidence: Mapping[str, Any], graph: Graph) -> dict[str, Rang
         graph: Of the model.
     """
     recorded = evidence.get("shapes")
-    ranks = {value.name: len(value.shape) for value in graph.inputs if value.shape is not None}
+    lengths = {
+        value.name: value.shape[0] if sets_shapes(value) else len(value.shape)
+        for value in graph.inputs
+        if value.shape is not None
+    }
     found: dict[str, Range] = {}
     for name, shapes in recorded.items() if isinstance(recorded, Mapping) else ():
         try:
             low, opt, high = (tuple(int(size) for size in shape) for shape in shapes)
         except (TypeError, ValueError):
             continue
-        if len(low) == len(opt) == len(high) == ranks.get(name, -1):
+        if len(low) == len(opt) == len(high) == lengths.get(name, -1):
             found[name] = (low, opt, high)
     return found
 

@@ -29,6 +29,8 @@ Conditions = tuple[tuple[TensorName, bool], ...]  # tensors, and what they have 
 def open_branches(model: ir.Model) -> None:
     """Open every If of the main graph whose branches have floats in them, in place. Values get unique names."""
     taken = names_in(model.graph)
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        node.metadata_props.pop(PATH, None)  # of a user's file: it means nothing
     while opened := [node for node in model.graph if node.op_type == "If" and _has_floats(node)]:
         for node in opened:
             _open(node, model.graph, taken)

@@ -67,18 +67,17 @@ def cut_tail(model: ir.Model) -> Tail | None:
         if node.graph is not graph:
             raise ModelError(f"{where}, a custom operator inside of a branch or loop", fix="move it out of there")
     behind = _behind(graph, custom)
-    before = [node for node in graph if node not in behind]
-    if not before:
+    read = _read(behind, graph)
+    kept = [value for value in graph.outputs if value.producer() not in behind]
+    made = [value for value in read if value.producer() is not None]
+    if not kept + made:
         raise ModelError(
             f"every layer depends on {custom[0].op_type}, a custom operator: nothing can be judged",
             fix="export the part of the model that has standard operators by itself",
         )
-    read = _read(behind, graph)
     outputs = tuple(value.name or "" for value in graph.outputs)
     tail = _only_tail(model.clone(), {node.name for node in behind}, [value.name or "" for value in read])
-    kept = [value for value in graph.outputs if value.producer() not in behind]
     graph.outputs.clear()
-    made = [value for value in read if value.producer() is not None]
     graph.outputs.extend([*kept, *(value for value in made if value not in kept)])
     graph.remove(list(behind), safe=True)
     RemoveUnusedNodesPass()(model)

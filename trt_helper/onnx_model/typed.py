@@ -223,7 +223,7 @@ def write(typed: TypedModel, path: Path) -> None:
                 ir.external_data.load_to_model(typed.model)
             ir.save(typed.model, written, external_data=data)
             try:
-                _check_written(written)
+                _check_written(written, typed.model)
             except ModelError as error:
                 raise _of_the_file(typed.source) or error from error
             for file in (data, path.name):
@@ -247,26 +247,26 @@ def _of_the_file(path: Path | None) -> ModelError | None:
     return None
 
 
-def _check_written(path: Path) -> None:
+def _check_written(path: Path, model: ir.Model) -> None:
     """Check the file; if that fails, without the shapes of the tensors inside, which some exporters state wrong.
 
     Outputs whose rank is not known are left out of what is checked: the checker wants a shape.
     """
-    proto = onnx.load(path, load_external_data=False)
-    shaped = [value for value in proto.graph.output if value.type.tensor_type.HasField("shape")]
+    shaped = {value.name for value in model.graph.outputs if value.shape is not None}
+    if not shaped:
+        return
     checked = path
-    if len(shaped) < len(proto.graph.output):
-        if not shaped:
-            return
-        copy = onnx.ModelProto()
-        copy.CopyFrom(proto)
+    if len(shaped) < len(model.graph.outputs):
+        copy = onnx.load(path, load_external_data=False)
+        kept = [value for value in copy.graph.output if value.name in shaped]
         del copy.graph.output[:]
-        copy.graph.output.extend(shaped)
+        copy.graph.output.extend(kept)
         checked = path.with_name(f"checked-{path.name}")
         onnx.save(copy, checked)
     try:
         check(checked)
     except ModelError as error:
+        proto = onnx.load(path, load_external_data=False)
         for value in proto.graph.value_info:
             value.type.tensor_type.ClearField("shape")
         onnx.save(proto, path)

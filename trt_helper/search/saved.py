@@ -70,7 +70,7 @@ class SavedSearch:
             TrtHelperError: as it is; no journal is left, because the same error would come again.
         """
         self._tolerance = tolerance
-        self._shapes = {name: [list(shape) for shape in shapes] for name, shapes in ranges_of(samples).items()}
+        self._shapes = {name: [list(shape) for shape in shapes] for name, shapes in ranges_of(graph, samples).items()}
         key = self.search_key(graph, samples, tolerance, metric)
         journal = Journal(self.output.with_name(f"{self.output.name}.journal"), key)
         with journal:

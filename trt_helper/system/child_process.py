@@ -37,6 +37,7 @@ from trt_helper import errors
 Event = dict[str, Any]
 
 # -I: the child imports from the parent's sys.path, regardless of the working folder and PYTHON* variables.
+# -B: it writes no bytecode. On a full disk, Python 3.11 keeps a module that was cut off and fails at each later import.
 _BOOT = (
     "import json, sys; boot = json.loads(sys.stdin.buffer.readline()); sys.path[:] = boot['path']; "
     "from trt_helper.system.child_process import serve; serve(boot)"
@@ -125,7 +126,7 @@ def run(
 
 def _started(writing: int, output: IO[bytes], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603 - our own interpreter and our own text
-        [sys.executable, "-I", "-c", _BOOT],
+        [sys.executable, "-IB", "-c", _BOOT],
         stdin=subprocess.PIPE,
         stdout=output,
         stderr=output,
