@@ -12,6 +12,7 @@ from support.models import Case, f32, normal, parsed
 
 from trt_helper.builder.convert import convert
 from trt_helper.emulator.emulator import Emulator
+from trt_helper.emulator.kernels import EmulationError
 from trt_helper.inputs.sample import Sample
 from trt_helper.onnx_model.branches import PATH, close_branches, is_select
 from trt_helper.onnx_model.typed import render, write
@@ -73,6 +74,22 @@ def test_opened_branches_compute_what_the_file_computes(tmp_path, form):
         found = Emulator(graph).reference(feed)
         for name, array in expected.items():
             np.testing.assert_array_equal(found[name], array)
+
+
+def test_a_branch_that_is_not_taken_is_not_computed(tmp_path):
+    """It may be there because it cannot be: here its index is outside of what it indexes."""
+    text = """g (bool c, float[2,4] x, int64[1] i) => (float[1,4] y) {
+      [choose] y = If (c) <
+        then_branch = t () => (float[1,4] a) { [row] a = Gather(x, i) },
+        else_branch = e () => (float[1,4] a) { [total] a = ReduceSum<keepdims=1>(x, zero) }>
+    }"""
+    case = save_case(Case("guarded", parsed(text, zero=np.array([0])), {}), tmp_path)
+    feed = {"c": np.array(False), "x": X, "i": np.array([9])}
+    expected = run_on_ort(case.graph.source.path, feed)["y"]
+    np.testing.assert_array_equal(Emulator(case.graph).reference(feed)["y"], expected)
+    np.testing.assert_allclose(case.one_step.run(Plan(), feed)["y"], expected, rtol=2e-3)
+    with pytest.raises(EmulationError):
+        Emulator(case.graph).reference({**feed, "c": np.array(True)})
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -292,7 +292,7 @@ def test_ctrl_c_leaves_nothing_running(address, tmp_path, monkeypatch):
     words = ["--metric", "slow.py:slow", "--metric-threshold", "1", "--ray", address]
     process = in_process(MAIN, "locate", model, "--inputs", x, *words)
     worker = tmp_path / "worker"
-    wait_for(lambda: worker.exists() and worker.read_text())
+    wait_for(lambda: worker.exists() and worker.read_text(), seconds=120)  # Ray starts workers, which takes its time
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
