@@ -14,6 +14,15 @@ every_model = pytest.mark.parametrize("name", MODELS)
 COMPUTE, MOVEMENT, FIXED = Role.COMPUTE, Role.MOVEMENT, Role.FIXED
 
 
+X4, X2 = "float[1,4,8,8] x", "float[2,4] x"
+BF16_SINCE = [  # by the operators' versions in ONNX's Operators.md
+    (f"g ({X4}) => (float[1,4,6,6] y) {{ [layer] y = Conv(x, w) }}", 22, {"w": normal(4, 4, 3, 3)}),
+    (f"g ({X2}) => (float[2,4] y) {{ [layer] y = MatMul(x, w) }}", 13, {"w": normal(4, 4)}),
+    (f"g ({X2}) => (float[2,4] y) {{ [layer] y = Sin(x) }}", 22, {}),
+    (f"g ({X2}) => (float[2,4] y) {{ [layer] y = Tanh(x) }}", 13, {}),
+]
+
+
 def roles(model_case) -> dict[str, Role]:
     return {layer.name: layer.role for layer in model_case.graph.layers}
 
@@ -155,3 +164,15 @@ def test_a_layer_knows_its_pytorch_module(tmp_path):
     model.graph.node[0].metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', 'head', 'head.linear']")
     (layer,) = save_case(Case("module", model, {}), tmp_path).graph.layers
     assert layer.module == "head"
+
+
+@pytest.mark.parametrize(("text", "since", "weights"), BF16_SINCE, ids=["Conv", "MatMul", "Sin", "Tanh"])
+def test_a_layer_can_be_bf16_from_the_opset_on_whose_version_takes_it(tmp_path, text, since, weights):
+    for opset in (since, since - 1):
+        (folder := tmp_path / str(opset)).mkdir()
+        graph = save_case(Case("made", parsed(text, opset=opset, **weights), {}), folder).graph
+        if opset == since:
+            assert graph.plan([], bf16=["layer"]).bf16 == {"layer"}
+        else:
+            with pytest.raises(ConfigError, match="cannot be BF16"):
+                graph.plan([], bf16=["layer"])

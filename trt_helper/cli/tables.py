@@ -216,8 +216,8 @@ def _without_pins(located: Located) -> str:
     """The answer where no layer is pinned."""
     if located.after.verdict is not Verdict.PASS:
         return "FP16 misses the tolerance, and no plan without pins was found that does not"
-    cures, brain = len(located.without_rewrite), len(located.plan.bf16)
-    counted = ((cures, "cure", ""), (brain, "layer", " in BF16"))
+    cures, bf16 = len(located.without_rewrite), len(located.plan.bf16)
+    counted = ((cures, "cure", ""), (bf16, "layer", " in BF16"))
     means = [f"{count} {word}{'s' * (count > 1)}{how}" for count, word, how in counted if count]
     how = f" with {' and '.join(means)}" if means else " as it is"
     where = " where it was judged" if located.graph.unjudged else ""

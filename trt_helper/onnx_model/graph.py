@@ -40,7 +40,7 @@ class Graph:
     picking: frozenset[LayerName]  # layers that decide something non-float by comparing floats, such as TopK
     inexact: frozenset[TensorName]  # initializers that movement layers mix with tensors and that FP16 would change
     was_half: bool  # the file computes in half precision, at least in part
-    brain: frozenset[LayerName] = frozenset()  # layers whose operator takes BF16 in the model's opset
+    takes_bf16: frozenset[LayerName] = frozenset()  # layers whose operator takes BF16 in the model's opset
     rewrites: tuple[Rewrite, ...] = ()  # applied after normalising
     tail: Tail | None = None  # custom operators that were cut off; the typed model has them
     unjudged: Mapping[str, int] = field(default_factory=dict)  # why -> nodes that compute floats and are never FP16
@@ -76,14 +76,14 @@ class Graph:
             ConfigError: The model has no layer of this name, or a layer cannot be BF16 in the model's opset.
         """
         pins = self._candidates_named(names)
-        brain = self._candidates_named(bf16) - pins
-        if refused := sorted(brain - self.brain):
+        reduced = self._candidates_named(bf16) - pins
+        if refused := sorted(reduced - self.takes_bf16):
             op, opset = self.nodes[refused[0]].op_type, self.model.opset_imports.get("", 1)
             raise ConfigError(
                 f"layer {refused[0]!r} cannot be BF16: {op} of opset {opset} does not take it",
                 fix="keep it in FP32, or export the model with a later opset",
             )
-        return Plan(pins, brain)
+        return Plan(pins, reduced)
 
     def _candidates_named(self, names: Iterable[LayerName]) -> frozenset[LayerName]:
         found = set()
@@ -170,7 +170,7 @@ def read_graph(model: Model, rewrites: Sequence[Rewrite] = ()) -> Graph:
         inexact=_inexact_constants(layers, nodes, ports),
         was_half=normal.was_half,
         rewrites=tuple(rewrites),
-        brain=frozenset(name for name, node in nodes.items() if may_be_bf16(node, opset)),
+        takes_bf16=frozenset(name for name, node in nodes.items() if may_be_bf16(node, opset)),
         tail=normal.tail,
         unjudged=_unjudged(layers, nodes, normal),
     )

@@ -51,8 +51,8 @@ def assign(graph: Graph, plan: Plan) -> Precisions:
             as_stored = layer.name in graph.picking or layer.op in SHAPE_READING
             keeps = as_stored or any(name in wanted for name in layer.outputs)
             if keeps and _reads_above_fp16(graph, layer, tensors):
-                brain = not as_stored and layer.name in graph.brain and _reads_only_bf16(graph, layer, tensors)
-                kind = ReducedPrecision.BF16 if brain else None
+                is_bf16 = not as_stored and layer.name in graph.takes_bf16 and _reads_only_bf16(graph, layer, tensors)
+                kind = ReducedPrecision.BF16 if is_bf16 else None
         if kind is not None:
             layers[layer.name] = kind
             tensors.update((layer.outputs[index], kind) for index in graph.ports[layer.name].outputs)

@@ -148,7 +148,7 @@ class _RewriteTrials:
         graph, plan, after = located.graph, located.plan, located.after
         for report in located.layers:
             name = report.layer.name
-            if name in plan.fp32 and name in graph.brain and cause(report)[0] in RANGE:
+            if name in plan.fp32 and name in graph.takes_bf16 and cause(report)[0] in RANGE:
                 trial = self.judge(graph, Plan(plan.fp32 - {name}, plan.bf16 | {name}), f"{name} in BF16")
                 if trial.verdict is Verdict.PASS:
                     plan, after = trial.plan, trial
