@@ -18,7 +18,7 @@ def test_every_setting_stands_in_the_builder_config():
     code = (
         "import tensorrt_rtx as trt; from trt_helper.builder import build_child\n"
         "from trt_helper.builder.settings import BuildSettings\n"
-        "log = build_child._Log(); builder = trt.Builder(log); kind = trt.MemoryPoolType.WORKSPACE\n"
+        "log = build_child.Log(); builder = trt.Builder(log); kind = trt.MemoryPoolType.WORKSPACE\n"
         "level = {'builder_optimization_level': '1'}\n"
         "chosen = BuildSettings(extra=level, workspace=1 << 20, compute_capabilities=('8.6', '86'))\n"
         "config = build_child._config(builder, chosen, log)\n"
